@@ -1,0 +1,96 @@
+"""Every error of the package, in one tree.
+
+    LimpydJobsException
+    ├── ConfigurationException      a worker or a model is set up in a way that cannot work
+    ├── InvalidArgument             (also ValueError) a value was given that is not accepted
+    │   └── InvalidDatabaseURL      a database was named in a way that cannot be read
+    ├── DatabaseException           the server cannot be used
+    │   ├── ServerTooOld            it runs, but lacks what our scripts need
+    │   └── EmbeddedServerError     the private server cannot be started
+    ├── JobNotInStatus              the transition does not start from the job's status
+    ├── JobAlreadyExists            (also limpyd's UniquenessError) the primary key or a unique value is taken
+    ├── JobClassError               an ident names a class that cannot be used
+    └── LeaseLost                   the job belongs to another worker by now
+
+What concerns a missing record stays limpyd's own `DoesNotExist`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from limpyd.exceptions import UniquenessError
+
+
+class LimpydJobsException(Exception):
+    """The base of all errors raised by limpyd_jobs."""
+
+
+class ConfigurationException(LimpydJobsException):
+    """A worker or a model is set up in a way that cannot work."""
+
+
+class InvalidArgument(LimpydJobsException, ValueError):
+    """A value was given that is not accepted; nothing was written."""
+
+    def __init__(self, argument: str, value: Any, accepted: str) -> None:
+        self.argument, self.value, self.accepted = argument, value, accepted
+        super().__init__(f"Invalid {argument} argument: {shorten(value)}: must be {accepted}")
+
+
+class InvalidDatabaseURL(InvalidArgument):
+    """A database was named in a way that cannot be read. The message never holds the password."""
+
+    def __init__(self, shown: str, reason: str) -> None:
+        self.argument, self.value, self.accepted = "database", shown, reason
+        LimpydJobsException.__init__(self, f"Invalid database {shown!r}: {reason}")
+
+
+class DatabaseException(LimpydJobsException):
+    """The Redis server cannot be used."""
+
+
+class ServerTooOld(DatabaseException):
+    """The Redis server lacks commands that the scripts need."""
+
+    def __init__(self, found: str, needed: str) -> None:
+        self.found, self.needed = found, needed
+        super().__init__(f"limpyd_jobs needs redis-server >= {needed}, this one is {found}")
+
+
+class EmbeddedServerError(DatabaseException):
+    """The private server of an `embedded://` database cannot be started or reached."""
+
+
+class JobNotInStatus(LimpydJobsException):
+    """The transition does not start from the status that the job has; nothing was written."""
+
+    def __init__(self, ident: str, status: str | None, transition: str) -> None:
+        self.ident, self.status, self.transition = ident, status, transition
+        super().__init__(f"Unable to {transition} {ident}: its status is {status!r}")
+
+
+class JobAlreadyExists(LimpydJobsException, UniquenessError):
+    """The primary key, or the value of a unique field, belongs to another job; nothing was written."""
+
+
+class JobClassError(LimpydJobsException):
+    """An ident names a class that cannot be imported or is not a Job."""
+
+    def __init__(self, ident: str, reason: str) -> None:
+        self.ident, self.reason = ident, reason
+        super().__init__(f"Unable to find the job class of {shorten(ident)}: {reason}")
+
+
+class LeaseLost(LimpydJobsException):
+    """The lease of the job lapsed and it was given back; this worker wrote nothing."""
+
+    def __init__(self, ident: str) -> None:
+        self.ident = ident
+        super().__init__(f"The lease of {ident} is lost: its end is not recorded by this worker")
+
+
+def shorten(value: Any, limit: int = 80) -> str:
+    """The representation of a value, short enough for one line of a message."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,0 +1,65 @@
+"""Fields of limpyd whose writes are atomic.
+
+limpyd writes an indexed hash field in about nine commands, under a lock that our scripts do not see. Ours has the same
+methods, keys and results, in one script: whoever reads, a script or another process, finds hash and index in step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from limpyd import fields as limpyd_fields
+from redis.client import Pipeline
+
+from . import lua, recipes, transitions
+
+
+class InstanceHashField(limpyd_fields.InstanceHashField):
+    """A field in the hash of its record. See limpyd's class of the same name for its arguments."""
+
+    def _call_command(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        if name not in self.available_modifiers or self._needs_limpyd():
+            return super()._call_command(name, *args, **kwargs)
+        values = [*args, *kwargs.values()] or ([1] if name.startswith("hincr") else [])
+        arguments = [recipes.to_text(self.name, value) for value in values]
+        result = write(self._instance, name, [self.name, *arguments])
+        if name == "hincrbyfloat" and isinstance(result, str):
+            result = float(result)
+        return self.post_command(sender=self, name=name, result=result, args=args, kwargs=kwargs)
+
+    def _needs_limpyd(self) -> bool:
+        """A unique value is checked first, and an index that no script knows is written, by limpyd."""
+        return bool(self.unique) or recipes.has_foreign_index(self._model, self.name)
+
+
+def upgrade(field: Any) -> None:
+    """Make a plain limpyd field that a subclass declares one of ours: the same in all but how it writes."""
+    if type(field) is limpyd_fields.InstanceHashField:
+        field.__class__ = InstanceHashField
+
+
+def write(instance: Any, command: str, names_and_values: list[str]) -> Any:
+    """Run one writing command on hash fields of an instance.
+
+    Raises:
+        DoesNotExist: the record was deleted.
+    """
+    if not hasattr(instance, "_pk"):
+        instance.pk.get()  # limpyd's own error: the object was deleted
+    must_exist = bool(instance._pk) and not instance.connected
+    pk = instance.pk.get()
+    model: Any = type(instance)
+    call = transitions.write(instance.key, recipes.recipe(model), pk, must_exist, command, names_and_values)
+    client = instance.connection
+    if isinstance(client, Pipeline):
+        return queue_in_pipeline(client, call)
+    result = transitions.send(client, call)
+    instance._connected = True
+    return result
+
+
+def queue_in_pipeline(pipeline: Any, call: transitions.Call[Any]) -> Any:
+    """Let a limpyd pipeline send a call with its other commands; redis-py loads the script when it executes."""
+    script = pipeline.register_script(lua.load(call.script).text)
+    flat = call.arguments()
+    return script(keys=flat[: len(call.keys)], args=flat[len(call.keys) :], client=pipeline)

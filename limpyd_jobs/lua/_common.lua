@@ -1,0 +1,298 @@
+-- What the transitions share; the loader puts it in front of each of them.
+--
+-- Words: a *recipe* says what a model's fields mean (recipes.py); a *record* is a whole new instance, ready to be
+-- written; a queue is known by its key prefix, `jobs:queue:3`; `namespace` is the one of the queue model.
+-- Keys beside the models' own, all under the namespace:
+--   jobs:models                  hash: class of a job -> recipe
+--   jobs:leases                  sorted set: ident -> deadline by the clock of Redis
+--   jobs:claims                  hash: ident -> token, and token -> ident
+--   jobs:done:<worker>           string: the last end that this worker recorded; expires
+--   jobs:ready:queue:<name>      sorted set: pk of a queue that may hold work -> its priority
+--   jobs:due:queue:<name>        sorted set: pk of a queue -> when its first delayed job is due
+--   jobs:queues:queue:<name>     hash: priority -> pk of the queue
+--   jobs:doorbell:queue:<name>   list: one item for each thing that a waiting worker may want to look at
+
+local MAX_RINGS = 100
+local DONE_SECONDS = 3600
+local FEW_RECORDS = 16
+
+local changed = {}  -- repr, pk, field, old, new: what indexes that no recipe describes have yet to learn
+
+local function now()
+  local time = redis.call('TIME')
+  return tonumber(time[1]) + tonumber(time[2]) / 1000000
+end
+
+local function score(number)
+  return string.format('%.6f', number)
+end
+
+-- Days since 1970-01-01 of a date of the Gregorian calendar, and back.
+local function days_of(year, month, day)
+  if month <= 2 then year = year - 1 end
+  local era = math.floor(year / 400)
+  local year_of_era = year - era * 400
+  local day_of_year = math.floor((153 * ((month + 9) % 12) + 2) / 5) + day - 1
+  return era * 146097 + year_of_era * 365 + math.floor(year_of_era / 4) - math.floor(year_of_era / 100)
+    + day_of_year - 719468
+end
+
+local function date_of(days)
+  days = days + 719468
+  local era = math.floor(days / 146097)
+  local day_of_era = days - era * 146097
+  local year_of_era = math.floor((day_of_era - math.floor(day_of_era / 1460) + math.floor(day_of_era / 36524)
+    - math.floor(day_of_era / 146096)) / 365)
+  local day_of_year = day_of_era - (365 * year_of_era + math.floor(year_of_era / 4) - math.floor(year_of_era / 100))
+  local shifted = math.floor((5 * day_of_year + 2) / 153)
+  local month = shifted < 10 and shifted + 3 or shifted - 9
+  local year = year_of_era + era * 400
+  return month <= 2 and year + 1 or year, month, day_of_year - math.floor((153 * shifted + 2) / 5) + 1
+end
+
+local function format_date(seconds)
+  local days = math.floor(seconds / 86400)
+  local micros = math.floor((seconds - days * 86400) * 1000000 + 0.5)
+  local year, month, day = date_of(days)
+  return string.format('%04d-%02d-%02d %02d:%02d:%02d.%06d', year, month, day, math.floor(micros / 3600000000),
+    math.floor(micros / 60000000) % 60, math.floor(micros / 1000000) % 60, micros % 1000000)
+end
+
+local function parse_date(text)
+  local year, month, day, hour, minute, second, rest =
+    string.match(text or '', '^(%d%d%d%d)-(%d%d)-(%d%d)[ T](%d%d):(%d%d):(%d%d)(.*)$')
+  if not year then return nil end
+  local fraction = string.match(rest, '^%.%d+$')
+  if rest ~= '' and not fraction then return nil end
+  return days_of(tonumber(year), tonumber(month), tonumber(day)) * 86400
+    + hour * 3600 + minute * 60 + second + tonumber('0' .. (fraction or ''))
+end
+
+-- `mail` of `jobs:queue` -> `jobs:ready:queue:mail`
+local function side(namespace, kind, queue_model, name)
+  return namespace .. ':' .. kind .. ':' .. string.sub(queue_model, #namespace + 2) .. ':' .. name
+end
+
+local function split_ident(ident)
+  return string.match(ident, '^([^:]+):(.+)$')
+end
+
+local recipes = {}
+local function recipe_of(namespace, repr)
+  if recipes[repr] == nil then
+    local text = redis.call('HGET', namespace .. ':models', repr)
+    recipes[repr] = text and cjson.decode(text) or false
+  end
+  return recipes[repr]
+end
+
+local function register(namespace, repr, text)
+  local models = namespace .. ':models'
+  if redis.call('HGET', models, repr) ~= text then redis.call('HSET', models, repr, text) end
+  recipes[repr] = cjson.decode(text)
+  return recipes[repr]
+end
+
+-- Move one record from the index entries of its old value to those of its new one; false means no value.
+local function reindex(recipe, pk, field, old, new)
+  for _, index in ipairs(recipe.indexes[field] or {}) do
+    local kind, key, separator = index[1], index[2], index[3]
+    if kind == 'equal' then
+      if old then redis.call('SREM', key .. old, pk) end
+      if new then redis.call('SADD', key .. new, pk) end
+    elseif kind == 'text' then
+      if old then redis.call('ZREM', key, old .. separator .. pk) end
+      if new then redis.call('ZADD', key, 0, new .. separator .. pk) end
+    elseif kind == 'number' then
+      if new then redis.call('ZADD', key, score(tonumber(new) or 0), pk) else redis.call('ZREM', key, pk) end
+    else
+      for _, item in ipairs({recipe.repr, pk, field, old or '', new or ''}) do changed[#changed + 1] = item end
+    end
+  end
+end
+
+-- Write several fields of a record, hash and indexes; false deletes. `names` and `values` have the same length.
+local function write_fields(recipe, pk, names, values)
+  local hash = recipe.key .. ':' .. pk .. ':hash'
+  local old = redis.call('HMGET', hash, unpack(names))
+  local sets, deletes = {}, {}
+  for position, name in ipairs(names) do
+    local value = values[position]
+    if value ~= old[position] then
+      reindex(recipe, pk, name, old[position], value)
+      if value then
+        sets[#sets + 1] = name
+        sets[#sets + 1] = value
+      else
+        deletes[#deletes + 1] = name
+      end
+    end
+  end
+  if #sets > 0 then redis.call('HSET', hash, unpack(sets)) end
+  if #deletes > 0 then redis.call('HDEL', hash, unpack(deletes)) end
+end
+
+-- Which unique value of a record is taken already, or nil.
+local function taken(record)
+  if record.pk and redis.call('SISMEMBER', record.key .. ':collection', record.pk) == 1 then return 'pk' end
+  for _, unique in ipairs(record.unique) do
+    local field, kind, key, value = unique[1], unique[2], unique[3], unique[4]
+    local count
+    if kind == 'equal' then
+      count = redis.call('SCARD', key)
+    elseif kind == 'text' then
+      count = #redis.call('ZRANGEBYLEX', key, '[' .. value, '[' .. value .. '\255', 'LIMIT', 0, 1)
+    else
+      count = redis.call('ZCOUNT', key, value, value)
+    end
+    if count > 0 then return field end
+  end
+  return nil
+end
+
+-- Write a whole new record: primary key, hash, fields of other types, indexes. Ask `taken` before.
+local function create(record)
+  local pk = record.pk
+  if not pk then
+    repeat
+      pk = tostring(redis.call('INCR', record.key .. ':max_pk'))
+    until redis.call('SISMEMBER', record.key .. ':collection', pk) == 0
+  end
+  redis.call('SADD', record.key .. ':collection', pk)
+  if #record.hash > 0 then redis.call('HSET', record.key .. ':' .. pk .. ':hash', unpack(record.hash)) end
+  for _, command in ipairs(record.commands) do
+    local arguments = {unpack(command, 3)}
+    redis.call(command[1], record.key .. ':' .. pk .. ':' .. command[2], unpack(arguments))
+  end
+  for _, index in ipairs(record.index) do
+    if index[1] == 'SADD' then
+      redis.call('SADD', index[2], pk)
+    else
+      redis.call('ZADD', index[2], index[3], index[4] .. pk)
+    end
+  end
+  return pk
+end
+
+-- The key prefix of the queue with this name and priority, or nil. The hash `queues` remembers what the indexes say.
+local function find_queue(namespace, recipe, name, priority)
+  local memory = side(namespace, 'queues', recipe.key, name)
+  local known = redis.call('HGET', memory, priority)
+  if known then
+    local found = redis.call('HMGET', recipe.key .. ':' .. known .. ':hash', 'name', 'priority')
+    if found[1] == name and found[2] == priority then return recipe.key .. ':' .. known end
+    redis.call('HDEL', memory, priority)
+  end
+  local names = (recipe.indexes.name or {})[1]
+  if not names or names[1] ~= 'equal' then return nil end
+  local priorities = (recipe.indexes.priority or {})[1]
+  local candidates
+  if priorities and priorities[1] == 'equal' then
+    candidates = redis.call('SINTER', names[2] .. name, priorities[2] .. priority)
+  else
+    candidates = redis.call('SMEMBERS', names[2] .. name)
+  end
+  table.sort(candidates, function(a, b)
+    local left, right = tonumber(a), tonumber(b)
+    if left and right then return left < right end
+    return a < b
+  end)
+  for _, pk in ipairs(candidates) do
+    if redis.call('HGET', recipe.key .. ':' .. pk .. ':hash', 'priority') == priority then
+      redis.call('HSET', memory, priority, pk)
+      return recipe.key .. ':' .. pk
+    end
+  end
+  return nil
+end
+
+local function remember_queue(namespace, recipe, name, priority, pk)
+  redis.call('HSET', side(namespace, 'queues', recipe.key, name), priority, pk)
+  return recipe.key .. ':' .. pk
+end
+
+-- Wake those who wait for this queue name: `times` of them at most.
+local function ring(namespace, queue_model, name, times)
+  local doorbell = side(namespace, 'doorbell', queue_model, name)
+  local room = MAX_RINGS - redis.call('LLEN', doorbell)
+  for _ = 1, math.min(times or 1, room) do redis.call('RPUSH', doorbell, '1') end
+end
+
+-- Write down when the first delayed job of a queue is due.
+local function note_due(namespace, queue_model, name, queue)
+  local due, pk = side(namespace, 'due', queue_model, name), string.sub(queue, #queue_model + 2)
+  local first = redis.call('ZRANGE', queue .. ':delayed', 0, 0, 'WITHSCORES')
+  if first[1] then redis.call('ZADD', due, first[2], pk) else redis.call('ZREM', due, pk) end
+end
+
+local function note_ready(namespace, queue_model, name, queue)
+  local priority = tonumber(redis.call('HGET', queue .. ':hash', 'priority') or 0) or 0
+  redis.call('ZADD', side(namespace, 'ready', queue_model, name), score(priority), string.sub(queue, #queue_model + 2))
+end
+
+-- Put an ident in a queue: in its delayed set when `due` is given, else in its waiting list.
+local function enter(namespace, queue_model, name, queue, ident, due, prepend)
+  if due then
+    redis.call('ZADD', queue .. ':delayed', score(due), ident)
+    note_due(namespace, queue_model, name, queue)
+  else
+    redis.call(prepend and 'LPUSH' or 'RPUSH', queue .. ':waiting', ident)
+    note_ready(namespace, queue_model, name, queue)
+  end
+  ring(namespace, queue_model, name)
+end
+
+local function leave(queue, ident)
+  local removed = redis.call('LREM', queue .. ':waiting', 0, ident)
+  return removed + redis.call('ZREM', queue .. ':delayed', ident)
+end
+
+-- Take an ident out of wherever it waits. Jobs of version 2 do not say where: then look at the queues of their
+-- priority, then at all of them.
+local function leave_anywhere(queue_recipe, recipe, pk, ident)
+  local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'queue_key', 'priority', 'queued', 'status')
+  if values[1] and leave(values[1], ident) > 0 then return end
+  if not values[3] and values[4] ~= 'w' and values[4] ~= 'd' then return end
+  local priorities = (queue_recipe.indexes.priority or {})[1]
+  if priorities and priorities[1] == 'equal' then
+    for _, queue_pk in ipairs(redis.call('SMEMBERS', priorities[2] .. (values[2] or '0'))) do
+      if leave(queue_recipe.key .. ':' .. queue_pk, ident) > 0 then return end
+    end
+  end
+  for _, queue_pk in ipairs(redis.call('SMEMBERS', queue_recipe.key .. ':collection')) do
+    if leave(queue_recipe.key .. ':' .. queue_pk, ident) > 0 then return end
+  end
+end
+
+local function take_lease(namespace, ident, token, deadline)
+  redis.call('ZADD', namespace .. ':leases', score(deadline), ident)
+  redis.call('HSET', namespace .. ':claims', ident, token, token, ident)
+end
+
+local function drop_lease(namespace, ident, token)
+  redis.call('ZREM', namespace .. ':leases', ident)
+  redis.call('HDEL', namespace .. ':claims', ident, token)
+end
+
+-- May the caller record something about a running job? '' as token: only while nobody holds it.
+-- Answers 'OK', 'ALREADY' (this very step is recorded: a repeated call) or 'LOST'.
+local function guard(namespace, ident, token, worker, step)
+  local holder = redis.call('HGET', namespace .. ':claims', ident)
+  if worker ~= '' and redis.call('GET', namespace .. ':done:' .. worker) == token .. step then return 'ALREADY' end
+  if token == '' then return holder and 'LOST' or 'OK' end
+  return holder == token and 'OK' or 'LOST'
+end
+
+local function mark_done(namespace, token, worker, step)
+  if worker ~= '' then redis.call('SET', namespace .. ':done:' .. worker, token .. step, 'EX', DONE_SECONDS) end
+end
+
+-- When a job may start: nil for at once. `kind` is '', 'until' (a score) or 'for' (seconds from now).
+local function due_time(kind, value)
+  if kind == '' then return nil end
+  local current, wanted = now(), tonumber(value)
+  if kind == 'for' then wanted = current + wanted end
+  if wanted <= current then return nil end
+  return wanted
+end
+

@@ -1,0 +1,82 @@
+-- add: create a job in a queue, unless its identifier is queued already; then raise or move the existing one.
+-- KEYS: models
+-- ARGV: namespace repr recipe record queue_recipe queue_record identifier queue_name priority prepend delay_kind delay_value token lease_seconds
+-- Replies:
+--   NEW pk changed...          created, and waiting or delayed (or held under `token`, when one is given)
+--   MOVED pk changed...        the queued job got the priority or the place (or is held, ready to be moved by the caller)
+--   EXISTING pk                the queued job stays as it is: it runs, or nothing asked to move it
+--   NO_QUEUE priority          the existing job keeps its priority, and this queue does not exist: create it, ask again
+--   TAKEN field                the primary key or a unique value belongs to another job
+-- Invariants: at most one queued job for an identifier and class; a running job is never touched; all or nothing.
+local namespace, repr, identifier, name, priority = ARGV[1], ARGV[2], ARGV[7], ARGV[8], ARGV[9]
+local prepend, token, lease_seconds = ARGV[10] == '1', ARGV[13], tonumber(ARGV[14])
+local record, queue_recipe, queue_record = cjson.decode(ARGV[4]), cjson.decode(ARGV[5]), cjson.decode(ARGV[6])
+local recipe = cjson.decode(ARGV[3])
+local due = due_time(ARGV[11], ARGV[12])
+
+local function is_queued(pk)
+  local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'queued', 'identifier')
+  return values[1] == '1' and values[2] == identifier
+end
+
+-- Few records share an identifier: ask each. Many (a nightly job that is never purged) or no index: remember the last.
+local last_queued = recipe.key .. ':last_queued'
+local by_identifier = (recipe.indexes.identifier or {})[1]
+local is_indexed = by_identifier and by_identifier[1] == 'equal'
+local is_crowded = not is_indexed or redis.call('SCARD', by_identifier[2] .. identifier) >= FEW_RECORDS
+
+local function find_existing()
+  local last = is_crowded and redis.call('HGET', last_queued, identifier)
+  if last then return is_queued(last) and last or nil end
+  if not is_indexed then return nil end
+  local found
+  for _, pk in ipairs(redis.call('SMEMBERS', by_identifier[2] .. identifier)) do
+    if is_queued(pk) and (not found or (tonumber(pk) or 0) < (tonumber(found) or 0)) then found = pk end
+  end
+  return found
+end
+
+local function queue_of(wanted)
+  return find_queue(namespace, queue_recipe, name, wanted)
+end
+
+local function new_queue()
+  return remember_queue(namespace, queue_recipe, name, priority, create(queue_record))
+end
+
+local function hold(ident)
+  take_lease(namespace, ident, token, now() + lease_seconds)
+end
+
+local function raise_or_move(pk)
+  local ident = repr .. ':' .. pk
+  local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'status', 'priority')
+  local is_higher = tonumber(priority) > (tonumber(values[2] or '0') or 0)
+  local is_running = values[1] == 'r' or redis.call('HEXISTS', namespace .. ':claims', ident) == 1
+  if is_running or not (is_higher or prepend) then return {'EXISTING', pk} end
+  local wanted = is_higher and priority or values[2] or '0'
+  local queue = queue_of(wanted)
+  if not queue and wanted ~= priority then return {'NO_QUEUE', wanted} end
+  queue = queue or new_queue()
+  register(namespace, repr, ARGV[3])
+  leave_anywhere(queue_recipe, recipe, pk, ident)
+  write_fields(recipe, pk, {'status', 'queued', 'priority', 'delayed_until', 'queue_key'},
+    {due and 'd' or 'w', '1', wanted, due and format_date(due) or false, queue})
+  if token ~= '' then hold(ident) else enter(namespace, queue_recipe.key, name, queue, ident, due, prepend) end
+  return {'MOVED', pk, unpack(changed)}
+end
+
+local existing = find_existing()
+if existing then return raise_or_move(existing) end
+
+local conflict = taken(record)
+if conflict then return {'TAKEN', conflict} end
+register(namespace, repr, ARGV[3])
+local queue = queue_of(priority) or new_queue()
+local pk = create(record)
+local ident = repr .. ':' .. pk
+if is_crowded then redis.call('HSET', last_queued, identifier, pk) end
+write_fields(recipe, pk, {'status', 'queued', 'delayed_until', 'queue_key'},
+  {due and 'd' or 'w', '1', due and format_date(due) or false, queue})
+if token ~= '' then hold(ident) else enter(namespace, queue_recipe.key, name, queue, ident, due, prepend) end
+return {'NEW', pk, unpack(changed)}

@@ -1,0 +1,42 @@
+-- fail: record the error of a job, with its Error record.
+-- KEYS: models
+-- ARGV: namespace ident token worker queue end requeue_times record
+-- `record` is '' when errors are not saved. A job that has run at most `requeue_times` times and has no
+-- `cancel_on_error` is to be requeued: its lease stays, so that it is safe until it is. '' as `requeue_times`: never.
+-- Replies:
+--   OK error_pk to_be_requeued priority changed...      error_pk is '' without a record
+--   ALREADY '' to_be_requeued priority      this end is recorded: the call was repeated
+--   LOST                       the job is no longer the caller's; nothing was written
+--   GONE                       the record of the job does not exist; the lease is dropped
+--   TAKEN field                a unique value of the Error belongs to another; nothing was written
+local namespace, ident, token, worker, queue = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local requeue_times = tonumber(ARGV[7])
+local state = guard(namespace, ident, token, worker, '/fail')
+if state == 'LOST' then return {state} end
+local repr, pk = split_ident(ident)
+local recipe = recipe_of(namespace, repr)
+local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'status', 'tries', 'cancel_on_error', 'priority')
+if not values[1] then
+  drop_lease(namespace, ident, token)
+  return {'GONE'}
+end
+if state == 'ALREADY' then
+  local is_held = redis.call('HGET', namespace .. ':claims', ident) == token
+  return {state, '', is_held and '1' or '0', values[4] or '0'}
+end
+local record = ARGV[8] ~= '' and cjson.decode(ARGV[8])
+local conflict = record and taken(record)
+if conflict then return {'TAKEN', conflict} end
+
+local may_again = requeue_times and (tonumber(values[2] or '0') or 0) <= requeue_times
+local to_be_requeued = token ~= '' and may_again and (values[3] or '') == ''
+if to_be_requeued then
+  write_fields(recipe, pk, {'status', 'end'}, {'e', ARGV[6]})
+else
+  write_fields(recipe, pk, {'status', 'end', 'queued'}, {'e', ARGV[6], false})
+  drop_lease(namespace, ident, token)
+end
+redis.call('RPUSH', queue .. ':errors', ident)
+local error_pk = record and create(record) or ''
+mark_done(namespace, token, worker, '/fail')
+return {'OK', error_pk, to_be_requeued and '1' or '0', values[4] or '0', unpack(changed)}

@@ -1,0 +1,34 @@
+-- move: put a job in a queue, now or later, from wherever it is.
+-- KEYS: models
+-- ARGV: namespace repr recipe pk queue_recipe queue_record queue_name priority prepend delay_kind delay_value token hold lease_seconds
+-- `priority` is '' for the job's own; `queue_record` is for the given one. With `hold`, the job is leased under this
+-- token instead of entering the queue: the caller puts it there with `place`.
+-- Replies:
+--   OK queue priority delayed_until changed...      delayed_until is '' when it waits
+--   NO_QUEUE priority          the job keeps its priority, and this queue does not exist: create it, ask again
+--   RUNNING                    another worker runs the job; nothing was written
+--   GONE                       the record does not exist
+local namespace, repr, pk, name = ARGV[1], ARGV[2], ARGV[4], ARGV[7]
+local prepend, token, hold, lease_seconds = ARGV[9] == '1', ARGV[12], ARGV[13], tonumber(ARGV[14])
+local queue_recipe, ident = cjson.decode(ARGV[5]), repr .. ':' .. pk
+local recipe = cjson.decode(ARGV[3])
+local due = due_time(ARGV[10], ARGV[11])
+
+if redis.call('SISMEMBER', recipe.key .. ':collection', pk) == 0 then return {'GONE'} end
+local holder = redis.call('HGET', namespace .. ':claims', ident)
+if holder and holder ~= token then return {'RUNNING'} end
+local priority = ARGV[8] ~= '' and ARGV[8] or redis.call('HGET', recipe.key .. ':' .. pk .. ':hash', 'priority') or '0'
+local queue = find_queue(namespace, queue_recipe, name, priority)
+if not queue and ARGV[8] == '' then return {'NO_QUEUE', priority} end
+queue = queue or remember_queue(namespace, queue_recipe, name, priority, create(cjson.decode(ARGV[6])))
+
+register(namespace, repr, ARGV[3])
+if holder then drop_lease(namespace, ident, token) else leave_anywhere(queue_recipe, recipe, pk, ident) end
+write_fields(recipe, pk, {'status', 'queued', 'priority', 'delayed_until', 'queue_key'},
+  {due and 'd' or 'w', '1', priority, due and format_date(due) or false, queue})
+if hold ~= '' then
+  take_lease(namespace, ident, hold, now() + lease_seconds)
+else
+  enter(namespace, queue_recipe.key, name, queue, ident, due, prepend)
+end
+return {'OK', queue, priority, due and format_date(due) or '', unpack(changed)}

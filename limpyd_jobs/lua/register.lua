@@ -1,0 +1,7 @@
+-- register: tell the registry what a class of jobs means, so that scripts which meet its idents know what to write.
+-- KEYS: models
+-- ARGV: namespace repr recipe
+-- Replies:
+--   OK
+register(ARGV[1], ARGV[2], ARGV[3])
+return {'OK'}

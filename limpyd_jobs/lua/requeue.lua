@@ -1,0 +1,40 @@
+-- requeue: put a job that failed back in a queue, now or later.
+-- KEYS: models
+-- ARGV: namespace repr recipe pk queue_recipe queue_record queue_name priority delay_kind delay_value token hold lease_seconds
+-- As `move`, from ERROR only; `start` and `end` are cleared.
+-- Replies:
+--   OK queue priority delayed_until changed...      delayed_until is '' when it waits
+--   NO_QUEUE priority          the job keeps its priority, and this queue does not exist: create it, ask again
+--   NOT_IN_STATUS status       the job is not in ERROR; nothing was written
+--   RUNNING                    another worker has not done with the job; nothing was written
+--   GONE                       the record does not exist
+local namespace, repr, pk, name = ARGV[1], ARGV[2], ARGV[4], ARGV[7]
+local token, hold, lease_seconds = ARGV[11], ARGV[12], tonumber(ARGV[13])
+local queue_recipe, ident = cjson.decode(ARGV[5]), repr .. ':' .. pk
+local recipe = cjson.decode(ARGV[3])
+local due = due_time(ARGV[9], ARGV[10])
+
+if redis.call('SISMEMBER', recipe.key .. ':collection', pk) == 0 then return {'GONE'} end
+local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'status', 'priority', 'queued')
+if values[1] ~= 'e' then return {'NOT_IN_STATUS', values[1] or ''} end
+local holder = redis.call('HGET', namespace .. ':claims', ident)
+if holder and holder ~= token then return {'RUNNING'} end
+local priority = ARGV[8] ~= '' and ARGV[8] or values[2] or '0'
+local queue = find_queue(namespace, queue_recipe, name, priority)
+if not queue and ARGV[8] == '' then return {'NO_QUEUE', priority} end
+queue = queue or remember_queue(namespace, queue_recipe, name, priority, create(cjson.decode(ARGV[6])))
+
+register(namespace, repr, ARGV[3])
+if holder then
+  drop_lease(namespace, ident, token)
+elseif values[3] then
+  leave_anywhere(queue_recipe, recipe, pk, ident)  -- somebody wrote ERROR on a job that waits
+end
+write_fields(recipe, pk, {'status', 'queued', 'priority', 'delayed_until', 'queue_key', 'start', 'end'},
+  {due and 'd' or 'w', '1', priority, due and format_date(due) or false, queue, false, false})
+if hold ~= '' then
+  take_lease(namespace, ident, hold, now() + lease_seconds)
+else
+  enter(namespace, queue_recipe.key, name, queue, ident, due, false)
+end
+return {'OK', queue, priority, due and format_date(due) or '', unpack(changed)}

@@ -1,0 +1,23 @@
+-- skip: let go of a job that is not to be run, or not any more: it is no longer queued.
+-- KEYS: models
+-- ARGV: namespace ident token worker
+-- Replies:
+--   OK changed...
+--   ALREADY                    the call was repeated
+--   LOST                       another worker runs the job; nothing was written
+--   GONE                       the record does not exist; the lease is dropped
+local namespace, ident, token, worker = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local state = guard(namespace, ident, token, worker, '/skip')
+if state ~= 'OK' then return {state} end
+local repr, pk = split_ident(ident)
+local recipe = recipe_of(namespace, repr)
+local status = redis.call('HGET', recipe.key .. ':' .. pk .. ':hash', 'status')
+if token ~= '' then
+  drop_lease(namespace, ident, token)
+  mark_done(namespace, token, worker, '/skip')
+elseif status == 'r' then
+  return {'LOST'}
+end
+if not status then return {'GONE'} end
+write_fields(recipe, pk, {'queued'}, {false})
+return {'OK', unpack(changed)}

@@ -1,0 +1,678 @@
+"""The records: queues, jobs and errors. All are limpyd models, made to be queried and subclassed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from limpyd import fields
+from limpyd.contrib.indexes import SimpleDateTimeIndex
+from limpyd.contrib.related import RelatedModel
+
+from . import recipes, transitions
+from .database import JobsDatabase
+from .exceptions import InvalidArgument, JobClassError, LimpydJobsException
+from .fields import InstanceHashField, upgrade, write
+from .statuses import STATUSES
+from .transitions import Changes, Claim, Delay, Hold, Subject, Target
+from .utils import compute_delayed_until, datetime_to_score, import_class, parse_datetime, to_naive_utc, utcnow
+
+__all__ = ["STATUSES", "BaseJobsModel", "Error", "Job", "LimpydJobsException", "Queue", "datetime_to_score"]
+
+
+def _no_fields() -> tuple[Any, ...]:
+    return ()
+
+
+class BaseJobsModel(RelatedModel):
+    """The base of all our models: one database, one namespace, fields whose writes are atomic."""
+
+    database = JobsDatabase(host="localhost", port=6379, db=0)
+    namespace = "jobs"
+    abstract = True
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for value in list(vars(cls).values()):
+            upgrade(value)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # limpyd copies every field of the class for every instance; `__getattr__` attaches those that are used.
+        self.get_class_fields = _no_fields
+        super().__init__(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        cls = type(self)
+        if name not in cls._fields and name != "pk":
+            raise AttributeError(f"{cls.__name__!r} object has no attribute {name!r}")
+        if name == "pk" and name not in cls._fields:
+            return getattr(self, cls._redis_attr_pk.name)
+        field = getattr(cls, f"_redis_attr_{name}").__copy__()
+        field._attach_to_instance(self)
+        self.__dict__[name] = field
+        return field
+
+    @classmethod
+    def get_model_repr(cls) -> str:
+        """`module.ClassName`: what the idents of this class begin with."""
+        return recipes.get_model_repr(cls)
+
+    @classmethod
+    def from_pk(cls, pk: str) -> Any:
+        """The instance of a record that is known to exist, without asking Redis."""
+        instance = cls.lazy_connect(pk)
+        instance._connected = True
+        return instance
+
+    def set_fields(self, **values: Any) -> None:
+        """Write several fields, of any type.
+
+        Raises:
+            InvalidArgument: an unknown field; nothing was written.
+        """
+        for name in values:
+            if not self.has_field(name):
+                raise InvalidArgument(
+                    name, values[name], f"a field of {type(self).__name__}: there is none of this name"
+                )
+        for name, value in values.items():
+            self.get_field(name).proxy_set(value)
+
+    def hmset(self, **values: Any) -> Any:
+        """Write several fields of the hash and their indexes, in one transition where no index is foreign."""
+        if not values or self._needs_limpyd(values):
+            return super().hmset(**values)
+        texts = [text for name, value in values.items() for text in (name, recipes.to_text(name, value))]
+        write(self, "hset", texts)
+        return True
+
+    def hdel(self, *names: str) -> Any:
+        """Delete several fields of the hash and their index entries. Returns how many there were."""
+        if not names or self._needs_limpyd(names):
+            return super().hdel(*names)
+        return write(self, "hdel", list(names))
+
+    def _needs_limpyd(self, names: Iterable[str]) -> bool:
+        model: Any = type(self)
+        if any(name not in model._instancehash_fields for name in names):
+            return True
+        return any(model.get_class_field(name).unique or recipes.has_foreign_index(model, name) for name in names)
+
+    @classmethod
+    def _send(cls, call: transitions.Call[Any]) -> Any:
+        return transitions.send(cls.database.connection, call)
+
+    @classmethod
+    def _create(cls, **values: Any) -> Any:
+        """A new record in one transition.
+
+        Raises:
+            InvalidArgument, JobAlreadyExists: nothing was written.
+        """
+        record = recipes.Record(cls, values)
+        instance = cls.from_pk(cls._send(transitions.create(cls._name, record.text)))
+        record.write_late(instance)
+        return instance
+
+
+def _overrides(model: type, base: type, *names: str) -> bool:
+    """Does a subclass have its own version of one of these methods?"""
+
+    def plain(owner: type, name: str) -> Any:
+        method = getattr(owner, name)
+        return getattr(method, "__func__", method)
+
+    return any(plain(model, name) is not plain(base, name) for name in names)
+
+
+class Queue(BaseJobsModel):
+    """The jobs of one name and one priority.
+
+    Many queues share a name; a worker listens to all of them, higher priorities first. The lists and the sorted set
+    hold idents; the score of a delayed job is when it is due, in seconds since the epoch.
+    """
+
+    name = InstanceHashField(indexable=True)
+    priority = InstanceHashField(indexable=True, default=0)
+    waiting = fields.ListField()
+    success = fields.ListField()
+    errors = fields.ListField()
+    delayed = fields.SortedSetField()
+
+    @property
+    def error(self) -> Any:
+        """`errors`, under the name that the documentation of version 2 has in one place."""
+        return self.errors
+
+    @classmethod
+    def get_queue(cls, name: str, priority: int | str = 0, **fields_if_new: Any) -> Any:
+        """The queue with a name and a priority, created when there is none.
+
+        Args:
+            fields_if_new: further fields of a new queue; ignored when it exists.
+        Raises:
+            InvalidArgument: the name, the priority or a field is not accepted.
+        Redis: get_queue.lua.
+        """
+        target, record = cls._target(name, priority, fields_if_new)
+        pk, is_new = cls._send(transitions.get_queue(target))
+        queue = cls.from_pk(pk)
+        if is_new:
+            record.write_late(queue)
+        return queue
+
+    @classmethod
+    def _target(
+        cls, name: str, priority: Any, fields_if_new: Mapping[str, Any] | None = None
+    ) -> tuple[Target, recipes.Record]:
+        name, text = recipes.to_queue_name(name), recipes.to_priority(priority)
+        record = recipes.Record(cls, {**(fields_if_new or {}), "name": name, "priority": text})
+        return Target(cls.namespace or "", recipes.queue_recipe(cls), record.text, name, text), record
+
+    def delay_job(self, job: Job, delayed_until: datetime) -> None:
+        """Put a job in the delayed set; it leaves any other place.
+
+        Args:
+            delayed_until: naive datetimes are UTC.
+        Raises:
+            InvalidArgument: not a datetime. JobNotInStatus: the job runs. Nothing was written.
+        Redis: place.lua.
+        """
+        if not isinstance(delayed_until, datetime):
+            raise InvalidArgument("delayed_until", delayed_until, "a datetime object")
+        self._place(job, False, Delay("until", repr(datetime_to_score(delayed_until))))
+
+    def enqueue_job(self, job: Job, prepend: bool = False) -> None:
+        """Put a job at the end of the waiting list, or at its start; it leaves any other place.
+
+        Raises:
+            JobNotInStatus: the job runs; nothing was written.
+        Redis: place.lua.
+        """
+        self._place(job, prepend, Delay())
+
+    def _place(self, job: Job, prepend: bool, delay: Delay) -> None:
+        subject, model = job._subject(), type(self)
+        call = transitions.place(
+            subject, model.namespace or "", recipes.queue_recipe(model), self.pk.get(), prepend, delay, job._token
+        )
+        changes = self._send(call)
+        job._claim = None
+        repair_indexes(changes)
+
+    @staticmethod
+    def _get_iterable_for_names(names: str | Iterable[str]) -> list[str]:
+        return [names] if isinstance(names, str) else list(names)
+
+    @classmethod
+    def get_all(cls, names: str | Iterable[str]) -> list[Any]:
+        """The queues with these names, of all priorities."""
+        return [
+            cls.from_pk(pk) for name in cls._get_iterable_for_names(names) for pk in cls.collection(name=name).sort()
+        ]
+
+    @classmethod
+    def get_all_by_priority(cls, names: str | Iterable[str]) -> list[Any]:
+        """The queues with these names, highest priority first; equal ones in the order of the names given."""
+        queues = cls.get_all(cls._get_iterable_for_names(names))
+        pipeline = cls._raw_pipeline()
+        for queue in queues:
+            pipeline.hget(queue.key, "priority")
+        pairs = zip(pipeline.execute(), queues, strict=True)
+        return [queue for _, queue in sorted(pairs, key=lambda pair: -_number(pair[0]))]
+
+    @classmethod
+    def get_waiting_keys(cls, names: str | Iterable[str]) -> list[str]:
+        """The keys of the waiting lists of these names, in the order in which a worker takes from them."""
+        return [queue.waiting.key for queue in cls.get_all_by_priority(names)]
+
+    @classmethod
+    def count_waiting_jobs(cls, names: str | Iterable[str]) -> int:
+        """How many jobs wait under these names, all priorities together."""
+        return cls._count(names, lambda pipeline, queue: pipeline.llen(queue.waiting.key))
+
+    @classmethod
+    def count_delayed_jobs(cls, names: str | Iterable[str]) -> int:
+        """How many jobs are delayed under these names, all priorities together."""
+        return cls._count(names, lambda pipeline, queue: pipeline.zcard(queue.delayed.key))
+
+    @classmethod
+    def _count(cls, names: str | Iterable[str], ask: Any) -> int:
+        pipeline = cls._raw_pipeline()
+        for queue in cls.get_all(names):
+            ask(pipeline, queue)
+        return sum(pipeline.execute())
+
+    @classmethod
+    def _raw_pipeline(cls) -> Any:
+        return cls.database.connection.pipeline(transaction=False)
+
+    @property
+    def first_delayed(self) -> tuple[str, float] | None:
+        """The ident and the score of the first job to be due, or None."""
+        found = self.delayed.zrange(0, 0, withscores=True)
+        return (found[0][0], found[0][1]) if found else None
+
+    @property
+    def first_delayed_time(self) -> float | None:
+        """When the first delayed job is due, in seconds since the epoch, or None."""
+        first = self.first_delayed
+        return first[1] if first else None
+
+    def requeue_delayed_jobs(self) -> list[tuple[str, str]]:
+        """Move the delayed jobs that are due, by the clock of Redis, to the waiting list.
+
+        Returns:
+            The failures: the ident of each job that cannot be had, and why. One whose record is gone is dropped; one
+            whose class is unknown goes to the waiting list, where a worker moves it to the errors.
+        Redis: promote.lua.
+        """
+        model, gone = type(self), list[str]()
+        unresolvable: dict[str, str] = {}
+        while True:
+            call = transitions.promote(
+                model.namespace or "", model._name, self.pk.get(), unresolvable=tuple(unresolvable)
+            )
+            done = self._send(call)
+            if done.kind == "UNKNOWN":
+                try:
+                    Job.class_of(done.ident).register(model.namespace or "")
+                except JobClassError as error:
+                    unresolvable[done.ident] = error.reason
+                continue
+            repair_indexes(done.changes)
+            gone.extend(done.gone)
+            if not done.has_more:
+                break
+        return [(ident, _missing(ident)) for ident in gone] + list(unresolvable.items())
+
+
+def _number(text: str | None) -> float:
+    try:
+        return float(text or 0)
+    except ValueError:
+        return 0
+
+
+def _missing(ident: str) -> str:
+    model_repr, _, pk = ident.partition(":")
+    return f"No {model_repr.rpartition('.')[2]} found with pk {pk}"
+
+
+def _subclasses(model: Any) -> Iterator[Any]:
+    for child in model.__subclasses__():
+        yield child
+        yield from _subclasses(child)
+
+
+class Job(BaseJobsModel):
+    """Something to do: the record, and in `run` the doing.
+
+    A subclass must be at the first level of a module, so that a worker finds it by the ident of its jobs.
+    """
+
+    identifier = InstanceHashField(indexable=True)
+    status = InstanceHashField(indexable=True)
+    priority = InstanceHashField(indexable=True, default=0)
+    added = InstanceHashField()
+    start = InstanceHashField()
+    end = InstanceHashField()
+    tries = InstanceHashField()
+    delayed_until = InstanceHashField()
+    queued = InstanceHashField(indexable=True)
+    cancel_on_error = InstanceHashField()
+    queue_key = InstanceHashField()  # the key prefix of the queue that it is, or was last, in: `jobs:queue:3`
+
+    queue_model: Any = Queue
+    queue_name: str | None = None
+    always_cancel_on_error = False
+
+    # What this process knows from the transition that gave it the job; not stored.
+    _claim: Claim | None = None
+    _moved: transitions.Moved | None = None
+    _last_claim: Claim | None = None
+    _cached_status: str | None = None
+    _cached_duration: timedelta | None = None
+    _is_written = False
+
+    @property
+    def ident(self) -> str:
+        """What queues hold: the class and the primary key, `limpyd_jobs.models.Job:1`."""
+        return f"{self.get_model_repr()}:{self.pk.get()}"
+
+    @classmethod
+    def class_of(cls, ident: str) -> Any:
+        """The class that an ident names.
+
+        Raises:
+            JobClassError: it cannot be imported, or is not a Job.
+        """
+        model_repr, separator, pk = ident.partition(":")
+        if not separator or not pk:
+            raise JobClassError(ident, "it is not of the form module.Class:pk")
+        for model in (Job, *_subclasses(Job)):
+            if model.get_model_repr() == model_repr:
+                return model
+        try:
+            model = import_class(model_repr)
+        except Exception as error:  # whatever the module raises while it is imported
+            raise JobClassError(ident, str(error) or type(error).__name__) from error
+        if not isinstance(model, type) or not issubclass(model, Job):
+            raise JobClassError(ident, f"{model_repr} is not a subclass of Job")
+        return model
+
+    @classmethod
+    def get_from_ident(cls, ident: str) -> Any:
+        """The job of an ident, as an instance of the class that it names.
+
+        Raises:
+            JobClassError: the class cannot be had. DoesNotExist: the job cannot.
+        """
+        return cls.class_of(ident).get(ident.partition(":")[2])
+
+    @classmethod
+    def register(cls, namespace: str) -> None:
+        """Tell the scripts that work in a namespace of queues what this class means."""
+        cls._send(transitions.register(namespace, cls._class_subject()))
+
+    @classmethod
+    def _class_subject(cls, pk: str = "") -> Subject:
+        return Subject(cls.get_model_repr(), recipes.job_recipe(cls), pk)
+
+    def _subject(self) -> Subject:
+        return self._class_subject(self.pk.get())
+
+    @property
+    def _token(self) -> str:
+        return self._claim.token if self._claim else ""
+
+    @classmethod
+    def _get_queue_name(cls, queue_name: str | None = None) -> str:
+        name = queue_name or cls.queue_name
+        if queue_name is None and not name:
+            raise LimpydJobsException("Queue's name not defined: give queue_name, or set it on the class")
+        return recipes.to_queue_name(queue_name if queue_name is not None else name)
+
+    @classmethod
+    def _has_own_placing(cls, queue_model: Any) -> bool:
+        """Does a subclass of ours or of the queue want to be called when a job enters a queue?"""
+        own_queue = _overrides(queue_model, Queue, "enqueue_job", "delay_job", "get_queue")
+        return own_queue or _overrides(cls, Job, "enqueue_or_delay")
+
+    @classmethod
+    def add_job(
+        cls,
+        identifier: str,
+        queue_name: str | None = None,
+        priority: int | str = 0,
+        queue_model: Any = None,
+        prepend: bool = False,
+        delayed_for: float | timedelta | None = None,
+        delayed_until: datetime | None = None,
+        **fields_if_new: Any,
+    ) -> Any:
+        """Add a job to a queue, unless one with its identifier is queued already.
+
+        The existing job stays as it is while it runs, and when its priority is as high; else it moves to the queue
+        given here. Returns the job, new or existing.
+
+        Args:
+            queue_name: the class' own when None.
+            priority: higher runs sooner; an integer of at most 2^53.
+            prepend: at the start of the waiting list; an existing job moves there.
+            delayed_for: from now, in seconds (int, float) or a timedelta; not with `delayed_until`.
+            delayed_until: naive datetimes are UTC. In the past: at once.
+            fields_if_new: further fields of a new job; ignored when it exists.
+        Raises:
+            LimpydJobsException: no queue name.
+            InvalidArgument: a value is not accepted. JobAlreadyExists: a unique value is taken. Nothing was written.
+        Redis: add.lua.
+        """
+        queue_model = queue_model or cls.queue_model
+        name, until = cls._get_queue_name(queue_name), compute_delayed_until(delayed_for, delayed_until)
+        target, _ = queue_model._target(name, priority)
+        text = recipes.to_text("identifier", identifier)
+        values = {"added": str(utcnow()), **fields_if_new, "identifier": text, "priority": target.priority}
+        record = recipes.Record(cls, values)
+        is_held = bool(record.late) or cls._has_own_placing(queue_model)
+        hold = Hold(os.urandom(8).hex()) if is_held else Hold()
+        delay = _delay(delayed_for, until)
+        added = cls._send(transitions.add(cls._class_subject(), record.text, target, text, prepend, delay, hold))
+        if added.kind == "NO_QUEUE":
+            queue_model.get_queue(name, added.pk)
+            return cls.add_job(
+                identifier, name, priority, queue_model, prepend, delayed_for, delayed_until, **fields_if_new
+            )
+        job = cls.from_pk(added.pk)
+        repair_indexes(added.changes)
+        if is_held and added.kind != "EXISTING":
+            job._claim = Claim(job.ident, hold.token, "", "")
+            if added.kind == "NEW":
+                record.write_late(job)
+            current = job.priority.hget() if added.kind == "MOVED" else target.priority
+            job.enqueue_or_delay(name, int(current), until, prepend, queue_model)
+            job._claim = None
+        return job
+
+    def run(self, queue: Any) -> Any:
+        """Do it. Override this; what it returns goes to `job_success` of the worker, and to `on_success`."""
+        raise NotImplementedError("You must implement your own action")
+
+    @property
+    def must_be_cancelled_on_error(self) -> bool:
+        """Must the job not be requeued when it fails?"""
+        return self.always_cancel_on_error or bool(self.cancel_on_error.hget())
+
+    @property
+    def duration(self) -> timedelta | None:
+        """How long it ran, or None before its end."""
+        start, end = self.hmget("start", "end")
+        return parse_datetime(end) - parse_datetime(start) if start and end else None
+
+    def requeue(
+        self,
+        queue_name: str | None = None,
+        priority: int | str | None = None,
+        delayed_for: float | timedelta | None = None,
+        delayed_until: datetime | None = None,
+        queue_model: Any = None,
+    ) -> None:
+        """Put a job that failed back in a queue, now or later.
+
+        Args:
+            priority: higher runs sooner; the job's own when None.
+            delayed_for: from now, in seconds (int, float) or a timedelta; not with `delayed_until`.
+            delayed_until: naive datetimes are UTC.
+        Raises:
+            LimpydJobsException: no queue name.
+            JobNotInStatus: the job is not in ERROR; nothing was written.
+        Redis: requeue.lua. `queue.errors` keeps its entry: it is a history.
+        """
+        queue_model = queue_model or self.queue_model
+        name, until = self._get_queue_name(queue_name), compute_delayed_until(delayed_for, delayed_until)
+        target, _ = queue_model._target(name, 0 if priority is None else priority)
+        is_held = self._has_own_placing(queue_model)
+        hold = Hold(os.urandom(8).hex()) if is_held else Hold()
+        delay = _delay(delayed_for, until)
+        call = transitions.requeue(self._subject(), target, priority is None, delay, self._token, hold)
+        moved = self._send_moving(call, queue_model, name)
+        self._claim = Claim(self.ident, hold.token, "", moved.queue_key) if is_held else None
+        self._moved = moved
+        repair_indexes(moved.changes)
+        if is_held:
+            self.enqueue_or_delay(name, priority, until, queue_model=queue_model)
+            self._claim = None
+
+    def enqueue_or_delay(
+        self,
+        queue_name: str | None = None,
+        priority: int | str | None = None,
+        delayed_until: datetime | str | None = None,
+        prepend: bool = False,
+        queue_model: Any = None,
+    ) -> None:
+        """Put the job in the delayed set of a queue when `delayed_until` is in the future, else in its waiting list.
+
+        `add_job` and `requeue` do the same within their own transition; they call this method when it is overridden.
+
+        Args:
+            priority: the job's own when None.
+            delayed_until: a datetime or its representation; naive ones are UTC.
+            prepend: at the start of the waiting list; only if not delayed.
+        Raises:
+            LimpydJobsException: no queue name.
+            InvalidArgument: a value is not accepted. JobNotInStatus: the job runs. Nothing was written.
+        Redis: move.lua.
+        """
+        queue_model = queue_model or self.queue_model
+        name, until = self._get_queue_name(queue_name), _parse_until(delayed_until)
+        target, _ = queue_model._target(name, 0 if priority is None else priority)
+        is_held = _overrides(queue_model, Queue, "enqueue_job", "delay_job", "get_queue")
+        hold = Hold(os.urandom(8).hex()) if is_held else Hold()
+        delay = _delay(None, until)
+        call = transitions.move(self._subject(), target, priority is None, prepend, delay, self._token, hold)
+        moved = self._send_moving(call, queue_model, name)
+        self._claim = Claim(self.ident, hold.token, "", moved.queue_key) if is_held else None
+        self._moved = moved
+        repair_indexes(moved.changes)
+        if is_held:
+            self._place_by_hooks(queue_model, name, until if moved.delayed_until else None, prepend)
+
+    def _send_moving(self, call: transitions.Call[Any], queue_model: Any, name: str) -> Any:
+        moved = self._send(call)
+        while moved.kind == "NO_QUEUE":  # only the script knows the job's own priority
+            queue_model.get_queue(name, moved.queue_key)
+            moved = self._send(call)
+        return moved
+
+    def _place_by_hooks(self, queue_model: Any, name: str, until: datetime | None, prepend: bool) -> None:
+        queue = queue_model.get_queue(name, int(self.priority.hget() or 0))
+        if until is not None:
+            queue.delay_job(self, until)
+        else:
+            queue.enqueue_job(self, prepend)
+        self._claim = None
+
+
+def _delay(delayed_for: float | timedelta | None, until: datetime | None) -> Delay:
+    if delayed_for is not None:
+        seconds = delayed_for.total_seconds() if isinstance(delayed_for, timedelta) else float(delayed_for)
+        return Delay("for", repr(seconds))
+    return Delay() if until is None else Delay("until", repr(datetime_to_score(until)))
+
+
+def _parse_until(value: datetime | str | None) -> datetime | None:
+    if value is None or value == "":
+        return None
+    try:
+        return to_naive_utc(parse_datetime(value) if isinstance(value, str) else value)
+    except (AttributeError, TypeError, ValueError):
+        raise InvalidArgument("delayed_until", value, "a datetime object, or its string representation") from None
+
+
+class Error(BaseJobsModel):
+    """What went wrong, when, in which job: made to be filtered for reports."""
+
+    job_model_repr = InstanceHashField(indexable=True)
+    job_pk = InstanceHashField(indexable=True)
+    identifier = InstanceHashField(indexable=True)
+    queue_name = InstanceHashField(indexable=True)
+    date_time = InstanceHashField(indexable=True, indexes=[SimpleDateTimeIndex])
+    date = InstanceHashField(indexable=True)  # deprecated by date_time, kept
+    time = InstanceHashField()  # deprecated by date_time, kept
+    type = InstanceHashField(indexable=True)
+    code = InstanceHashField(indexable=True)
+    message = InstanceHashField()
+    traceback = InstanceHashField()
+
+    @classmethod
+    def add_error(
+        cls,
+        queue_name: str,
+        job: Job,
+        error: BaseException,
+        when: datetime | None = None,
+        trace: str | None = None,
+        **additional_fields: Any,
+    ) -> Any:
+        """Write down the error of a job.
+
+        Args:
+            when: now when None; naive datetimes are UTC.
+            trace: the traceback as text.
+            additional_fields: of a subclass.
+        Redis: create.lua.
+        """
+        return cls._create(**cls.fields_for(queue_name, job, error, when, trace, **additional_fields))
+
+    @classmethod
+    def fields_for(
+        cls,
+        queue_name: str,
+        job: Job,
+        error: BaseException,
+        when: datetime | None = None,
+        trace: str | None = None,
+        **additional_fields: Any,
+    ) -> dict[str, Any]:
+        """The values of the fields of a new Error; arguments as `add_error`."""
+        identifier = job._claim.identifier if job._claim else job.identifier.hget()
+        values = cls._values(queue_name, job.get_model_repr(), job.pk.get(), identifier or "", error, when, trace)
+        return {**values, **additional_fields}
+
+    @staticmethod
+    def _values(
+        queue_name: str,
+        job_model_repr: str,
+        job_pk: str,
+        identifier: str,
+        error: BaseException,
+        when: datetime | None,
+        trace: str | None,
+    ) -> dict[str, Any]:
+        moment = to_naive_utc(when) if when else utcnow()
+        values = {
+            "queue_name": queue_name,
+            "job_model_repr": job_model_repr,
+            "job_pk": job_pk,
+            "identifier": identifier,
+            "date_time": str(moment),
+            "date": str(moment.date()),
+            "time": str(moment.time()),
+            "type": type(error).__name__,
+            "message": printable(error),
+        }
+        code = getattr(error, "code", None)
+        if code is not None:
+            values["code"] = printable(code)
+        if trace:
+            values["traceback"] = printable(trace)
+        return values
+
+    @classmethod
+    def collection_for_job(cls, job: Job) -> Any:
+        """The collection of the errors of all jobs with the class and the identifier of this one."""
+        return cls.collection(job_model_repr=job.get_model_repr(), identifier=job.identifier.hget())
+
+    @property
+    def datetime(self) -> datetime:
+        """When it happened, as a naive UTC datetime."""
+        return parse_datetime(self.date_time.hget())
+
+
+def printable(value: Any) -> str:
+    """The text of any object, whatever its `__str__` does, as UTF-8 can hold it."""
+    try:
+        text = str(value)
+    except Exception as error:  # an exception of a job may do anything
+        text = f"<{type(value).__name__}, whose text raises {type(error).__name__}>"
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def repair_indexes(changes: Changes) -> None:
+    """Bring the indexes that no script knows in step with what a script wrote."""
+    for change in changes:
+        model = Job.class_of(f"{change.repr}:{change.pk}")
+        recipes.repair_index(model, change.pk, change.field, (change.old, change.new))

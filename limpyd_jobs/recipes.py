@@ -1,0 +1,315 @@
+"""What the fields of a model mean for a script.
+
+A *recipe* tells a script where the records of a model are and which index entries follow a change of a field. A
+*record* is a whole new instance, with everything to write for it. Both come from the fields that the model declares,
+so subclasses may add, re-declare and index fields as they like. An index that is not one of limpyd's plain ones
+cannot be described: it is `foreign`, and `repair_index` brings it in step after the script.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Any
+
+from limpyd import fields as limpyd_fields
+from limpyd.contrib.indexes import MultiIndexes
+from limpyd.fields import FieldLock
+from limpyd.indexes import BaseIndex, EqualIndex, NumberRangeIndex, TextRangeIndex
+
+from .exceptions import InvalidArgument
+
+MAX_PRIORITY = 2**53  # the integers that Lua and the scores of Redis hold exactly
+
+# The fields that transitions write; the registry knows the indexes of these alone.
+TRANSITION_FIELDS = (
+    "identifier",
+    "status",
+    "priority",
+    "start",
+    "end",
+    "tries",
+    "delayed_until",
+    "queued",
+    "queue_key",
+)
+QUEUE_FIELDS = ("name", "priority")
+
+
+def to_text(name: str, value: Any) -> str:
+    """A value as Redis stores it.
+
+    Raises:
+        InvalidArgument: not a string (str or UTF-8 bytes) nor a number, or a string that UTF-8 cannot hold.
+    """
+    try:
+        if isinstance(value, bytes):
+            return value.decode()
+        if isinstance(value, str):
+            value.encode()
+            return str(value)
+    except UnicodeError:
+        raise InvalidArgument(name, value, "a string that can be written in UTF-8") from None
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return repr(value)
+    raise InvalidArgument(name, value, "a string or a number")
+
+
+def to_priority(value: Any) -> str:
+    """A priority as Redis stores it.
+
+    Raises:
+        InvalidArgument: not an integer (or the text of one), or beyond 2^53.
+    """
+    accepted = "an integer between -2^53 and 2^53"
+    try:
+        number = int(value) if isinstance(value, (int, str)) and not isinstance(value, bool) else None
+    except ValueError:
+        number = None
+    if number is None or abs(number) > MAX_PRIORITY:
+        raise InvalidArgument("priority", value, accepted)
+    return str(number)
+
+
+def to_queue_name(value: Any) -> str:
+    """The name of a queue.
+
+    Raises:
+        InvalidArgument: empty, not a string, or with a comma, NUL or newline in it.
+    """
+    if not isinstance(value, str) or not value or set(value) & set(",\0\n\r"):
+        raise InvalidArgument("queue_name", value, "a string that is not empty, without comma, NUL and newline")
+    return to_text("queue_name", value)
+
+
+def _has_methods_of(index: BaseIndex, base: type, *names: str) -> bool:
+    return all(getattr(type(index), name) is getattr(base, name) for name in names)
+
+
+def _is_equal(index: BaseIndex) -> bool:
+    return isinstance(index, EqualIndex) and _has_methods_of(
+        index, EqualIndex, "add", "remove", "get_storage_key", "normalize_value", "transform_value"
+    )
+
+
+def _is_range(index: BaseIndex, base: type) -> bool:
+    methods = ("add", "remove", "store", "unstore", "get_storage_key", "normalize_value", "prepare_data_to_store")
+    return isinstance(index, base) and _has_methods_of(index, base, *methods, "transform_value")
+
+
+def _describe(index: BaseIndex) -> list[str]:
+    """How a script keeps an index in step when all that it knows is the old and the new value."""
+    if index.transform is None:
+        if _is_equal(index):
+            return ["equal", index.get_storage_key("")]
+        if _is_range(index, TextRangeIndex):
+            return ["text", index.get_storage_key(""), index.separator]
+        if _is_range(index, NumberRangeIndex) and not index.raise_if_not_float:
+            return ["number", index.get_storage_key("")]
+    return ["foreign"]
+
+
+def get_model_repr(model: type) -> str:
+    """`module.ClassName`, the first part of an ident."""
+    return f"{model.__module__}.{model.__name__}"
+
+
+@cache
+def recipe(model: Any, only: tuple[str, ...] | None = None) -> str:
+    """The recipe of a model as JSON, for its hash fields or for some of them.
+
+    Shape: `{"repr": "app.MailJob", "key": "jobs:mailjob", "indexes": {"status": [["equal", "jobs:mailjob:status:"]]}}`.
+    """
+    names = model._instancehash_fields if only is None else [name for name in only if model.has_field(name)]
+    indexes = {name: [_describe(index) for index in model.get_field(name)._indexes] for name in names}
+    described = {name: kinds for name, kinds in indexes.items() if kinds}
+    repr_ = model.get_model_repr() if hasattr(model, "get_model_repr") else get_model_repr(model)
+    return json.dumps({"repr": repr_, "key": model._name, "indexes": described}, sort_keys=True)
+
+
+def job_recipe(model: Any) -> str:
+    """The recipe of a class of jobs, as the registry holds it."""
+    return recipe(model, TRANSITION_FIELDS)
+
+
+def queue_recipe(model: Any) -> str:
+    """The recipe of a class of queues."""
+    return recipe(model, QUEUE_FIELDS)
+
+
+@cache
+def has_foreign_index(model: Any, name: str) -> bool:
+    """Is there an index on this field that a script cannot keep in step?"""
+    return any(_describe(index) == ["foreign"] for index in model.get_field(name)._indexes)
+
+
+def repair_index(model: Any, pk: str, name: str, values: Iterable[str]) -> None:
+    """Bring the foreign indexes of a field in step with its hash.
+
+    Whoever comes last sees the last value, so writers that overlap end with a right index.
+
+    Args:
+        values: those that the field had, and may still be found under.
+    """
+    field = model.lazy_connect(pk).get_field(name)
+    with FieldLock(field):
+        current = field.hget()
+        for index in model.get_field(name)._indexes:
+            if _describe(index) != ["foreign"]:
+                continue
+            for value in set(values) - {current, "", None}:
+                index.remove(pk, value)
+            if current is not None:
+                index.add(pk, current, check_uniqueness=False)
+            index._reset_rollback_cache(pk)
+
+
+def _entries(index: BaseIndex, parts: tuple[Any, ...]) -> list[list[str]] | None:
+    """The index entries of a value of a new record, whose key is not known yet; None: a foreign index."""
+    if isinstance(index, MultiIndexes) and _has_methods_of(index, MultiIndexes, "add", "prepare_args"):
+        found = [_entries(part, tuple(index.prepare_args(parts))) for part in index._indexes]
+        return None if None in found else [entry for entries in found for entry in entries or []]
+    if _is_equal(index):
+        return [["SADD", index.get_storage_key(*parts)]]
+    if _is_range(index, TextRangeIndex):
+        member, score = index.prepare_data_to_store("", parts[-1])
+        return [["ZADD", index.get_storage_key(*parts), repr(float(score)), member]]
+    if _is_range(index, NumberRangeIndex):
+        _, score = index.prepare_data_to_store("", parts[-1])
+        return [["ZADD", index.get_storage_key(*parts), repr(float(score)), ""]]
+    return None
+
+
+def _unique(index: BaseIndex, name: str, value: str) -> list[str] | None:
+    """How a script finds out whether a unique value is taken; None: it cannot."""
+    if _is_equal(index):
+        return [name, "equal", index.get_storage_key(value)]
+    if _is_range(index, TextRangeIndex):
+        return [name, "text", index.get_storage_key(value), index.prepare_data_to_store("", value)[0]]
+    if _is_range(index, NumberRangeIndex):
+        return [name, "number", index.get_storage_key(value), repr(float(index.normalize_value(value)))]
+    return None
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple, set, frozenset)) else [value]
+
+
+def _texts(name: str, values: Iterable[Any]) -> list[str]:
+    return [to_text(name, value) for value in values]
+
+
+def _command(field: Any, value: Any) -> tuple[list[str], list[tuple[Any, ...]]] | None:
+    """The command that writes a field with a key of its own, and its values as indexes see them; None: unknown kind."""
+    name, kind = field.name, type(field)
+    if kind is limpyd_fields.StringField:
+        text = to_text(name, value)
+        return ["SET", name, text], [(text,)]
+    if kind in (limpyd_fields.ListField, limpyd_fields.SetField):
+        texts = _texts(name, _as_list(value))
+        return ["RPUSH" if kind is limpyd_fields.ListField else "SADD", name, *texts], [(text,) for text in texts]
+    if isinstance(value, Mapping) and kind is limpyd_fields.HashField:
+        pairs = [(to_text(name, key), to_text(name, item)) for key, item in value.items()]
+        return ["HSET", name, *(text for pair in pairs for text in pair)], list(pairs)
+    if isinstance(value, Mapping) and kind is limpyd_fields.SortedSetField:
+        scores = {to_text(name, member): repr(float(score)) for member, score in value.items()}
+        flat = [text for member, score in scores.items() for text in (score, member)]
+        return ["ZADD", name, *flat], [(member,) for member in scores]
+    return None
+
+
+class Record:
+    """A whole new instance of a model, ready to be written by one script.
+
+    Args:
+        values: by field name; missing ones get their default, the primary key may go as `pk` or by its own name.
+    Attributes:
+        text: what the scripts read, as JSON.
+        late: values of fields whose kind or index a script does not know: limpyd writes them afterwards.
+    Raises:
+        InvalidArgument: an unknown field, or a value that cannot be stored.
+        ValueError: a primary key that must not be given, or must and is not (limpyd's words).
+        UniquenessError: a unique value is taken, where only limpyd can tell.
+    """
+
+    def __init__(self, model: Any, values: Mapping[str, Any]) -> None:
+        self.model = model
+        self.late: dict[str, Any] = {}
+        self._pk: str | None = None
+        self._hash: list[str] = []
+        self._commands: list[list[str]] = []
+        self._index: list[list[str]] = []
+        self._uniques: list[list[str]] = []
+        given = dict(values)
+        self._take_pk(given)
+        for name in given:
+            if not model.has_field(name):
+                raise InvalidArgument(name, given[name], f"a field of {model.__name__}: there is none of this name")
+        for field in model.get_fields():
+            if field.name in given:
+                self._take(field, given[field.name])
+            elif hasattr(field, "default"):
+                self._take(field, field.default)
+        record = {
+            "key": model._name,
+            "hash": self._hash,
+            "commands": self._commands,
+            "index": self._index,
+            "unique": self._uniques,
+        }
+        self.text = json.dumps(record if self._pk is None else {**record, "pk": self._pk})
+
+    def _take_pk(self, given: dict[str, Any]) -> None:
+        field = self.model.get_field("pk")
+        names = [name for name in dict.fromkeys(("pk", field.name)) if name in given]
+        if not names:
+            if not field._auto_increment:
+                raise ValueError(f'The pk for {self.model.__name__} is not "auto-increment", you must fill it')
+            return
+        if field._auto_increment:
+            raise ValueError(f'The pk for {self.model.__name__} is "auto-increment", you must not fill it')
+        self._pk = field.normalize(to_text(names[0], given.pop(names[0])))
+
+    def _take(self, field: Any, value: Any) -> None:
+        if isinstance(field, limpyd_fields.InstanceHashField):
+            value = field.from_python(value)
+            text = to_text(field.name, value)
+            self._hash += [field.name, text]
+            self._take_indexes(field, [(text,)])
+            return
+        found = _command(field, value)
+        if found is None:
+            self.late[field.name] = value
+        elif len(found[0]) > 2:  # an empty list or dict is no key in Redis
+            self._commands.append(found[0])
+            self._take_indexes(field, found[1])
+
+    def _take_indexes(self, field: Any, values: list[tuple[Any, ...]]) -> None:
+        for position, index in enumerate(field._indexes):
+            for parts in values:
+                entries = _entries(index, parts)
+                if entries is None:
+                    self.late.setdefault(field.name, None)
+                else:
+                    self._index += entries
+                if field.unique and position == 0:
+                    self._take_unique(field, index, parts[-1])
+
+    def _take_unique(self, field: Any, index: BaseIndex, value: str) -> None:
+        unique = _unique(index, field.name, value)
+        if unique is None:
+            field.get_unique_index().check_uniqueness(None, value)
+        else:
+            self._uniques.append(unique)
+
+    def write_late(self, instance: Any) -> None:
+        """Write what the script left to limpyd."""
+        for name, value in self.late.items():
+            field = instance.get_field(name)
+            if value is not None:
+                field.proxy_set(value)
+            elif isinstance(field, limpyd_fields.InstanceHashField):
+                repair_index(self.model, instance.pk.get(), name, ())
+            else:
+                field.index()

@@ -1,0 +1,50 @@
+"""The statuses of a job, and what may follow what."""
+
+from __future__ import annotations
+
+
+class Statuses(dict[str, str]):
+    """The letters stored in `Job.status`, by name, as items and as attributes.
+
+    STATUSES.WAITING             'w'
+    STATUSES.by_value('w')       'WAITING'
+    """
+
+    WAITING = "w"
+    DELAYED = "d"
+    RUNNING = "r"
+    SUCCESS = "s"
+    ERROR = "e"
+    CANCELED = "c"
+
+    def __init__(self) -> None:
+        super().__init__({name: value for name, value in vars(Statuses).items() if name.isupper()})
+
+    def __getattr__(self, name: str) -> str:
+        return self[name]
+
+    def by_value(self, value: str | None, default: str | None = None) -> str:
+        """The name of a status.
+
+        Raises:
+            ValueError: nothing has this value, and no default is given.
+        """
+        for name, letter in self.items():
+            if letter == value:
+                return name
+        if default is None:
+            raise ValueError(value)
+        return default
+
+
+STATUSES = Statuses()
+
+# From each status, those that a transition of ours leads to. `docs/states.md` draws it, the property test walks it.
+FOLLOWERS: dict[str, frozenset[str]] = {
+    STATUSES.WAITING: frozenset("wdrce"),
+    STATUSES.DELAYED: frozenset("wdc"),
+    STATUSES.RUNNING: frozenset("wdsec"),
+    STATUSES.SUCCESS: frozenset(),
+    STATUSES.ERROR: frozenset("wd"),
+    STATUSES.CANCELED: frozenset("wd"),
+}

@@ -1,0 +1,578 @@
+"""The transitions, without I/O: each builder says which script to run on what, and how to read its reply.
+
+`send` runs a call through `redis.Redis`; whoever has another kind of connection sends `Call.command()` and gives the
+reply to `Call.read`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from limpyd.exceptions import DoesNotExist
+from redis import Redis
+from redis.client import Pipeline
+from redis.exceptions import NoScriptError
+
+from . import lua
+from .exceptions import JobAlreadyExists, JobNotInStatus, LeaseLost
+
+T = TypeVar("T")
+Reply = list[Any]
+
+
+@dataclass(frozen=True)
+class Call(Generic[T]):
+    """A script, what it is called with, and what its reply means.
+
+    Attributes:
+        keys, args: by the names that the header of the script gives them, in its order; a list spreads.
+    """
+
+    script: str
+    keys: Mapping[str, str]
+    args: Mapping[str, str | Sequence[str]]
+    read: Callable[[Reply], T]
+
+    def arguments(self) -> list[str]:
+        """KEYS and ARGV as one list, ready to be sent after their number of keys."""
+        flat = list(self.keys.values())
+        for value in self.args.values():
+            flat.extend([value] if isinstance(value, str) else value)
+        return flat
+
+    def command(self) -> list[Any]:
+        """The EVALSHA command, for connections of any kind."""
+        return ["EVALSHA", lua.load(self.script).sha, len(self.keys), *self.arguments()]
+
+
+def send(client: Any, call: Call[T]) -> T:
+    """Run a call in one round trip (two, the first time that a server sees the script).
+
+    Within a limpyd pipeline it is sent at once, on a connection of its own: a transition needs its reply.
+    """
+    if isinstance(client, Pipeline):
+        client = Redis(connection_pool=client.connection_pool)
+    command = call.command()
+    try:
+        reply = client.execute_command(*command)
+    except NoScriptError:
+        reply = client.execute_command("EVAL", lua.load(call.script).text, *command[2:])
+    return call.read(reply)
+
+
+# --- Values that travel
+
+
+@dataclass(frozen=True)
+class Change:
+    """A field whose foreign indexes have yet to learn of a write; '' stands for no value."""
+
+    repr: str
+    pk: str
+    field: str
+    old: str
+    new: str
+
+
+Changes = tuple[Change, ...]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A queue by name and priority, as the scripts that may have to create it get it."""
+
+    namespace: str
+    recipe: str
+    record: str
+    name: str
+    priority: str
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A class of jobs, and one job of it."""
+
+    repr: str
+    recipe: str
+    pk: str = ""
+
+
+@dataclass(frozen=True)
+class Delay:
+    """When a job may start: `kind` is '' (at once), 'until' (a score) or 'for' (seconds from now, by Redis' clock)."""
+
+    kind: str = ""
+    value: str = ""
+
+
+@dataclass(frozen=True)
+class Hold:
+    """A lease on a job that waits to be placed by the caller; without a token, nothing is held."""
+
+    token: str = ""
+    lease_seconds: float = 30
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A job that this process holds: what the claim answered, and the token that proves it."""
+
+    ident: str
+    token: str
+    worker: str
+    queue_key: str
+    queue_name: str = ""
+    status: str = ""
+    identifier: str = ""
+    priority: str = "0"
+    tries: int = 0
+    cancel_on_error: str = ""
+    start: str = ""
+    changes: Changes = field(default=(), compare=False)
+
+
+@dataclass(frozen=True)
+class Added:
+    """What `add` did: `kind` is NEW, MOVED, EXISTING, or NO_QUEUE (then `pk` is the priority of the missing queue)."""
+
+    kind: str
+    pk: str
+    changes: Changes = ()
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What `move` or `requeue` did: `kind` is OK, or NO_QUEUE (`queue_key` is then the priority of the missing queue)."""
+
+    kind: str
+    queue_key: str
+    priority: str = ""
+    delayed_until: str = ""
+    changes: Changes = ()
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What `claim` found: `kind` is CLAIMED, STALE, GONE, UNKNOWN or EMPTY.
+
+    Attributes:
+        next_due: seconds until the first delayed job is due, None when there is none.
+    """
+
+    kind: str
+    next_due: float | None = None
+    ident: str = ""
+    queue_key: str = ""
+    queue_name: str = ""
+    status: str = ""
+    claim: Claim | None = None
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What `finish`, `fail` or `skip` did: `kind` is OK, ALREADY, LOST, GONE, or CHANGED to `status`."""
+
+    kind: str
+    status: str = ""
+    error_pk: str = ""
+    to_be_requeued: bool = False
+    priority: str = "0"
+    changes: Changes = ()
+
+
+@dataclass(frozen=True)
+class Promoted:
+    """What `promote` did: `kind` is OK, UNKNOWN (of `ident`) or LOCKED; `gone` are idents without a record."""
+
+    kind: str
+    has_more: bool = False
+    ident: str = ""
+    gone: tuple[str, ...] = ()
+    changes: Changes = ()
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """The idents that `recover` gave back."""
+
+    idents: tuple[str, ...]
+    changes: Changes = ()
+
+
+# --- Reading replies
+
+
+def _changes(items: Sequence[str]) -> Changes:
+    return tuple(Change(*items[start : start + 5]) for start in range(0, len(items), 5))
+
+
+def _exists(kind: Any, what: str) -> Any:
+    """Replies that mean the same for all transitions, as exceptions."""
+    if kind == "GONE":
+        raise DoesNotExist(f"No {what}")
+    return kind
+
+
+def _not_taken(reply: Reply, what: str) -> None:
+    if reply[0] == "TAKEN":
+        raise JobAlreadyExists(f"The value of {reply[1]!r} belongs to another {what}; nothing was written")
+
+
+# --- Builders
+
+
+def _keys(namespace: str) -> dict[str, str]:
+    return {"models": f"{namespace}:models"}
+
+
+def add(
+    subject: Subject, record: str, target: Target, identifier: str, prepend: bool, delay: Delay, hold: Hold
+) -> Call[Added]:
+    """Create a job in a queue, unless its identifier is queued already. Raises JobAlreadyExists on reading."""
+
+    def read(reply: Reply) -> Added:
+        _not_taken(reply, "job")
+        return Added(reply[0], reply[1], _changes(reply[2:]))
+
+    args: dict[str, str | Sequence[str]] = {
+        "namespace": target.namespace,
+        "repr": subject.repr,
+        "recipe": subject.recipe,
+        "record": record,
+        "queue_recipe": target.recipe,
+        "queue_record": target.record,
+        "identifier": identifier,
+        "queue_name": target.name,
+        "priority": target.priority,
+        "prepend": "1" if prepend else "0",
+        "delay_kind": delay.kind,
+        "delay_value": delay.value,
+        "token": hold.token,
+        "lease_seconds": repr(hold.lease_seconds),
+    }
+    return Call("add", _keys(target.namespace), args, read)
+
+
+def get_queue(target: Target) -> Call[tuple[str, bool]]:
+    """The primary key of the queue with a name and a priority, and whether it was created."""
+
+    def read(reply: Reply) -> tuple[str, bool]:
+        _not_taken(reply, "queue")
+        return reply[1], reply[0] == "NEW"
+
+    args = {
+        "namespace": target.namespace,
+        "queue_recipe": target.recipe,
+        "queue_record": target.record,
+        "name": target.name,
+        "priority": target.priority,
+    }
+    return Call("get_queue", _keys(target.namespace), args, read)
+
+
+def create(model_key: str, record: str) -> Call[str]:
+    """The primary key of a new record."""
+
+    def read(reply: Reply) -> str:
+        _not_taken(reply, "record")
+        return str(reply[1])
+
+    return Call("create", {"collection": f"{model_key}:collection"}, {"record": record}, read)
+
+
+def write(
+    hash_key: str, recipe: str, pk: str, must_exist: bool, command: str, names_and_values: Sequence[str]
+) -> Call[Any]:
+    """Change fields of a record. Raises DoesNotExist on reading."""
+
+    def read(reply: Any) -> Any:
+        return _exists(reply, f"record found with pk {pk}")
+
+    args = {
+        "recipe": recipe,
+        "pk": pk,
+        "must_exist": "1" if must_exist else "0",
+        "command": command,
+        "names_and_values": names_and_values,
+    }
+    return Call("write", {"hash": hash_key}, args, read)
+
+
+def _read_moved(subject: Subject, transition: str) -> Callable[[Reply], Moved]:
+    def read(reply: Reply) -> Moved:
+        kind, ident = reply[0], f"{subject.repr}:{subject.pk}"
+        _exists(kind, f"job found with ident {ident}")
+        if kind == "RUNNING":
+            raise JobNotInStatus(ident, "r", transition)
+        if kind == "NOT_IN_STATUS":
+            raise JobNotInStatus(ident, reply[1] or None, transition)
+        if kind == "NO_QUEUE":
+            return Moved(kind, reply[1])
+        return Moved(kind, reply[1], reply[2], reply[3], _changes(reply[4:]))
+
+    return read
+
+
+def move(
+    subject: Subject, target: Target, keeps_priority: bool, prepend: bool, delay: Delay, token: str, hold: Hold
+) -> Call[Moved]:
+    """Put a job in a queue, from wherever it is. Raises JobNotInStatus (it runs) or DoesNotExist on reading."""
+    args: dict[str, str | Sequence[str]] = {
+        "namespace": target.namespace,
+        "repr": subject.repr,
+        "recipe": subject.recipe,
+        "pk": subject.pk,
+        "queue_recipe": target.recipe,
+        "queue_record": target.record,
+        "queue_name": target.name,
+        "priority": "" if keeps_priority else target.priority,
+        "prepend": "1" if prepend else "0",
+        "delay_kind": delay.kind,
+        "delay_value": delay.value,
+        "token": token,
+        "hold": hold.token,
+        "lease_seconds": repr(hold.lease_seconds),
+    }
+    return Call("move", _keys(target.namespace), args, _read_moved(subject, "move"))
+
+
+def requeue(
+    subject: Subject, target: Target, keeps_priority: bool, delay: Delay, token: str, hold: Hold
+) -> Call[Moved]:
+    """Put a job that failed back. Raises JobNotInStatus (it is not in ERROR, or held) or DoesNotExist on reading."""
+    args: dict[str, str | Sequence[str]] = {
+        "namespace": target.namespace,
+        "repr": subject.repr,
+        "recipe": subject.recipe,
+        "pk": subject.pk,
+        "queue_recipe": target.recipe,
+        "queue_record": target.record,
+        "queue_name": target.name,
+        "priority": "" if keeps_priority else target.priority,
+        "delay_kind": delay.kind,
+        "delay_value": delay.value,
+        "token": token,
+        "hold": hold.token,
+        "lease_seconds": repr(hold.lease_seconds),
+    }
+    return Call("requeue", _keys(target.namespace), args, _read_moved(subject, "requeue"))
+
+
+def place(
+    subject: Subject, namespace: str, queue_recipe: str, queue_pk: str, prepend: bool, delay: Delay, token: str
+) -> Call[Changes]:
+    """Put a job in one queue. Raises JobNotInStatus (it runs) or DoesNotExist on reading."""
+
+    def read(reply: Reply) -> Changes:
+        ident = f"{subject.repr}:{subject.pk}"
+        _exists(reply[0], f"job found with ident {ident}, or no queue with pk {queue_pk}")
+        if reply[0] == "RUNNING":
+            raise JobNotInStatus(ident, "r", "place")
+        return _changes(reply[1:])
+
+    args: dict[str, str | Sequence[str]] = {
+        "namespace": namespace,
+        "repr": subject.repr,
+        "recipe": subject.recipe,
+        "pk": subject.pk,
+        "queue_recipe": queue_recipe,
+        "queue_pk": queue_pk,
+        "prepend": "1" if prepend else "0",
+        "delay_kind": delay.kind,
+        "delay_value": delay.value,
+        "token": token,
+    }
+    return Call("place", _keys(namespace), args, read)
+
+
+def claim(
+    namespace: str,
+    queue_model: str,
+    token: str,
+    worker: str,
+    lease_seconds: float,
+    start: str,
+    names: Sequence[str],
+    keys: Sequence[str] = (),
+    by_keys: bool = False,
+) -> Call[Taken]:
+    """Take the next job.
+
+    Args:
+        queue_model: the key prefix of the queue model, `jobs:queue`.
+        start: what the field `start` of the job becomes.
+        names: of queues, in the order of preference between equal priorities.
+        keys: of waiting lists to look at too; with `by_keys` in their order, and nowhere else.
+    """
+
+    def read(reply: Reply) -> Taken:
+        kind = reply[0]
+        if kind == "EMPTY":
+            return Taken(kind, _seconds(reply[1]))
+        if kind == "UNKNOWN":
+            return Taken(kind, None, reply[1], reply[2])
+        _, ident, queue_key, name, due, *rest = reply
+        if kind != "CLAIMED":
+            return Taken(kind, _seconds(due), ident, queue_key, name, rest[0] if rest else "")
+        status, identifier, priority, tries, cancel, *changes = rest
+        held = Claim(
+            ident,
+            token,
+            worker,
+            queue_key,
+            name,
+            status,
+            identifier,
+            priority,
+            int(tries),
+            cancel,
+            start,
+            _changes(changes),
+        )
+        return Taken(kind, _seconds(due), ident, queue_key, name, status, held)
+
+    args: dict[str, str | Sequence[str]] = {
+        "namespace": namespace,
+        "queue_model": queue_model,
+        "token": token,
+        "lease_seconds": repr(lease_seconds),
+        "start": start,
+        "by_keys": "1" if by_keys else "0",
+        "names_count": str(len(names)),
+        "names_and_keys": [*names, *keys],
+    }
+    return Call("claim", _keys(namespace), args, read)
+
+
+def _seconds(text: str) -> float | None:
+    return float(text) if text else None
+
+
+def finish(namespace: str, held: Claim, end: str) -> Call[Ended]:
+    """Record the success of a job. Raises LeaseLost on reading."""
+    args = {
+        "namespace": namespace,
+        "ident": held.ident,
+        "token": held.token,
+        "worker": held.worker,
+        "queue": held.queue_key,
+        "end": end,
+    }
+
+    def read(reply: Reply) -> Ended:
+        if reply[0] == "CHANGED":
+            return Ended(reply[0], reply[1])
+        return Ended(_not_lost(reply[0], held), changes=_changes(reply[1:]))
+
+    return Call("finish", _keys(namespace), args, read)
+
+
+def _not_lost(kind: str, held: Claim) -> str:
+    if kind == "LOST":
+        raise LeaseLost(held.ident)
+    return kind
+
+
+def fail(namespace: str, held: Claim, end: str, requeue_times: int | None, record: str) -> Call[Ended]:
+    """Record the error of a job. Raises LeaseLost or JobAlreadyExists on reading.
+
+    Args:
+        requeue_times: how often it may be requeued after errors, None: not at all.
+        record: its Error, or ''.
+    """
+    args = {
+        "namespace": namespace,
+        "ident": held.ident,
+        "token": held.token,
+        "worker": held.worker,
+        "queue": held.queue_key,
+        "end": end,
+        "requeue_times": "" if requeue_times is None else str(requeue_times),
+        "record": record,
+    }
+
+    def read(reply: Reply) -> Ended:
+        _not_taken(reply, "error")
+        kind = _not_lost(reply[0], held)
+        if kind == "GONE":
+            return Ended(kind)
+        _, error_pk, to_be_requeued, priority, *changes = reply
+        return Ended(kind, "e", error_pk, to_be_requeued == "1", priority, _changes(changes))
+
+    return Call("fail", _keys(namespace), args, read)
+
+
+def skip(namespace: str, held: Claim) -> Call[Ended]:
+    """Let go of a job that is not to be run. Raises LeaseLost on reading."""
+    args = {"namespace": namespace, "ident": held.ident, "token": held.token, "worker": held.worker}
+    return Call(
+        "skip",
+        _keys(namespace),
+        args,
+        lambda reply: Ended(_not_lost(reply[0], held), changes=_changes(reply[1:])),
+    )
+
+
+def promote(
+    namespace: str, queue_model: str, queue_pk: str, limit: int = 100, unresolvable: Sequence[str] = ()
+) -> Call[Promoted]:
+    """Move the due jobs of a queue to its waiting list, `limit` of them at most."""
+
+    def read(reply: Reply) -> Promoted:
+        kind = reply[0]
+        if kind == "UNKNOWN":
+            return Promoted(kind, ident=reply[1])
+        if kind == "LOCKED":
+            return Promoted(kind)
+        rest = reply[4:]
+        count = int(reply[3])
+        return Promoted(kind, reply[1] == "1", gone=tuple(rest[count:]), changes=_changes(rest[:count]))
+
+    args: dict[str, str | Sequence[str]] = {
+        "namespace": namespace,
+        "queue_model": queue_model,
+        "queue_pk": queue_pk,
+        "limit": str(limit),
+        "unresolvable": list(unresolvable),
+    }
+    return Call("promote", _keys(namespace), args, read)
+
+
+def recover(namespace: str, queue_model: str) -> Call[Recovered]:
+    """Give the jobs whose lease lapsed back."""
+
+    def read(reply: Reply) -> Recovered:
+        count = int(reply[2])
+        rest = reply[3:]
+        return Recovered(tuple(rest[count:]), _changes(rest[:count]))
+
+    return Call("recover", _keys(namespace), {"namespace": namespace, "queue_model": queue_model}, read)
+
+
+def renew(namespace: str, lease_seconds: float, held: Iterable[Claim]) -> Call[tuple[str, ...]]:
+    """Prolong leases; answers the idents that are lost."""
+    pairs = [text for one in held for text in (one.ident, one.token)]
+    args: dict[str, str | Sequence[str]] = {
+        "namespace": namespace,
+        "lease_seconds": repr(lease_seconds),
+        "idents_and_tokens": pairs,
+    }
+    return Call("renew", _keys(namespace), args, lambda reply: tuple(reply[1:]))
+
+
+def reject(namespace: str, queue_key: str, ident: str, record: str) -> Call[bool]:
+    """Move an ident that nobody can run to the errors of its queue; False when it waits there no longer."""
+
+    def read(reply: Reply) -> bool:
+        _not_taken(reply, "error")
+        return bool(reply[0] == "OK")
+
+    return Call("reject", _keys(namespace), {"queue": queue_key, "ident": ident, "record": record}, read)
+
+
+def register(namespace: str, subject: Subject) -> Call[None]:
+    """Tell the registry what a class of jobs means."""
+    args = {"namespace": namespace, "repr": subject.repr, "recipe": subject.recipe}
+    return Call("register", _keys(namespace), args, lambda reply: None)

@@ -1,0 +1,95 @@
+"""The clock, durations, scores, imports."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+from importlib import import_module
+from typing import Any
+
+from .exceptions import InvalidArgument
+
+EPOCH = datetime(1970, 1, 1)
+
+
+def utcnow() -> datetime:
+    """Now, as the naive UTC datetime that all fields store."""
+    return datetime.now(timezone.utc).replace(tzinfo=None)
+
+
+def to_naive_utc(value: datetime) -> datetime:
+    """The same instant as a naive UTC datetime; a naive one is UTC already."""
+    if value.tzinfo is None:
+        return value
+    return value.astimezone(timezone.utc).replace(tzinfo=None)
+
+
+def parse_datetime(text: str) -> datetime:
+    """The naive UTC datetime that a field holds as text.
+
+    Raises:
+        ValueError: the text is not the representation of a datetime.
+    """
+    return to_naive_utc(datetime.fromisoformat(text[:-1] + "+00:00" if text.endswith("Z") else text))
+
+
+def datetime_to_score(value: datetime) -> float:
+    """Seconds since the epoch, the score of a delayed job: independent of the time zone of the machine."""
+    return (to_naive_utc(value) - EPOCH).total_seconds()
+
+
+def score_to_datetime(score: float) -> datetime:
+    """The naive UTC datetime of a score."""
+    return EPOCH + timedelta(seconds=score)
+
+
+def get_delta(value: float | timedelta) -> timedelta:
+    """A duration as a timedelta, from seconds or from a timedelta.
+
+    Raises:
+        InvalidArgument: neither a number nor a timedelta, or out of the range of datetimes.
+    """
+    if isinstance(value, timedelta):
+        return value
+    try:
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return timedelta(seconds=value)
+    except (OverflowError, ValueError):  # more than a timedelta holds, or nan
+        pass
+    raise InvalidArgument("delta", value, "an int, a float or a timedelta object")
+
+
+def compute_delayed_until(
+    delayed_for: float | timedelta | None = None, delayed_until: datetime | None = None
+) -> datetime | None:
+    """When a job may start, as a naive UTC datetime; None when it is not delayed.
+
+    Args:
+        delayed_for: from now, in seconds or a timedelta; not with `delayed_until`.
+        delayed_until: aware datetimes are converted, naive ones are UTC.
+    Raises:
+        InvalidArgument: both are given, or one has a wrong type.
+    """
+    if delayed_for is not None and delayed_until is not None:
+        raise ValueError("delayed_until and delayed_for arguments are exclusive")
+    if delayed_for is not None:
+        try:
+            return utcnow() + get_delta(delayed_for)
+        except (InvalidArgument, OverflowError):
+            raise InvalidArgument("delayed_for", delayed_for, "an int, a float or a timedelta object") from None
+    if delayed_until is None:
+        return None
+    if not isinstance(delayed_until, datetime):
+        raise InvalidArgument("delayed_until", delayed_until, "a datetime object")
+    return to_naive_utc(delayed_until)
+
+
+def import_class(class_uri: str) -> Any:
+    """What a dotted path names: a class, or a function of a module.
+
+    Raises:
+        ImportError, AttributeError, ValueError: as Python raises them.
+    """
+    module_name, _, name = class_uri.rpartition(".")
+    if not module_name:
+        raise ImportError(f"{class_uri!r} is not a dotted path")
+    return getattr(import_module(module_name), name)

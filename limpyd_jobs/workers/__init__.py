@@ -1,0 +1,7 @@
+"""Those who run jobs."""
+
+from .base import LOGGER_NAME
+from .blocking import Worker
+from .config import WorkerConfig
+
+__all__ = ["LOGGER_NAME", "Worker", "WorkerConfig"]

@@ -1,0 +1,314 @@
+"""What all workers share: options, the state of a run, signals, messages, hooks that only tell."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterable
+from datetime import datetime, timedelta
+from types import FrameType
+from typing import Any
+
+from .. import recipes
+from ..exceptions import ConfigurationException, InvalidArgument
+from ..models import Error, Job, Queue
+from ..statuses import STATUSES
+from ..utils import get_delta, utcnow
+from .doorbell import Alarm
+
+LOGGER_NAME = "limpyd-jobs"
+
+
+class BaseWorker:
+    """The options of a worker and everything that it does without Redis.
+
+    Each option is an argument of the constructor and a class attribute; the argument wins. Durations are seconds.
+    """
+
+    queues: Any = None
+    queue_model: Any = Queue
+    error_model: Any = Error
+    logger_name = LOGGER_NAME
+    logger_level: int = logging.INFO
+    save_errors = True
+    save_tracebacks = True
+    max_loops = 1000
+    max_duration: Any = None
+    terminate_gracefuly = True
+    terminate_gracefully: bool | None = None  # the same option, well spelt; wins when set
+    callback: Any = None
+    timeout: float = 30
+    fetch_priorities_delay: float = 25
+    fetch_delayed_delay: float = 25
+    requeue_times = 0
+    requeue_priority_delta = -1
+    requeue_delay_delta: float = 30
+    lease_seconds: float = 30
+
+    parameters: tuple[str, ...] = (
+        "queues",
+        "callback",
+        "queue_model",
+        "error_model",
+        "logger_name",
+        "logger_level",
+        "save_errors",
+        "save_tracebacks",
+        "max_loops",
+        "max_duration",
+        "terminate_gracefuly",
+        "timeout",
+        "fetch_priorities_delay",
+        "fetch_delayed_delay",
+        "requeue_times",
+        "requeue_priority_delta",
+        "requeue_delay_delta",
+    )
+    more_parameters: tuple[str, ...] = ("terminate_gracefully", "lease_seconds")
+
+    def __init__(self, queues: Any = None, **kwargs: Any) -> None:
+        """Take and check the options, prepare the logger and the signals.
+
+        Args:
+            queues: names as a list, a tuple, or a string with commas.
+            kwargs: any of `parameters`, and `lease_seconds`.
+        Raises:
+            ConfigurationException: an option cannot work.
+        """
+        self._take_options({"queues": queues, **kwargs})
+        self.queues = self._parse_queues(self.queues)
+        self._assert_correct_model(self.queue_model, Queue, "queue")
+        self._assert_correct_model(self.error_model, Error, "error")
+        self._check_numbers()
+        self._prepare_callback()
+
+        self._alarm = Alarm()
+        self._status_callbacks: list[Callable[[Any], None]] = []
+        self.keys: list[str] = []
+        self.status: str | None = None
+        self.num_loops = 0
+        self.end_forced = False
+        self.end_signal_caught = False
+        self.start_date: datetime | None = None
+        self.end_date: datetime | None = None
+        self.wanted_end_date: datetime | None = None
+        self._former_handlers: dict[int, Any] = {}
+        self.set_logger()
+        if self.terminate_gracefuly:
+            self.handle_end_signal()
+
+    # --- Options
+
+    def _take_options(self, options: dict[str, Any]) -> None:
+        for name, value in options.items():
+            if name not in (*self.parameters, *self.more_parameters):
+                warnings.warn(f"{type(self).__name__} has no option {name!r}: it is ignored", stacklevel=4)
+            elif value is not None:
+                setattr(self, name, value)
+        if "terminate_gracefuly" in options and options.get("terminate_gracefully") is None:
+            self.terminate_gracefully = None
+        if self.terminate_gracefully is not None:
+            self.terminate_gracefuly = self.terminate_gracefully
+        self.terminate_gracefully = self.terminate_gracefuly
+
+    @staticmethod
+    def _parse_queues(queues: Any) -> list[str]:
+        if queues is None or queues == "":
+            raise ConfigurationException("The queue(s) to use are not defined: give queues, or set it on the class")
+        if not isinstance(queues, (str, Iterable)) or isinstance(queues, bytes):
+            raise ConfigurationException(
+                f"Invalid queues: {queues!r}: must be a list of names, or a string with commas"
+            )
+        names = queues.split(",") if isinstance(queues, str) else list(queues)
+        if not names:
+            raise ConfigurationException("The queue(s) to use are not defined: the list is empty")
+        try:
+            return [recipes.to_queue_name(name) for name in names]
+        except InvalidArgument as error:
+            raise ConfigurationException(f"Invalid queues: {queues!r}: each name must be {error.accepted}") from error
+
+    @staticmethod
+    def _assert_correct_model(model: Any, reference: type, name: str) -> None:
+        if not isinstance(model, type) or not issubclass(model, reference):
+            raise ConfigurationException(f"The {name} model must be a subclass of {reference.__name__}")
+
+    def _check_numbers(self) -> None:
+        if self.max_duration is not None:
+            self.max_duration = get_delta(self.max_duration)
+        for name in ("max_loops", "requeue_times", "requeue_priority_delta"):
+            if not isinstance(getattr(self, name), int) or isinstance(getattr(self, name), bool):
+                raise ConfigurationException(f"Invalid {name}: {getattr(self, name)!r}: must be an integer")
+        not_negative = ("max_loops", "timeout", "requeue_times", "fetch_priorities_delay", "fetch_delayed_delay")
+        for name in not_negative:
+            self._check_seconds(name, getattr(self, name))
+        delay = self.requeue_delay_delta
+        self._check_seconds("requeue_delay_delta", delay.total_seconds() if isinstance(delay, timedelta) else delay)
+        if not isinstance(self.lease_seconds, (int, float)) or self.lease_seconds <= 0:
+            raise ConfigurationException(f"Invalid lease_seconds: {self.lease_seconds!r}: must be more than 0")
+
+    @staticmethod
+    def _check_seconds(name: str, value: Any) -> None:
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not value >= 0:
+            raise ConfigurationException(f"Invalid {name}: {value!r}: must be a number, 0 or more")
+
+    def _prepare_callback(self) -> None:
+        """Without a callback, `execute`; a function of two arguments on the class is one, not a method."""
+        on_class = inspect.getattr_static(type(self), "callback", None)
+        is_function = inspect.isfunction(on_class) and "callback" not in vars(self)
+        if is_function and len(inspect.signature(on_class).parameters) == 2:
+            self.callback = on_class
+        if self.callback is None:
+            self.callback = self.execute
+        if not callable(self.callback):
+            raise ConfigurationException(f"The callback is not callable: {self.callback!r}")
+
+    # --- Logger, signals
+
+    def set_logger(self) -> None:
+        """Set `logger`, from `logger_name` and `logger_level`."""
+        self.logger = logging.getLogger(self.logger_name)
+        self.logger.setLevel(self.logger_level)
+
+    def handle_end_signal(self) -> None:
+        """Let `catch_end_signal` handle SIGINT and SIGTERM; only the main thread may."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._former_handlers[number] = signal.signal(number, self.catch_end_signal)
+
+    def stop_handling_end_signal(self) -> None:
+        """Put back the handlers that `handle_end_signal` found."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number, handler in self._former_handlers.items():
+            signal.signal(number, handler)
+        self._former_handlers.clear()
+
+    def catch_end_signal(self, signum: int | None, frame: FrameType | None) -> None:
+        """Ask the worker to end: after its job, or at once when it waits."""
+        name = signal.Signals(signum).name if signum else "an end"
+        when = "after current job" if self.status == "running" else "now"
+        self.log(f"Caught {name} signal: stopping {when}", level="critical")
+        self.end_signal_caught = self.end_forced = True
+
+    @property
+    def end_forced(self) -> bool:
+        """Must the worker end after its current job? Set it at any time, from any thread: a waiting worker wakes."""
+        return self._end_forced
+
+    @end_forced.setter
+    def end_forced(self, value: bool) -> None:
+        self._end_forced = value
+        if value:
+            self._alarm.ring()
+
+    def must_stop(self) -> bool:
+        """Is it time to end: by a signal, `end_forced`, `max_loops` or `max_duration`?"""
+        if self.end_forced or self.end_signal_caught or self.num_loops >= self.max_loops:
+            return True
+        return self.wanted_end_date is not None and utcnow() >= self.wanted_end_date
+
+    # --- State
+
+    @property
+    def id(self) -> str:
+        """What names the worker in the log."""
+        return str(threading.get_ident())[-6:]
+
+    @property
+    def elapsed(self) -> timedelta | None:
+        """How long the run has lasted, or did; None before it."""
+        return (self.end_date or utcnow()) - self.start_date if self.start_date else None
+
+    def set_status(self, status: str) -> None:
+        """Change `status`, and tell those who asked to know."""
+        self.status = status
+        self._tell_status()
+
+    def _tell_status(self) -> None:
+        for callback in self._status_callbacks:
+            callback(self)
+
+    def _add_update_status_callback(self, callback: Callable[[Any], None]) -> None:
+        self._status_callbacks.append(callback)
+
+    def log(self, message: str, level: str = "info") -> None:
+        """Log a message with the id of the worker in front."""
+        getattr(self.logger, level)("[%s] %s", self.id, message)
+
+    # --- The run
+
+    def execute(self, job: Job, queue: Queue) -> Any:
+        """What is done with a job without a callback: its own `run`."""
+        return job.run(queue)
+
+    def run_started(self) -> None:
+        """Called when the keys are known, before the first job."""
+        self.log("Run started.")
+
+    def run_ended(self) -> None:
+        """Called at the end of `run`."""
+        self.log(f"Run terminated, with {self.num_loops} loops (duration={self.elapsed})")
+
+    def additional_error_fields(
+        self, job: Job, queue: Queue, exception: BaseException, trace: str | None = None
+    ) -> dict[str, Any]:
+        """Fields of a subclass of Error to save with the error of a job."""
+        return {}
+
+    # --- Messages
+
+    @staticmethod
+    def _place_of(job: Job, queue: Queue) -> str:
+        """`[queue|pk|identifier]`, as each message about a job begins."""
+        claim = job._claim or job._last_claim
+        name = claim.queue_name if claim and claim.queue_name else queue.name.hget()
+        identifier = claim.identifier if claim and claim.queue_name else job.identifier.hget()
+        return f"[{name}|{job.pk.get()}|{identifier}]"
+
+    def job_started_message(self, job: Job, queue: Queue) -> str:
+        """What `job_started` logs."""
+        return f"{self._place_of(job, queue)} starting"
+
+    def job_success_message(self, job: Job, queue: Queue, job_result: Any) -> str:
+        """What `job_success` logs."""
+        return f"{self._place_of(job, queue)} success, in {job._cached_duration or job.duration}"
+
+    def job_error_message(
+        self, job: Job, queue: Queue, to_be_requeued: bool, exception: BaseException, trace: str | None = None
+    ) -> str:
+        """What `job_error` logs."""
+        end = "requeued" if to_be_requeued else "NOT requeued"
+        return f"{self._place_of(job, queue)} error: {exception} [{end}]"
+
+    def job_requeue_message(self, job: Job, queue: Queue) -> str:
+        """What `requeue_job` logs."""
+        priority, until = self._moved_to(job)
+        delay = f", delayed until {until}" if until else ""
+        return f"{self._place_of(job, queue)} requeued with priority {priority}{delay}"
+
+    def job_skipped_message(self, job: Job, queue: Queue) -> str:
+        """What `job_skipped` logs."""
+        status = STATUSES.by_value(job._cached_status or job.status.hget(), "UNKNOWN")
+        return f"{self._place_of(job, queue)} job skipped (current status: {status})"
+
+    def job_delayed_message(self, job: Job, queue: Queue) -> str:
+        """What `job_delayed` logs."""
+        return f"{self._place_of(job, queue)} job delayed until {self._moved_to(job)[1] or None}"
+
+    @staticmethod
+    def _moved_to(job: Job) -> tuple[str, str | None]:
+        """The priority and the `delayed_until` that the last move of a job gave it."""
+        if job._moved:
+            return job._moved.priority, job._moved.delayed_until
+        priority, until = job.hmget("priority", "delayed_until")
+        return priority or "0", until
+
+
+def new_worker_key() -> str:
+    """A name for a worker in its tokens, unlike any other's."""
+    return os.urandom(8).hex()
