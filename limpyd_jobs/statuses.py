@@ -41,10 +41,10 @@ STATUSES = Statuses()
 
 # From each status, those that a transition of ours leads to. `docs/states.md` draws it, the property test walks it.
 FOLLOWERS: dict[str, frozenset[str]] = {
-    STATUSES.WAITING: frozenset("wdrce"),
-    STATUSES.DELAYED: frozenset("wdc"),
+    STATUSES.WAITING: frozenset("wdrc"),
+    STATUSES.DELAYED: frozenset("wdce"),
     STATUSES.RUNNING: frozenset("wdsec"),
-    STATUSES.SUCCESS: frozenset(),
+    STATUSES.SUCCESS: frozenset("wd"),
     STATUSES.ERROR: frozenset("wd"),
-    STATUSES.CANCELED: frozenset("wd"),
+    STATUSES.CANCELED: frozenset("wde"),
 }

@@ -42,4 +42,6 @@ def database(redis_server: RedisServer) -> Iterator[JobsDatabase]:
     redis_server.client().flushall()
     jobs_database.connect(**redis_server.settings)
     yield jobs_database
-    jobs_database.connect(**redis_server.settings)
+    if BaseJobsModel.database is not jobs_database:
+        BaseJobsModel.use_database(jobs_database)
+    jobs_database.reset(**redis_server.settings)

@@ -11,6 +11,7 @@
 --   jobs:due:queue:<name>        sorted set: pk of a queue -> when its first delayed job is due
 --   jobs:queues:queue:<name>     hash: priority -> pk of the queue
 --   jobs:doorbell:queue:<name>   list: one item for each thing that a waiting worker may want to look at
+--   jobs:job:last_queued         hash: identifier -> pk of the job added last, for identifiers that many records share
 
 local MAX_RINGS = 100
 local DONE_SECONDS = 3600

@@ -2,7 +2,8 @@
 -- KEYS: models
 -- ARGV: namespace ident token worker queue end requeue_times record
 -- `record` is '' when errors are not saved. A job that has run at most `requeue_times` times and has no
--- `cancel_on_error` is to be requeued: its lease stays, so that it is safe until it is. '' as `requeue_times`: never.
+-- `cancel_on_error`, and was not canceled meanwhile, is to be requeued: its lease stays, so that it is safe until it is.
+-- '' as `requeue_times`: never. The priority in the reply is the queue's.
 -- Replies:
 --   OK error_pk to_be_requeued priority changed...      error_pk is '' without a record
 --   ALREADY '' to_be_requeued priority      this end is recorded: the call was repeated
@@ -15,21 +16,22 @@ local state = guard(namespace, ident, token, worker, '/fail')
 if state == 'LOST' then return {state} end
 local repr, pk = split_ident(ident)
 local recipe = recipe_of(namespace, repr)
-local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'status', 'tries', 'cancel_on_error', 'priority')
+local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'status', 'tries', 'cancel_on_error')
+local queue_priority = redis.call('HGET', queue .. ':hash', 'priority') or '0'
 if not values[1] then
   drop_lease(namespace, ident, token)
   return {'GONE'}
 end
 if state == 'ALREADY' then
   local is_held = redis.call('HGET', namespace .. ':claims', ident) == token
-  return {state, '', is_held and '1' or '0', values[4] or '0'}
+  return {state, '', is_held and '1' or '0', queue_priority}
 end
 local record = ARGV[8] ~= '' and cjson.decode(ARGV[8])
 local conflict = record and taken(record)
 if conflict then return {'TAKEN', conflict} end
 
 local may_again = requeue_times and (tonumber(values[2] or '0') or 0) <= requeue_times
-local to_be_requeued = token ~= '' and may_again and (values[3] or '') == ''
+local to_be_requeued = token ~= '' and may_again and (values[3] or '') == '' and values[1] ~= 'c'
 if to_be_requeued then
   write_fields(recipe, pk, {'status', 'end'}, {'e', ARGV[6]})
 else
@@ -39,4 +41,4 @@ end
 redis.call('RPUSH', queue .. ':errors', ident)
 local error_pk = record and create(record) or ''
 mark_done(namespace, token, worker, '/fail')
-return {'OK', error_pk, to_be_requeued and '1' or '0', values[4] or '0', unpack(changed)}
+return {'OK', error_pk, to_be_requeued and '1' or '0', queue_priority, unpack(changed)}

@@ -1,7 +1,7 @@
 -- move: put a job in a queue, now or later, from wherever it is.
 -- KEYS: models
 -- ARGV: namespace repr recipe pk queue_recipe queue_record queue_name priority prepend delay_kind delay_value token hold lease_seconds
--- `priority` is '' for the job's own; `queue_record` is for the given one. With `hold`, the job is leased under this
+-- An ended job begins anew, without its `start` and `end`. `priority` is '' for the job's own; `queue_record` is for the given one. With `hold`, the job is leased under this
 -- token instead of entering the queue: the caller puts it there with `place`.
 -- Replies:
 --   OK queue priority delayed_until changed...      delayed_until is '' when it waits
@@ -23,9 +23,11 @@ if not queue and ARGV[8] == '' then return {'NO_QUEUE', priority} end
 queue = queue or remember_queue(namespace, queue_recipe, name, priority, create(cjson.decode(ARGV[6])))
 
 register(namespace, repr, ARGV[3])
+local status = redis.call('HGET', recipe.key .. ':' .. pk .. ':hash', 'status')
 if holder then drop_lease(namespace, ident, token) else leave_anywhere(queue_recipe, recipe, pk, ident) end
 write_fields(recipe, pk, {'status', 'queued', 'priority', 'delayed_until', 'queue_key'},
   {due and 'd' or 'w', '1', priority, due and format_date(due) or false, queue})
+if status == 's' or status == 'e' then write_fields(recipe, pk, {'start', 'end'}, {false, false}) end
 if hold ~= '' then
   take_lease(namespace, ident, hold, now() + lease_seconds)
 else

@@ -11,7 +11,7 @@ from optparse import OptionParser
 
 from ..exceptions import ConfigurationException
 from ..workers import WorkerConfig
-from ..workers.config import import_path, show_name
+from ..workers.config import import_path, show_name, split_program
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -20,25 +20,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     `--pythonpath` and `--worker-config` are read first, so that the rest can be imported from the one, by the other.
 
     Args:
-        argv: the program and its arguments; `sys.argv` when None.
+        argv: the program and its arguments; `sys.argv` when None or empty; the program may be left out.
     Raises:
         SystemExit: for `--help`, `--version`, and a mistake in the arguments (exit code 2).
     """
-    early = read_early_options(sys.argv if argv is None else argv)
+    program, arguments = split_program(argv)
+    early = read_early_options(arguments)
     sys.path[:0] = find_directories(filter(None, early.pythonpath))
-    config_class = load_config_class(early.worker_config) if early.worker_config else WorkerConfig
-    # as in version 2, and for subclasses whose __init__ takes nothing
-    config = config_class() if argv is None else config_class(argv)
+    path = early.worker_config
+    config_class = load_config_class(path, os.path.basename(program)) if path else WorkerConfig
+    # without arguments as in version 2, and for subclasses whose __init__ takes none
+    config = config_class(argv) if argv else config_class()
     config.execute()
 
 
-def read_early_options(argv: Sequence[str]) -> argparse.Namespace:
+def read_early_options(arguments: list[str]) -> argparse.Namespace:
     """The two options that matter before the others; those are left alone, as only the WorkerConfig knows them all."""
     parser = argparse.ArgumentParser(add_help=False)
     # values can be missing here: it is for the real parser to complain
     parser.add_argument("--pythonpath", action="append", nargs="?", default=[])
     parser.add_argument("--worker-config", nargs="?")
-    return parser.parse_known_args(list(argv))[0]
+    return parser.parse_known_args(arguments)[0]
 
 
 def find_directories(patterns: Iterable[str]) -> list[str]:
@@ -46,9 +48,9 @@ def find_directories(patterns: Iterable[str]) -> list[str]:
     return [os.path.abspath(path) for pattern in patterns for path in sorted(glob.glob(pattern)) or [pattern]]
 
 
-def load_config_class(path: str) -> type[WorkerConfig]:
+def load_config_class(path: str, program: str) -> type[WorkerConfig]:
     """The class that `--worker-config` names; ends the program when there is none."""
-    parser = OptionParser(usage=f"%prog [options]\n\n{WorkerConfig.help}")
+    parser = OptionParser(prog=program, usage=f"%prog [options]\n\n{WorkerConfig.help}")
     try:
         found = import_path(path)
     except ConfigurationException as error:

@@ -86,6 +86,7 @@ class BaseWorker:
         self._check_numbers()
         self._prepare_callback()
 
+        self._id = str(threading.get_ident())[-6:]
         self._alarm = Alarm()
         self._status_callbacks: list[Callable[[Any], None]] = []
         self.keys: list[str] = []
@@ -137,8 +138,11 @@ class BaseWorker:
             raise ConfigurationException(f"The {name} model must be a subclass of {reference.__name__}")
 
     def _check_numbers(self) -> None:
-        if self.max_duration is not None:
-            self.max_duration = get_delta(self.max_duration)
+        try:
+            self.max_duration = None if self.max_duration is None else get_delta(self.max_duration)
+        except InvalidArgument as error:
+            message = f"Invalid max_duration: {self.max_duration!r}: must be {error.accepted}"
+            raise ConfigurationException(message) from error
         for name in ("max_loops", "requeue_times", "requeue_priority_delta"):
             if not isinstance(getattr(self, name), int) or isinstance(getattr(self, name), bool):
                 raise ConfigurationException(f"Invalid {name}: {getattr(self, name)!r}: must be an integer")
@@ -217,7 +221,7 @@ class BaseWorker:
     @property
     def id(self) -> str:
         """What names the worker in the log."""
-        return str(threading.get_ident())[-6:]
+        return self._id
 
     @property
     def elapsed(self) -> timedelta | None:

@@ -21,6 +21,7 @@ from ..utils import parse_datetime, score_to_datetime, utcnow
 from .base import BaseWorker, new_worker_key
 from .doorbell import Doorbell
 from .heartbeat import Heartbeat
+from .outage import Outage
 
 POLL_SECONDS = 1  # how often the waiting lists themselves are looked at, for programs that fill them and do not ring
 DELAY_SECONDS = 60  # of a job that asks to be delayed and does not say until when
@@ -50,6 +51,7 @@ class Worker(BaseWorker):
         self._next_due: float | None = None  # by the monotonic clock, as all that follow
         self._looked_at_keys = self._looked_at_delayed = self._updated_keys = self._recovered = float("-inf")
         self._doorbell: Doorbell | None = None
+        self._outage = Outage(lambda message: self.log(message, level="error"))
         own_keys = _overrides(type(self), Worker, "update_keys")
         self._has_own_keys = own_keys or _overrides(self.queue_model, Queue, "get_waiting_keys", "get_all_by_priority")
         self._has_own_success = _overrides(type(self), Worker, "job_success")
@@ -88,9 +90,10 @@ class Worker(BaseWorker):
         """
         if queue_redis_key not in self._known_queues:
             prefix, suffix = f"{self.queue_model._name}:", ":waiting"
-            if not (queue_redis_key.startswith(prefix) and queue_redis_key.endswith(suffix)):
+            pk = queue_redis_key.removeprefix(prefix).removesuffix(suffix)
+            if not pk or f"{prefix}{pk}{suffix}" != queue_redis_key:
                 raise DoesNotExist(f"No queue found with waiting key {queue_redis_key}")
-            self._known_queues[queue_redis_key] = self.queue_model(queue_redis_key[len(prefix) : -len(suffix)])
+            self._known_queues[queue_redis_key] = self.queue_model(pk)
         return self._known_queues[queue_redis_key]
 
     def requeue_delayed_jobs(self) -> None:
@@ -197,14 +200,16 @@ class Worker(BaseWorker):
             self.set_status("waiting")
             try:
                 found = self.wait_for_job()
-            except RedisError:
-                raise
-            except Exception:  # an override of get_job or get_queue
+                if found is not None:
+                    self.num_loops += 1
+                    self._process(*found)
+                self._outage.end()
+            except RedisError as error:
+                # A job whose end could not be recorded keeps its lease until that lapses, and then runs again.
+                self._alarm.wait(self._outage.next_pause(error))
+            except Exception:  # an override of a method that takes jobs
                 self.logger.exception("[%s] Unable to get job", self.id)
-                continue
-            if found is not None:
-                self.num_loops += 1
-                self._process(*found)
+                self._alarm.wait(self._outage.next_pause(None))
 
     # --- Taking a job
 
@@ -298,7 +303,14 @@ class Worker(BaseWorker):
         key = f"{taken.queue_key}:waiting"
         if key not in self.keys and not self._has_own_keys:
             self._refresh_keys()
-        queue, job = self.get_queue(key), self.get_job(taken.ident)
+        try:
+            queue, job = self.get_queue(key), self.get_job(taken.ident)
+        except RedisError:
+            raise
+        except Exception as error:  # of an override
+            self._held.pop(taken.ident, None)
+            self._fail_unseen(taken, error)
+            raise
         job._claim, job._cached_status = claim, taken.status
         return queue, job
 
@@ -321,13 +333,23 @@ class Worker(BaseWorker):
             self._reject(taken, error)
 
     def _reject(self, taken: Taken, error: JobClassError) -> None:
-        record = ""
-        if self.save_errors:
-            model_repr, _, pk = taken.ident.partition(":")
-            queue = self.get_queue(f"{taken.queue_key}:waiting")
-            values = Error._values(queue.name.hget(), model_repr, pk, "", error, None, None)
-            record = recipes.Record(self.error_model, values).text
+        record = self._record_of_unseen(taken, error)
         self._send(transitions.reject(self._namespace, taken.queue_key, taken.ident, record))
+
+    def _fail_unseen(self, taken: Taken, error: Exception) -> None:
+        """Record the error of a job that was claimed and cannot be had."""
+        if taken.claim is not None:
+            record = self._record_of_unseen(taken, error)
+            self._send(transitions.fail(self._namespace, taken.claim, str(utcnow()), None, record))
+
+    def _record_of_unseen(self, taken: Taken, error: Exception) -> str:
+        """The Error of a job of which there is only the ident."""
+        if not self.save_errors:
+            return ""
+        model_repr, _, pk = taken.ident.partition(":")
+        name = taken.queue_name or self.connection.hget(f"{taken.queue_key}:hash", "name") or ""
+        values = Error._values(name, model_repr, pk, taken.claim.identifier if taken.claim else "", error, None, None)
+        return recipes.Record(self.error_model, values).text
 
     # --- Running a job
 

@@ -57,21 +57,20 @@ class WorkerConfig:
     """
 
     help = "Run a worker using redis-limpyd-jobs"
-    option_list: Sequence[Option] = OPTIONS
+    option_list: tuple[Option, ...] = OPTIONS
     # What --print-options shows besides the parameters of the worker.
-    script_options: Sequence[str] = ("dry_run", "worker_config", "database", "worker_class")
+    script_options: tuple[str, ...] = ("dry_run", "worker_config", "database", "worker_class")
 
     def __init__(self, argv: Sequence[str] | None = None) -> None:
         """Read the arguments and import what they name; no database is contacted.
 
         Args:
-            argv: the program first, as in `sys.argv`, which is the default. The program may be left out.
+            argv: the program and its arguments; `sys.argv` when None or empty. The program may be left out.
         """
         self.argv = list(argv or sys.argv)
-        is_named = not argv or not self.argv[0].startswith("-")
-        self.prog_name = os.path.basename(self.argv[0] if is_named else sys.argv[0])
-        self._arguments = self.argv[1:] if is_named else self.argv
-        self.args = self.argv[:1] if is_named else []
+        program, self._arguments = split_program(argv)
+        self.prog_name = os.path.basename(program)
+        self.args = [program]
         self.logger_level: int | None = None
         self.database_config: Settings | None = None
         self.update_title = True
@@ -80,7 +79,6 @@ class WorkerConfig:
         self.parser = self.create_parser()
         self.options = Values()
         self.manage_options()
-        self.update_proc_title()
 
     # --- the arguments ---
 
@@ -104,11 +102,12 @@ class WorkerConfig:
     def manage_options(self) -> None:
         """Read the arguments, check each value, import what is named."""
         self.options, extra = self.parser.parse_args(self._arguments)
-        self.args += extra
+        self.args = [*self.args[:1], *extra]
         self.update_title = bool(self.options.update_title)
         self.check_arguments(extra)
         self._check_numbers()
         self._read_database()
+        self.update_proc_title()  # before the imports, which can take long: the whole command line is seen till then
         self.do_imports()
         self._read_logger_level()
 
@@ -297,6 +296,14 @@ class WorkerConfig:
             setproctitle(self.get_proc_title())
         finally:
             self._counts.may_be_old = False
+
+
+def split_program(argv: Sequence[str] | None) -> tuple[str, list[str]]:
+    """The program and its arguments; a list that begins with an option names no program: then it is the running one."""
+    if argv and argv[0].startswith("-"):
+        return sys.argv[0], list(argv)
+    program, *arguments = argv or sys.argv
+    return program, arguments
 
 
 # --- importing what the user names ---

@@ -35,6 +35,13 @@ class Alarm:
         with contextlib.suppress(BlockingIOError):  # the pipe is full: they are awake
             os.write(self._writer, b"!")
 
+    def wait(self, seconds: float) -> None:
+        """Wait for a ring, `seconds` at most."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self, selectors.EVENT_READ)
+            if selector.select(seconds):
+                self.clear()
+
     def clear(self) -> None:
         """Forget the rings so far."""
         with contextlib.suppress(BlockingIOError):

@@ -140,8 +140,8 @@ OPTIONS: tuple[Option, ...] = (
     make_option(
         "--database",
         help="The Redis database: redis://[user:password@]host:port/db, rediss://..., unix:///path?db=0, "
-        "embedded:///directory or host:port:db (default: the environment variable LIMPYD_JOBS_DATABASE, "
-        "else localhost:6379:0)",
+        "embedded:///directory or host:port:db (default: the environment variable LIMPYD_JOBS_DATABASE, where a "
+        "password is safer; else localhost:6379:0)",
     ),
     make_option(
         "--no-title",

@@ -59,9 +59,8 @@ class JobCounts:
         self.counted_at, self.counted_state = self.clock(), (worker.status, worker.num_loops)
         try:
             self.counts = worker.count_waiting_jobs(), worker.count_delayed_jobs()
-        except (
-            Exception
-        ):  # a title is decoration: whatever goes wrong here (the methods can be overridden) must end no worker
+        # A title is decoration: a count that fails must end no worker, and the methods can be overridden.
+        except Exception:
             self.counts = None
 
 

@@ -1,0 +1,263 @@
+"""Looking after a database of jobs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from . import recipes
+from .exceptions import JobClassError
+from .models import BaseJobsModel, Job, Queue
+from .statuses import STATUSES
+
+CHUNK = 500
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that is wrong in the books.
+
+    Attributes:
+        kind: `place` (a job is nowhere, in several places, or where its status does not belong), `lease`, `index`,
+            `queue` (a worker would find its jobs late), `identifier` (queued twice) or `key` (nothing owns it).
+        subject: the ident or the key that it is about.
+        detail: what is wrong, in a sentence.
+    """
+
+    kind: str
+    subject: str
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.subject}: {self.detail}"
+
+
+def check(queue_model: Any = Queue) -> list[Problem]:
+    """Check the books of a namespace: what is wrong in it, nothing when all is well.
+
+    Each job is in exactly one place, and its status says which; each index equals what the records say; each lease has
+    its token; each queue that holds work is known to hold it; no key is without an owner. Reads only.
+
+    Everything is read, in chunks: the time is proportional to the number of records. What workers change meanwhile may
+    be reported although nothing is wrong with it; then ask again.
+
+    Args:
+        queue_model: whose namespace and database are checked, with the models that this process has imported.
+    """
+    return list(_Books(queue_model).problems())
+
+
+def _chunks(items: Iterable[Any]) -> Iterator[list[Any]]:
+    iterator = iter(items)
+    while chunk := list(islice(iterator, CHUNK)):
+        yield chunk
+
+
+def _models(base: Any) -> Iterator[Any]:
+    for model in base.__subclasses__():
+        if not model.abstract:
+            yield model
+        yield from _models(model)
+
+
+# Where a job may be, by its status; `None` is nowhere.
+PLACES: dict[str, tuple[str | None, ...]] = {
+    STATUSES.WAITING: ("waiting", "leased"),
+    STATUSES.DELAYED: ("delayed", "waiting", "leased"),
+    STATUSES.RUNNING: ("leased",),
+    STATUSES.SUCCESS: (None,),
+    STATUSES.ERROR: (None, "leased"),
+    STATUSES.CANCELED: (None, "waiting", "delayed", "leased"),
+}
+
+
+class _Books:
+    """One reading of a namespace."""
+
+    def __init__(self, queue_model: Any) -> None:
+        self.queue_model = queue_model
+        self.client = queue_model.database.connection
+        self.namespace = queue_model.namespace or ""
+        self.known = self.client.hkeys(f"{self.namespace}:models")
+        self.models = list(self._find_models())
+        self.keys = set(self.client.scan_iter(match=f"{_escaped(self.namespace)}:*", count=1000))
+        self.owned: set[str] = set()
+        self.pks = {model: self.client.smembers(f"{model._name}:collection") for model in self.models}
+        self.places: dict[str, list[tuple[str, str]]] = defaultdict(list)
+
+    def _find_models(self) -> Iterator[Any]:
+        for model_repr in self.known:
+            try:
+                Job.class_of(f"{model_repr}:0")
+            except JobClassError:
+                continue  # its jobs are then reported as jobs without a record
+        for model in _models(BaseJobsModel):
+            is_here = (model.namespace or "") == self.namespace or recipes.get_model_repr(model) in self.known
+            if is_here and model.database is self.queue_model.database:
+                yield model
+
+    def problems(self) -> Iterator[Problem]:
+        yield from self._check_queues()
+        yield from self._check_leases()
+        for model in self.models:
+            if issubclass(model, Job):
+                yield from self._check_jobs(model)
+        for ident in self.places:
+            yield Problem("place", ident, f"it is in {self._where(ident)}, but has no record")
+        for model in self.models:
+            yield from self._check_indexes(model)
+        yield from self._check_keys()
+
+    def _where(self, ident: str) -> str:
+        return " and ".join(f"{place} ({key})" for place, key in self.places[ident]) or "no place"
+
+    def _ask(self, command: str, keys: Iterable[Any]) -> Iterator[Any]:
+        for chunk in _chunks(keys):
+            pipeline = self.client.pipeline(transaction=False)
+            for key in chunk:
+                getattr(pipeline, command)(*key) if isinstance(key, tuple) else getattr(pipeline, command)(key)
+            yield from pipeline.execute()
+
+    # --- Queues and leases
+
+    def _check_queues(self) -> Iterator[Problem]:
+        for model in self.models:
+            if not issubclass(model, Queue):
+                continue
+            for pk in self.pks[model]:
+                yield from self._check_queue(model, pk)
+
+    def _check_queue(self, model: Any, pk: str) -> Iterator[Problem]:
+        key = f"{model._name}:{pk}"
+        waiting = self.client.lrange(f"{key}:waiting", 0, -1)
+        delayed = self.client.zrange(f"{key}:delayed", 0, -1, withscores=True)
+        for ident in waiting:
+            self.places[ident].append(("waiting", key))
+        for ident, _ in delayed:
+            self.places[ident].append(("delayed", key))
+        name, priority = self.client.hmget(f"{key}:hash", "name", "priority")
+        if name is None:
+            return
+        ready = self.client.zscore(self._side("ready", model, name), pk)
+        if waiting and ready != float(priority or 0):
+            yield Problem("queue", key, f"jobs wait, and it is noted as ready with {ready}, not {priority}")
+        due = self.client.zscore(self._side("due", model, name), pk)
+        if delayed and (due is None or due > delayed[0][1] + 0.001):
+            yield Problem("queue", key, f"its first job is due at {delayed[0][1]}, and it is noted as due at {due}")
+
+    def _side(self, kind: str, model: Any, name: str) -> str:
+        return f"{self.namespace}:{kind}:{model._name[len(self.namespace) + 1 :]}:{name}"
+
+    def _check_leases(self) -> Iterator[Problem]:
+        claims = self.client.hgetall(f"{self.namespace}:claims")
+        for ident in self.client.zrange(f"{self.namespace}:leases", 0, -1):
+            self.places[ident].append(("leased", f"{self.namespace}:leases"))
+            token = claims.pop(ident, None)
+            if token is None or claims.pop(token, None) != ident:
+                yield Problem("lease", ident, "it is leased, and its token is not noted")
+        for left, right in claims.items():
+            yield Problem("lease", left, f"it is noted with {right}, and not leased")
+
+    # --- Jobs
+
+    def _check_jobs(self, model: Any) -> Iterator[Problem]:
+        names = ("status", "queued", "queue_key", "identifier")
+        pks = sorted(self.pks[model])
+        queued: dict[str, str] = {}
+        hashes = self._ask("hmget", ((f"{model._name}:{pk}:hash", names) for pk in pks))
+        for pk, (status, is_queued, queue_key, identifier) in zip(pks, hashes, strict=True):
+            ident = f"{model.get_model_repr()}:{pk}"
+            yield from self._check_job(ident, status, is_queued, queue_key)
+            self.places.pop(ident, None)
+            if is_queued and identifier is not None:
+                if identifier in queued:
+                    yield Problem("identifier", ident, f"{identifier!r} is queued already, as {queued[identifier]}")
+                queued[identifier] = ident
+
+    def _check_job(self, ident: str, status: str | None, queued: str | None, queue_key: str | None) -> Iterator[Problem]:
+        places = self.places.get(ident, [])
+        if len(places) > 1:
+            yield Problem("place", ident, f"it is in {self._where(ident)}")
+            return
+        place, key = places[0] if places else (None, None)
+        name = STATUSES.by_value(status, "no status")
+        if status is not None and place not in PLACES.get(status, (None,)):
+            yield Problem("place", ident, f"it is {name} and in {self._where(ident)}")
+        elif status is None and place is not None:
+            yield Problem("place", ident, f"it has no status and is in {self._where(ident)}")
+        elif place is not None and queued != "1":
+            yield Problem("place", ident, f"it is in {self._where(ident)}, and not marked as queued")
+        elif place is None and queued:
+            yield Problem("place", ident, f"it is {name} and marked as queued, but in no place")
+        elif place in ("waiting", "delayed") and queue_key not in (None, key):
+            yield Problem("place", ident, f"it is in {self._where(ident)}, and says {queue_key}")
+
+    # --- Indexes and keys
+
+    def _check_indexes(self, model: Any) -> Iterator[Problem]:
+        wanted: dict[str, dict[str, float]] = defaultdict(dict)
+        for field in model.get_fields():
+            if getattr(field, "indexable", False):
+                self._collect_entries(model, field, wanted)
+        for key in sorted(wanted.keys() | self._index_keys(model)):
+            self.owned.add(key)
+            if self.client.type(key) == "zset":
+                found = dict(self.client.zrange(key, 0, -1, withscores=True))
+            else:
+                found = dict.fromkeys(self.client.smembers(key), 0.0)
+            for member in sorted(wanted[key].keys() - found.keys()):
+                yield Problem("index", key, f"{member} is missing")
+            for member in sorted(found.keys() - wanted[key].keys()):
+                yield Problem("index", key, f"{member} is not of this value, or has no record")
+            for member in sorted(name for name in wanted[key].keys() & found if wanted[key][name] != found[name]):
+                yield Problem("index", key, f"{member} has the score {found[member]}, not {wanted[key][member]}")
+
+    def _collect_entries(self, model: Any, field: Any, wanted: dict[str, dict[str, float]]) -> None:
+        pks = sorted(self.pks[model])
+        if field.name in model._instancehash_fields:
+            values = self._ask("hget", ((f"{model._name}:{pk}:hash", field.name) for pk in pks))
+        else:
+            values = (model.from_pk(pk).get_field(field.name).proxy_get() for pk in pks)
+        for pk, value in zip(pks, values, strict=True):
+            # limpyd knows how each type of field splits into the values that are indexed
+            many = [value] if isinstance(value, str) else value
+            for parts in field._prepare_index_data(pk, many) if many else ():
+                for index in field._indexes:
+                    for _, key, *more in recipes._entries(index, parts) or []:
+                        score, prefix = more or ("0", "")
+                        wanted[key][f"{prefix}{pk}"] = float(score)
+
+    def _index_keys(self, model: Any) -> set[str]:
+        """The keys of the indexes of a model; those of foreign indexes are taken as they are."""
+        found = set()
+        for field in model.get_fields():
+            if not getattr(field, "indexable", False):
+                continue
+            keys = {key for key in self.keys if key.startswith(f"{model._name}:{field.name}:")}
+            if any(recipes._entries(index, ("",) * field._field_parts) is None for index in field._indexes):
+                self.owned |= keys
+            else:
+                found |= keys
+        return found
+
+    def _check_keys(self) -> Iterator[Problem]:
+        self.owned |= {f"{self.namespace}:{name}" for name in ("models", "leases", "claims")}
+        kinds = tuple(f"{self.namespace}:{kind}:" for kind in ("done", "doorbell", "ready", "due", "queues"))
+        for model in self.models:
+            self.owned |= {f"{model._name}:{name}" for name in ("collection", "max_pk", "last_queued")}
+            names = ["hash", *(name for name in model._fields if name not in model._instancehash_fields)]
+            if issubclass(model, Queue):
+                names.append("requeue_all_delayed_ready_jobs")  # a lock of version 2
+            self.owned |= {f"{model._name}:{pk}:{name}" for pk in self.pks[model] for name in names}
+        for key in sorted(self.keys - self.owned):
+            is_limpyds = ":lock-for-update:" in key or ":__index__:" in key
+            if not key.startswith(kinds) and not is_limpyds and self.client.exists(key):
+                yield Problem("key", key, "no record and no index owns it")
+
+
+def _escaped(text: str) -> str:
+    """The pattern that matches just this text."""
+    return "".join(f"\\{character}" if character in "*?[]\\^" else character for character in text)

@@ -1,0 +1,253 @@
+"""Random sequences of public operations by several clients, with workers that vanish between any two steps.
+
+After each step the books are right, and no job went from a status to one that does not follow it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+
+from limpyd_jobs import STATUSES, Job, Queue, Worker, admin, transitions
+from limpyd_jobs.exceptions import JobNotInStatus, LeaseLost
+from limpyd_jobs.statuses import FOLLOWERS
+from limpyd_jobs.utils import utcnow
+
+NAMES = ("mail", "print")
+identifiers = st.sampled_from(["a", "b", "c", "d"])
+names = st.sampled_from(NAMES)
+priorities = st.sampled_from([-1, 0, 1, 10])
+delays = st.sampled_from([None, -5, 0, 500])
+picks = st.integers(min_value=0, max_value=50)
+
+
+class MachineJob(Job):
+    """A job of its own class, so that nothing else is in the way."""
+
+
+class Books(RuleBasedStateMachine):
+    """Clients: this process as producer, and three workers that are stepped by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.running: list[tuple[Worker, Any, Any]] = []
+        self.statuses: dict[str, str | None] = {}
+
+    @initialize()
+    def start(self) -> None:
+        MachineJob.database.connection.flushdb()
+        self.workers = [
+            Worker(
+                NAMES,
+                terminate_gracefuly=False,
+                requeue_times=times,
+                requeue_delay_delta=delay,
+                lease_seconds=1000,
+                logger_name="machine",
+                logger_level=100,
+            )
+            for times, delay in ((0, 0), (3, 0), (3, 500))
+        ]
+
+    # --- What this needs
+
+    def jobs(self, *statuses: str) -> list[Any]:
+        found = [MachineJob.from_pk(pk) for pk in sorted(MachineJob.collection(), key=int)]
+        return [job for job in found if not statuses or job.status.hget() in statuses]
+
+    def pick(self, number: int, *statuses: str) -> Any:
+        found = self.jobs(*statuses)
+        return found[number % len(found)] if found else None
+
+    def by_hand(self, job: Any, status: str) -> None:
+        job.status.hset(status)
+        self.statuses[job.ident] = status
+
+    # --- Producers
+
+    @rule(identifier=identifiers, name=names, priority=priorities, prepend=st.booleans(), delay=delays)
+    def add(self, identifier: str, name: str, priority: int, prepend: bool, delay: int | None) -> None:
+        before = {job.ident: job.hgetall() for job in self.jobs(STATUSES.RUNNING)}
+        job = MachineJob.add_job(identifier, name, priority, prepend=prepend, delayed_for=delay)
+        assert job.identifier.hget() == identifier
+        if job.ident in before:
+            assert job.hgetall() == before[job.ident], "a running job is returned unchanged"
+
+    @rule(number=picks, priority=priorities)
+    def write_the_priority(self, number: int, priority: int) -> None:
+        if job := self.pick(number):
+            job.priority.hset(priority)
+
+    @rule(number=picks)
+    def cancel(self, number: int) -> None:
+        if job := self.pick(number, STATUSES.WAITING, STATUSES.DELAYED, STATUSES.RUNNING):
+            self.by_hand(job, STATUSES.CANCELED)
+
+    @rule(number=picks, seconds=st.sampled_from([None, -100, 500]))
+    def ask_to_be_delayed(self, number: int, seconds: int | None) -> None:
+        if job := self.pick(number, STATUSES.RUNNING):
+            until = "" if seconds is None else str(utcnow() + timedelta(seconds=seconds))
+            job.delayed_until.hset(until)
+            self.by_hand(job, STATUSES.DELAYED)
+
+    @rule(number=picks, name=names, priority=st.none() | priorities, delay=delays)
+    def requeue(self, number: int, name: str, priority: int | None, delay: int | None) -> None:
+        if job := self.pick(number):
+            status, is_held = job.status.hget(), self.is_held(job)
+            try:
+                job.requeue(name, priority, delayed_for=delay)
+            except JobNotInStatus:
+                assert status != STATUSES.ERROR or is_held
+            else:
+                assert status == STATUSES.ERROR and not is_held
+
+    def is_held(self, job: Any) -> bool:
+        return self.holder(job) is not None
+
+    @rule(number=picks, name=names, priority=st.none() | priorities, delay=delays, prepend=st.booleans())
+    def move(self, number: int, name: str, priority: int | None, delay: int | None, prepend: bool) -> None:
+        if job := self.pick(number, STATUSES.WAITING, STATUSES.DELAYED, STATUSES.RUNNING, STATUSES.ERROR):
+            until = None if delay is None else utcnow() + timedelta(seconds=delay)
+            is_held = self.is_held(job)
+            try:
+                job.enqueue_or_delay(name, priority, until, prepend)
+            except JobNotInStatus:
+                assert is_held
+            else:
+                assert not is_held
+
+    @rule(number=picks)
+    def delete_an_ended_job(self, number: int) -> None:
+        job = self.pick(number, STATUSES.SUCCESS, STATUSES.ERROR, STATUSES.CANCELED)
+        if job and not job.queued.hget():
+            self.statuses.pop(job.ident, None)
+            job.delete()
+
+    # --- Workers
+
+    @rule(who=picks)
+    def take(self, who: int) -> None:
+        worker = self.workers[who % len(self.workers)]
+        if found := worker._take():
+            self.running.append((worker, *found))
+
+    def next_running(self, number: int) -> tuple[Worker, Any, Any]:
+        return self.running.pop(number % len(self.running))
+
+    @precondition(lambda self: self.running)
+    @rule(number=picks, fails=st.booleans())
+    def end(self, number: int, fails: bool) -> None:
+        worker, queue, job = self.next_running(number)
+
+        def callback(job: Any, queue: Any) -> None:
+            if fails:
+                raise ValueError("boom")
+
+        before, is_ours = job.status.hget(), job._claim is not None and self.holder(job) == job._claim.token
+        worker.callback = callback
+        worker._process(queue, job)
+        if is_ours and before == STATUSES.CANCELED:
+            assert job.status.hget() == (STATUSES.ERROR if fails and job._is_written else STATUSES.CANCELED)
+        elif is_ours and before == STATUSES.RUNNING and not fails:
+            assert job.status.hget() == STATUSES.SUCCESS
+        elif not is_ours:
+            assert job.status.hget() == before, "only the holder of a lease records an end"
+
+    def holder(self, job: Any) -> str | None:
+        token: str | None = job.connection.hget("jobs:claims", job.ident)
+        return token
+
+    @precondition(lambda self: self.running)
+    @rule(number=picks)
+    def vanish(self, number: int) -> None:
+        self.next_running(number)
+
+    @precondition(lambda self: self.running)
+    @rule(number=picks)
+    def vanish_between_error_and_requeue(self, number: int) -> None:
+        worker, queue, job = self.next_running(number)
+        if job._cached_status == STATUSES.WAITING:
+            with contextlib.suppress(LeaseLost):
+                worker._fail(job, queue, ValueError("boom"), None)
+
+    @precondition(lambda self: self.running)
+    @rule(number=picks)
+    def repeat_the_end(self, number: int) -> None:
+        """The reply of the first was lost."""
+        worker, queue, job = self.next_running(number)
+        if job._claim is None:
+            return
+        call = transitions.finish("jobs", job._claim, str(utcnow()))
+        length = queue.success.llen()
+        try:
+            first = worker._send(call)
+        except LeaseLost:
+            return
+        if first.kind == "OK":
+            assert worker._send(call).kind == "ALREADY"
+            assert queue.success.llen() == length + 1
+
+    # --- Time
+
+    @rule()
+    def leases_lapse(self) -> None:
+        client = MachineJob.database.connection
+        for ident in client.zrange("jobs:leases", 0, -1):
+            client.zadd("jobs:leases", {ident: 1})
+
+    @rule(who=picks)
+    def recover(self, who: int) -> None:
+        self.workers[who % len(self.workers)]._recover()
+
+    @rule()
+    def delayed_jobs_become_due(self) -> None:
+        client, now = MachineJob.database.connection, time.time()
+        for name in NAMES:
+            for queue in Queue.get_all(name):
+                for ident in queue.delayed.zmembers():
+                    client.zadd(queue.delayed.key, {ident: now - 10.5})
+                    client.zadd(f"jobs:due:queue:{name}", {queue.pk.get(): now - 10.5})
+
+    @rule(who=picks)
+    def promote(self, who: int) -> None:
+        self.workers[who % len(self.workers)].requeue_delayed_jobs()
+
+    # --- What holds after each step
+
+    @invariant()
+    def the_books_are_right(self) -> None:
+        assert [str(problem) for problem in admin.check()] == []
+
+    @invariant()
+    def each_status_follows_the_former_one(self) -> None:
+        for job in self.jobs():
+            status, former = job.status.hget(), self.statuses.get(job.ident)
+            if former is not None and status != former:
+                assert status in reachable(former), f"{job.ident} went from {former} to {status}"
+            self.statuses[job.ident] = status
+
+
+def reachable(status: str) -> set[str]:
+    """What a step of a worker may lead to, which can be several transitions long."""
+    found, new = set(), {status}
+    while new:
+        found |= new
+        new = {after for before in new for after in FOLLOWERS[before]} - found
+    return found
+
+
+@pytest.mark.timeout(600)
+def test_the_books_are_right_after_any_sequence(database: Any) -> None:
+    run_state_machine_as_test(
+        Books,
+        settings=settings(
+            max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
+    )

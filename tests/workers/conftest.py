@@ -1,0 +1,35 @@
+"""What the tests of the workers share: the log, and the signal handlers as they were."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from limpyd_jobs import workers
+
+from .base import Log
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers() -> Iterator[None]:
+    """A worker that was made and never run leaves its handlers behind: they must not reach the next test."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, handlers, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def log() -> Iterator[Log]:
+    """What the workers log during the test; the level that a test gives the logger goes with it."""
+    handler = Log()
+    logger = logging.getLogger(workers.LOGGER_NAME)
+    level = logger.level
+    logger.addHandler(handler)
+    yield handler
+    logger.removeHandler(handler)
+    logger.setLevel(level)

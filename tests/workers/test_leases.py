@@ -1,0 +1,581 @@
+"""A job belongs to one worker at a time: claims, leases, heartbeats, recovery."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import pytest
+
+from limpyd_jobs import STATUSES, Error, Job, Queue, Worker, transitions
+from limpyd_jobs.exceptions import LeaseLost
+from limpyd_jobs.transitions import Claim
+from limpyd_jobs.utils import utcnow
+
+from ..base import wait_until
+from .base import Log, Running, claim_call, client, idle, leased, run, wait_until_lapsed, work
+
+pytestmark = pytest.mark.usefixtures("database")
+
+TOKEN = "somebody-1"
+
+
+class LeasesJob(Job):
+    queue_name = "test"
+    lost: ClassVar[list[tuple[str, str]]] = []
+
+    def run(self, queue: Any) -> str:
+        return "done"
+
+    def on_lease_lost(self, queue: Any) -> None:
+        self.lost.append((self.identifier.hget(), queue.name.hget()))
+
+
+class WithoutHooksJob(Job):
+    queue_name = "test"
+
+
+@pytest.fixture(autouse=True)
+def lost() -> list[tuple[str, str]]:
+    LeasesJob.lost.clear()
+    return LeasesJob.lost
+
+
+def send(call: Any) -> Any:
+    return transitions.send(client(), call)
+
+
+def claim(token: str = TOKEN, lease_seconds: float = 30) -> Claim:
+    """Take the next job as a worker would that the test plays."""
+    taken = send(claim_call(token, lease_seconds))
+    assert taken.claim is not None, taken
+    held: Claim = taken.claim
+    return held
+
+
+def vanish(job: Any) -> None:
+    """Take the next job and be never heard of again."""
+    held = claim("dead-1", lease_seconds=0.2)
+    assert held.ident == job.ident
+    wait_until_lapsed(job.ident)
+
+
+def recover() -> tuple[str, ...]:
+    recovered: tuple[str, ...] = send(transitions.recover("jobs", "jobs:queue")).idents
+    return recovered
+
+
+def take_away(job: Any) -> None:
+    """Let the lease of a job lapse, and another worker claim it."""
+    client().zadd("jobs:leases", {job.ident: 1})
+    assert recover() == (job.ident,)
+    assert claim("other-1").ident == job.ident
+
+
+def snapshot() -> dict[str, Any]:
+    """All that Redis holds."""
+    readers = {"string": "get", "hash": "hgetall", "set": "smembers"}
+    found = {}
+    for key in client().keys("*"):
+        kind = client().type(key)
+        if kind == "list":
+            found[key] = client().lrange(key, 0, -1)
+        elif kind == "zset":
+            found[key] = client().zrange(key, 0, -1, withscores=True)
+        else:
+            found[key] = getattr(client(), readers[kind])(key)
+    return found
+
+
+# --- Claims
+
+
+def test_a_claimed_job_is_running_and_leased() -> None:
+    job = LeasesJob.add_job("one")
+
+    held = claim()
+
+    assert (held.ident, held.token, held.identifier, held.queue_name) == (job.ident, TOKEN, "one", "test")
+    assert job.hmget("status", "tries", "queued") == [STATUSES.RUNNING, "1", "1"]
+    assert Queue.get_queue("test").waiting.lmembers() == []
+    assert leased() == [job.ident]
+
+
+def test_the_same_claim_sent_twice_gets_the_same_job_and_counts_one_try() -> None:
+    first, second = LeasesJob.add_job("one"), LeasesJob.add_job("two")
+    call = claim_call()
+
+    once, twice = send(call), send(call)
+
+    assert once.claim.ident == twice.claim.ident == first.ident
+    assert twice.status == once.status == STATUSES.WAITING
+    assert (twice.queue_key, twice.queue_name, twice.claim.tries) == (once.queue_key, once.queue_name, 1)
+    assert first.tries.hget() == "1"
+    assert second.status.hget() == STATUSES.WAITING
+
+
+def test_the_same_claim_sent_twice_gets_a_canceled_job_with_its_status() -> None:
+    job = LeasesJob.add_job("one")
+    job.status.hset(STATUSES.CANCELED)
+    call = claim_call()
+
+    once, twice = send(call), send(call)
+
+    assert (once.status, twice.status) == (STATUSES.CANCELED, STATUSES.CANCELED)
+    assert once.claim.ident == twice.claim.ident == job.ident
+
+
+def test_another_claim_gets_another_job() -> None:
+    first, second = LeasesJob.add_job("one"), LeasesJob.add_job("two")
+
+    assert [claim("a-1").ident, claim("b-1").ident] == [first.ident, second.ident]
+
+
+def test_a_second_entry_of_a_running_job_is_not_run() -> None:
+    job = LeasesJob.add_job("one")
+    claim()
+    client().rpush(Queue.get_queue("test").waiting.key, job.ident)
+    ran: list[str] = []
+
+    work(1, callback=lambda job, queue: ran.append("ran"))
+
+    assert ran == []
+    assert job.hmget("status", "tries", "queued") == [STATUSES.RUNNING, "1", "1"]
+    assert leased() == [job.ident]
+
+
+# --- Ends
+
+
+def test_a_finish_sent_twice_is_recorded_once() -> None:
+    job = LeasesJob.add_job("one")
+    call = transitions.finish("jobs", claim(), str(utcnow()))
+
+    kinds = [send(call).kind, send(call).kind]
+
+    assert kinds == ["OK", "ALREADY"]
+    assert Queue.get_queue("test").success.lmembers() == [job.ident]
+    assert leased() == []
+
+
+def test_a_failure_sent_twice_is_recorded_once() -> None:
+    job = LeasesJob.add_job("one")
+    call = transitions.fail("jobs", claim(), str(utcnow()), None, "")
+
+    kinds = [send(call).kind, send(call).kind]
+
+    assert kinds == ["OK", "ALREADY"]
+    assert Queue.get_queue("test").errors.lmembers() == [job.ident]
+    assert leased() == []
+
+
+def test_a_failure_to_be_requeued_sent_twice_says_so_twice() -> None:
+    job = LeasesJob.add_job("one")
+    call = transitions.fail("jobs", claim(), str(utcnow()), 1, "")
+
+    once, twice = send(call), send(call)
+
+    assert (once.kind, twice.kind) == ("OK", "ALREADY")
+    assert once.to_be_requeued is twice.to_be_requeued is True
+    assert leased() == [job.ident]
+
+
+def test_a_skip_sent_twice_is_recorded_once() -> None:
+    job = LeasesJob.add_job("one")
+    job.status.hset(STATUSES.CANCELED)
+    call = transitions.skip("jobs", claim())
+
+    kinds = [send(call).kind, send(call).kind]
+
+    assert kinds == ["OK", "ALREADY"]
+    assert job.queued.hget() is None
+    assert leased() == []
+
+
+def endings(held: Claim) -> dict[str, Any]:
+    return {
+        "finish": transitions.finish("jobs", held, str(utcnow())),
+        "fail": transitions.fail("jobs", held, str(utcnow()), 5, ""),
+        "skip": transitions.skip("jobs", held),
+    }
+
+
+@pytest.mark.parametrize("ending", ["finish", "fail", "skip"])
+def test_an_end_is_refused_to_whoever_has_lost_the_lease(ending: str) -> None:
+    job = LeasesJob.add_job("one")
+    held = claim()
+    take_away(job)
+    before = snapshot()
+
+    with pytest.raises(LeaseLost):
+        send(endings(held)[ending])
+
+    assert snapshot() == before
+
+
+@pytest.mark.parametrize("ending", ["finish", "fail", "skip"])
+def test_an_end_is_refused_while_the_job_waits_again(ending: str) -> None:
+    job = LeasesJob.add_job("one")
+    held = claim()
+    client().zadd("jobs:leases", {job.ident: 1})
+    recover()
+    before = snapshot()
+
+    with pytest.raises(LeaseLost):
+        send(endings(held)[ending])
+
+    assert snapshot() == before
+
+
+@pytest.mark.parametrize("ending", ["finish", "fail", "skip"])
+def test_an_end_without_a_token_is_refused_while_somebody_holds_the_job(ending: str) -> None:
+    job = LeasesJob.add_job("one")
+    held = claim()
+    before = snapshot()
+
+    with pytest.raises(LeaseLost):
+        send(endings(Claim(job.ident, "", "", held.queue_key))[ending])
+
+    assert snapshot() == before
+
+
+# --- A worker that has lost a lease
+
+
+def losing(then: Any = None) -> Any:
+    """A callback that loses its job to another worker."""
+
+    def callback(job: Any, queue: Any) -> str:
+        take_away(job)
+        job.before = snapshot()  # whatever the loser does, this must stay
+        if then is not None:
+            raise then
+        return "too late"
+
+    return callback
+
+
+@pytest.fixture(params=["success", "error"])
+def loser(request: pytest.FixtureRequest, log: Log) -> Iterator[Any]:
+    """A worker that has run a job which belonged to somebody else before it ended."""
+    job = LeasesJob.add_job("one")
+    states: list[dict[str, Any]] = []
+
+    class LosingWorker(Worker):
+        def job_error(self, *args: Any, **kwargs: Any) -> None:
+            states.append(snapshot())
+            super().job_error(*args, **kwargs)
+
+        def job_success(self, *args: Any, **kwargs: Any) -> None:
+            states.append(snapshot())
+            super().job_success(*args, **kwargs)
+
+    error = ValueError("boo") if request.param == "error" else None
+    work(1, worker_class=LosingWorker, callback=losing(error), requeue_times=5)
+    yield job, states[0]
+
+
+def test_a_worker_that_has_lost_its_lease_writes_nothing(loser: Any) -> None:
+    job, before = loser
+
+    assert snapshot() == before
+    assert job.hmget("status", "tries") == [STATUSES.RUNNING, "2"]
+    assert len(Error.collection()) == 0
+
+
+def test_a_worker_that_has_lost_its_lease_tells_the_job_and_the_log(loser: Any, lost: list[Any], log: Log) -> None:
+    job, _ = loser
+
+    assert lost == [("one", "test")]
+    assert any(f"The lease of {job.ident} is lost" in line for line in log.lines)
+    assert not any("success" in line or "error:" in line for line in log.lines)
+
+
+def test_a_worker_goes_on_after_a_lost_lease() -> None:
+    LeasesJob.add_job("one")
+    other = LeasesJob.add_job("two")
+
+    def lose_the_first(job: Any, queue: Any) -> None:
+        if job.identifier.hget() == "one":
+            take_away(job)
+
+    def callback(job: Any, queue: Any) -> None:
+        if job.identifier.hget() == "one":
+            client().lrem(queue.waiting.key, 0, other.ident)
+            take_away(job)
+            client().rpush(queue.waiting.key, other.ident)
+
+    work(2, callback=callback)
+
+    assert other.status.hget() == STATUSES.SUCCESS
+
+
+def test_a_job_without_the_hook_may_lose_its_lease_too(log: Log) -> None:
+    job = WithoutHooksJob.add_job("one")
+
+    work(1, callback=losing())
+
+    assert job.status.hget() == STATUSES.RUNNING
+    assert log.tracebacks == []
+
+
+@pytest.mark.parametrize("error", [None, ValueError("boo")], ids=["success", "error"])
+def test_a_job_whose_hook_does_not_call_super_is_told_of_its_lost_lease(error: Any, lost: list[Any]) -> None:
+    class QuietWorker(Worker):
+        def job_success(self, *args: Any) -> None:
+            pass
+
+        def job_error(self, *args: Any) -> None:
+            pass
+
+    LeasesJob.add_job("one")
+
+    work(1, worker_class=QuietWorker, callback=losing(error))
+
+    assert lost == [("one", "test")]
+
+
+# --- Recovery
+
+
+def test_a_job_of_a_worker_that_vanished_is_back_at_the_head_of_its_list() -> None:
+    job, second, third = [LeasesJob.add_job(identifier, priority=3) for identifier in ("one", "two", "three")]
+    vanish(job)
+
+    assert recover() == (job.ident,)
+
+    assert Queue.get_queue("test", 3).waiting.lmembers() == [job.ident, second.ident, third.ident]
+    assert job.hmget("status", "queued", "start", "priority") == [STATUSES.WAITING, "1", None, "3"]
+    assert leased() == []
+
+
+def test_a_lease_that_has_not_lapsed_is_not_recovered() -> None:
+    job = LeasesJob.add_job("one")
+    claim()
+
+    assert recover() == ()
+
+    assert job.status.hget() == STATUSES.RUNNING
+
+
+def test_a_worker_recovers_the_job_of_one_that_vanished_and_runs_it_once(log: Log) -> None:
+    job = LeasesJob.add_job("one")
+    vanish(job)
+
+    work(1)
+
+    assert job.hmget("status", "tries", "queued") == [STATUSES.SUCCESS, "2", None]
+    assert Queue.get_queue("test").success.lmembers() == [job.ident]
+    assert leased() == []
+    assert f"{job.ident} is given back: the lease of its worker lapsed" in log.lines
+
+
+def test_an_idle_worker_recovers_a_lease_that_lapses_while_it_waits() -> None:
+    job = LeasesJob.add_job("one")
+    claim("dead-1", lease_seconds=0.2)
+
+    with Running(idle(lease_seconds=0.3)):
+        wait_until(lambda: job.status.hget() == STATUSES.SUCCESS, 5)
+
+    assert job.tries.hget() == "2"
+
+
+def test_a_canceled_job_of_a_worker_that_vanished_is_not_run() -> None:
+    job = LeasesJob.add_job("one")
+    vanish(job)
+    job.status.hset(STATUSES.CANCELED)
+
+    assert recover() == ()
+
+    assert job.hmget("status", "queued") == [STATUSES.CANCELED, None]
+    assert Queue.get_queue("test").waiting.lmembers() == []
+    assert leased() == []
+
+
+def test_a_job_that_failed_and_whose_worker_vanished_before_the_requeue_waits_again() -> None:
+    job = LeasesJob.add_job("one")
+    held = claim(lease_seconds=0.2)
+    assert send(transitions.fail("jobs", held, str(utcnow()), 1, "")).to_be_requeued
+    wait_until_lapsed(job.ident)
+
+    assert recover() == (job.ident,)
+
+    assert job.hmget("status", "queued", "start", "end") == [STATUSES.WAITING, "1", None, None]
+    assert Queue.get_queue("test").waiting.lmembers() == [job.ident]
+
+
+def test_a_job_that_delayed_itself_and_whose_worker_vanished_is_delayed() -> None:
+    job = LeasesJob.add_job("one")
+    until = "2999-01-01 00:00:00.000000"
+    claim(lease_seconds=0.2)
+    job.hmset(status=STATUSES.DELAYED, delayed_until=until)
+    wait_until_lapsed(job.ident)
+
+    assert recover() == (job.ident,)
+
+    assert job.hmget("status", "delayed_until") == [STATUSES.DELAYED, until]
+    assert [member for member, _ in Queue.get_queue("test").delayed.zrange(0, -1, withscores=True)] == [job.ident]
+    assert leased() == []
+
+
+def test_the_loser_of_a_recovered_job_that_ended_writes_nothing() -> None:
+    job = LeasesJob.add_job("one")
+    held = claim("dead-1", lease_seconds=0.2)
+    wait_until_lapsed(job.ident)
+    work(1)
+    before = snapshot()
+
+    with pytest.raises(LeaseLost):
+        send(transitions.finish("jobs", held, str(utcnow())))
+
+    assert snapshot() == before
+
+
+# --- Heartbeats
+
+
+def test_the_heartbeat_keeps_a_job_of_three_leases() -> None:
+    lease_seconds = 0.6
+    job = LeasesJob.add_job("one")
+    runs: list[str] = []
+
+    def take_long(job: Any, queue: Any) -> None:
+        runs.append(job.tries.hget())
+        time.sleep(3 * lease_seconds)
+
+    with Running(idle(lease_seconds=lease_seconds, callback=take_long)):
+        wait_until(lambda: runs)
+        with Running(idle(lease_seconds=lease_seconds, callback=take_long)):
+            wait_until(lambda: job.status.hget() == STATUSES.SUCCESS, 10)
+
+    assert runs == ["1"]
+    assert job.tries.hget() == "1"
+
+
+def test_a_renewal_prolongs_a_lease() -> None:
+    job = LeasesJob.add_job("one")
+    held = claim(lease_seconds=5)
+    before = client().zscore("jobs:leases", job.ident)
+
+    lost = send(transitions.renew("jobs", 500, [held]))
+
+    assert lost == ()
+    assert client().zscore("jobs:leases", job.ident) > before + 400
+
+
+def test_a_renewal_answers_what_is_lost_and_leaves_it_alone() -> None:
+    job, kept = LeasesJob.add_job("one"), LeasesJob.add_job("two")
+    held, other = claim("somebody-1"), claim("somebody-2")
+    client().zadd("jobs:leases", {job.ident: 1})
+    recover()
+    claim("another-1")
+    before = client().zscore("jobs:leases", job.ident)
+
+    lost = send(transitions.renew("jobs", 500, [held, other]))
+
+    assert lost == (job.ident,)
+    assert client().zscore("jobs:leases", job.ident) == before
+    assert client().zscore("jobs:leases", kept.ident) > before + 400
+
+
+def test_a_running_worker_tells_of_a_lost_lease_before_the_job_ends(log: Log) -> None:
+    job = LeasesJob.add_job("one")
+    go = threading.Event()
+
+    def wait(job: Any, queue: Any) -> None:
+        take_away(job)
+        go.wait(10)
+
+    with Running(idle(lease_seconds=0.3, callback=wait)) as worker:
+        wait_until(lambda: any(f"The lease of {job.ident} is lost" in line for line in log.lines), 5)
+        assert worker.status == "running"
+        go.set()
+
+    assert job.status.hget() == STATUSES.RUNNING
+
+
+# --- wait_for_job of a subclass: jobs without a claim, as in version 2
+
+
+class PoppingWorker(Worker):
+    """Takes jobs as a program of version 2 may: pops them by itself."""
+
+    def wait_for_job(self) -> Any:
+        self.update_keys()
+        for key in self.keys:
+            ident = self.connection.lpop(key)
+            if ident:
+                return self.get_queue(key), self.get_job(ident)
+        self.end_forced = True
+        return None
+
+
+def test_w37_an_unclaimed_job_is_run_and_recorded() -> None:
+    job = LeasesJob.add_job("one")
+    seen: list[Any] = []
+
+    def callback(job: Any, queue: Any) -> None:
+        seen.append(job.hmget("status", "tries", "queued") + [bool(job.start.hget())])
+
+    work(1, worker_class=PoppingWorker, callback=callback)
+
+    assert seen == [[STATUSES.RUNNING, "1", "1", True]]
+    assert job.hmget("status", "queued") == [STATUSES.SUCCESS, None]
+    assert job.duration is not None
+    assert Queue.get_queue("test").success.lmembers() == [job.ident]
+
+
+def test_w37_an_unclaimed_job_that_fails_is_recorded() -> None:
+    job = WithoutHooksJob.add_job("one")
+
+    work(1, worker_class=PoppingWorker)
+
+    assert job.hmget("status", "queued") == [STATUSES.ERROR, None]
+    assert Queue.get_queue("test").errors.lmembers() == [job.ident]
+    assert len(Error.collection_for_job(job)) == 1
+
+
+def test_w37_w63_an_unclaimed_job_that_fails_is_requeued() -> None:
+    job = WithoutHooksJob.add_job("one")
+
+    work(2, worker_class=PoppingWorker, requeue_times=1, requeue_delay_delta=0)
+
+    assert job.hmget("status", "tries", "priority", "queued") == [STATUSES.ERROR, "2", "-1", None]
+
+
+def test_w37_an_unclaimed_job_that_is_canceled_is_skipped() -> None:
+    job = LeasesJob.add_job("one")
+    job.status.hset(STATUSES.CANCELED)
+
+    work(1, worker_class=PoppingWorker)
+
+    assert job.hmget("status", "queued", "tries") == [STATUSES.CANCELED, None, None]
+
+
+@pytest.mark.parametrize("status", [STATUSES.CANCELED, STATUSES.DELAYED])
+def test_w37_an_unclaimed_job_canceled_or_delayed_while_it_runs_is_no_success(status: str) -> None:
+    job = LeasesJob.add_job("one")
+
+    work(1, worker_class=PoppingWorker, callback=lambda job, queue: job.status.hset(status))
+
+    assert job.status.hget() == status
+    assert job.queued.hget() == (None if status == STATUSES.CANCELED else "1")
+    assert Queue.get_queue("test").success.lmembers() == []
+
+
+def test_w37_a_wait_for_job_that_returns_a_claimed_job_keeps_its_lease() -> None:
+    class LookingWorker(Worker):
+        def wait_for_job(self) -> Any:
+            found = super().wait_for_job()
+            held.append(leased())
+            return found
+
+    held: list[Any] = []
+    job = LeasesJob.add_job("one")
+
+    run(LookingWorker("test", max_loops=1, terminate_gracefully=False))
+
+    assert held == [[job.ident]]
+    assert leased() == []
