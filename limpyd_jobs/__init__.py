@@ -1,5 +1,12 @@
 """Jobs on Redis, where every job, queue and error is a record that you can query and subclass."""
 
+import warnings
+
+with warnings.catch_warnings():
+    # limpyd needs pkg_resources, and we the setuptools that has it: nothing that a user could do about it.
+    warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
+    import limpyd  # noqa: F401
+
 from .exceptions import ConfigurationException, LimpydJobsException
 from .models import Error, Job, Queue
 from .statuses import STATUSES

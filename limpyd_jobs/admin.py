@@ -177,7 +177,9 @@ class _Books:
                     yield Problem("identifier", ident, f"{identifier!r} is queued already, as {queued[identifier]}")
                 queued[identifier] = ident
 
-    def _check_job(self, ident: str, status: str | None, queued: str | None, queue_key: str | None) -> Iterator[Problem]:
+    def _check_job(
+        self, ident: str, status: str | None, queued: str | None, queue_key: str | None
+    ) -> Iterator[Problem]:
         places = self.places.get(ident, [])
         if len(places) > 1:
             yield Problem("place", ident, f"it is in {self._where(ident)}")

@@ -6,6 +6,8 @@ methods, keys and results, in one script: whoever reads, a script or another pro
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from limpyd import fields as limpyd_fields
@@ -13,23 +15,36 @@ from redis.client import Pipeline
 
 from . import lua, recipes, transitions
 
+PLAIN_NUMBER = re.compile(r"-?[0-9]{1,300}(\.[0-9]{1,300})?")
+
 
 class InstanceHashField(limpyd_fields.InstanceHashField):
     """A field in the hash of its record. See limpyd's class of the same name for its arguments."""
 
     def _call_command(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        if name not in self.available_modifiers or self._needs_limpyd():
+        if name not in self.available_modifiers or needs_limpyd(self._model, self.name, *args):
             return super()._call_command(name, *args, **kwargs)
         values = [*args, *kwargs.values()] or ([1] if name.startswith("hincr") else [])
         arguments = [recipes.to_text(self.name, value) for value in values]
-        result = write(self._instance, name, [self.name, *arguments])
+        result = write(self._instance, name, [self.name], [self.name, *arguments])
         if name == "hincrbyfloat" and isinstance(result, str):
             result = float(result)
         return self.post_command(sender=self, name=name, result=result, args=args, kwargs=kwargs)
 
-    def _needs_limpyd(self) -> bool:
-        """A unique value is checked first, and an index that no script knows is written, by limpyd."""
-        return bool(self.unique) or recipes.has_foreign_index(self._model, self.name)
+
+def needs_limpyd(model: Any, name: str, *values: Any) -> bool:
+    """Must limpyd write a field: to check a unique value, or for a number that Lua reads in another way (`1_000`)?
+
+    Raises:
+        InvalidArgument: the field cannot hold the value.
+    """
+    if model.get_class_field(name).unique:
+        return True
+    if not recipes.has_number_index(model, name) or all(PLAIN_NUMBER.fullmatch(str(value)) for value in values):
+        return False
+    for value in values:
+        recipes.check_value(model.get_class_field(name), value)
+    return True
 
 
 def upgrade(field: Any) -> None:
@@ -38,8 +53,8 @@ def upgrade(field: Any) -> None:
         field.__class__ = InstanceHashField
 
 
-def write(instance: Any, command: str, names_and_values: list[str]) -> Any:
-    """Run one writing command on hash fields of an instance.
+def write(instance: Any, command: str, names: Sequence[str], names_and_values: list[str]) -> Any:
+    """Run one writing command on hash fields of an instance, then see to the indexes that no script knows.
 
     Raises:
         DoesNotExist: the record was deleted.
@@ -53,8 +68,12 @@ def write(instance: Any, command: str, names_and_values: list[str]) -> Any:
     client = instance.connection
     if isinstance(client, Pipeline):
         return queue_in_pipeline(client, call)
+    foreign = [name for name in names if recipes.has_foreign_index(model, name)]
+    old = client.hmget(instance.key, foreign) if foreign else ()
     result = transitions.send(client, call)
     instance._connected = True
+    for name, value in zip(foreign, old, strict=True):
+        recipes.repair_index(model, pk, name, (value,))
     return result
 
 

@@ -14,7 +14,7 @@ from limpyd.contrib.related import RelatedModel
 from . import recipes, transitions
 from .database import JobsDatabase
 from .exceptions import InvalidArgument, JobClassError, LimpydJobsException
-from .fields import InstanceHashField, upgrade, write
+from .fields import InstanceHashField, needs_limpyd, upgrade, write
 from .statuses import STATUSES
 from .transitions import Changes, Claim, Delay, Hold, Subject, Target
 from .utils import compute_delayed_until, datetime_to_score, import_class, parse_datetime, to_naive_utc, utcnow
@@ -77,28 +77,27 @@ class BaseJobsModel(RelatedModel):
                 raise InvalidArgument(
                     name, values[name], f"a field of {type(self).__name__}: there is none of this name"
                 )
+            recipes.check_value(self.get_class_field(name), values[name])
         for name, value in values.items():
             self.get_field(name).proxy_set(value)
 
     def hmset(self, **values: Any) -> Any:
         """Write several fields of the hash and their indexes, in one transition where no index is foreign."""
-        if not values or self._needs_limpyd(values):
+        model: Any = type(self)
+        is_plain = all(name in model._instancehash_fields for name in values)
+        if not values or not is_plain or any(needs_limpyd(model, *item) for item in values.items()):
             return super().hmset(**values)
         texts = [text for name, value in values.items() for text in (name, recipes.to_text(name, value))]
-        write(self, "hset", texts)
+        write(self, "hset", list(values), texts)
         return True
 
     def hdel(self, *names: str) -> Any:
         """Delete several fields of the hash and their index entries. Returns how many there were."""
-        if not names or self._needs_limpyd(names):
-            return super().hdel(*names)
-        return write(self, "hdel", list(names))
-
-    def _needs_limpyd(self, names: Iterable[str]) -> bool:
         model: Any = type(self)
-        if any(name not in model._instancehash_fields for name in names):
-            return True
-        return any(model.get_class_field(name).unique or recipes.has_foreign_index(model, name) for name in names)
+        is_plain = all(name in model._instancehash_fields for name in names)
+        if not names or not is_plain or any(needs_limpyd(model, name) for name in names):
+            return super().hdel(*names)
+        return write(self, "hdel", names, list(names))
 
     @classmethod
     def _send(cls, call: transitions.Call[Any]) -> Any:
@@ -159,17 +158,28 @@ class Queue(BaseJobsModel):
         target, record = cls._target(name, priority, fields_if_new)
         pk, is_new = cls._send(transitions.get_queue(target))
         queue = cls.from_pk(pk)
-        if is_new:
+        if is_new and record:
             record.write_late(queue)
         return queue
 
     @classmethod
     def _target(
         cls, name: str, priority: Any, fields_if_new: Mapping[str, Any] | None = None
-    ) -> tuple[Target, recipes.Record]:
+    ) -> tuple[Target, recipes.Record | None]:
+        """A queue for the scripts, and the record that they create; None when its primary key must be given."""
         name, text = recipes.to_queue_name(name), recipes.to_priority(priority)
-        record = recipes.Record(cls, {**(fields_if_new or {}), "name": name, "priority": text})
-        return Target(cls.namespace or "", recipes.queue_recipe(cls), record.text, name, text), record
+        values = {**(fields_if_new or {}), "name": name, "priority": text}
+        record = recipes.Record(cls, values) if recipes.has_pk(cls, values) else None
+        record_text = record.text if record else "null"
+        return Target(cls.namespace or "", recipes.queue_recipe(cls), record_text, name, text), record
+
+    @classmethod
+    def _target_for_jobs(cls, name: str, priority: Any) -> Target:
+        """As `_target`, for a script that may create the queue while it moves a job."""
+        target, record = cls._target(name, priority)
+        if record and record.late:  # limpyd has to write some of it
+            cls.get_queue(name, target.priority)
+        return target
 
     def delay_job(self, job: Job, delayed_until: datetime) -> None:
         """Put a job in the delayed set; it leaves any other place.
@@ -209,9 +219,12 @@ class Queue(BaseJobsModel):
     @classmethod
     def get_all(cls, names: str | Iterable[str]) -> list[Any]:
         """The queues with these names, of all priorities."""
-        return [
-            cls.from_pk(pk) for name in cls._get_iterable_for_names(names) for pk in cls.collection(name=name).sort()
-        ]
+
+        def age(pk: str) -> tuple[int, str]:
+            return (len(pk), pk) if pk.isdigit() else (0, pk)
+
+        found = (sorted(cls.collection(name=name), key=age) for name in cls._get_iterable_for_names(names))
+        return [cls.from_pk(pk) for pks in found for pk in pks]
 
     @classmethod
     def get_all_by_priority(cls, names: str | Iterable[str]) -> list[Any]:
@@ -270,7 +283,8 @@ class Queue(BaseJobsModel):
         Redis: promote.lua.
         """
         model, gone = type(self), list[str]()
-        unresolvable: dict[str, str] = {}
+        unresolvable: set[str] = set()
+        failures: list[tuple[str, str]] = []
         while True:
             call = transitions.promote(
                 model.namespace or "", model._name, self.pk.get(), unresolvable=tuple(unresolvable)
@@ -280,13 +294,14 @@ class Queue(BaseJobsModel):
                 try:
                     Job.class_of(done.ident).register(model.namespace or "")
                 except JobClassError as error:
-                    unresolvable[done.ident] = error.reason
+                    unresolvable.add(done.ident)
+                    failures += [(done.ident, error.reason)] if done.is_due else []
                 continue
             repair_indexes(done.changes)
             gone.extend(done.gone)
             if not done.has_more:
                 break
-        return [(ident, _missing(ident)) for ident in gone] + list(unresolvable.items())
+        return [(ident, _missing(ident)) for ident in gone] + failures
 
 
 def _number(text: str | None) -> float:
@@ -396,6 +411,13 @@ class Job(BaseJobsModel):
         return recipes.to_queue_name(queue_name if queue_name is not None else name)
 
     @classmethod
+    def _get_queue_model(cls, queue_model: Any = None) -> Any:
+        model = cls.queue_model if queue_model is None else queue_model
+        if not isinstance(model, type) or not issubclass(model, Queue):
+            raise InvalidArgument("queue_model", model, "a subclass of Queue")
+        return model
+
+    @classmethod
     def _has_own_placing(cls, queue_model: Any) -> bool:
         """Does a subclass of ours or of the queue want to be called when a job enters a queue?"""
         own_queue = _overrides(queue_model, Queue, "enqueue_job", "delay_job", "get_queue")
@@ -430,9 +452,9 @@ class Job(BaseJobsModel):
             InvalidArgument: a value is not accepted. JobAlreadyExists: a unique value is taken. Nothing was written.
         Redis: add.lua.
         """
-        queue_model = queue_model or cls.queue_model
+        queue_model = cls._get_queue_model(queue_model)
         name, until = cls._get_queue_name(queue_name), compute_delayed_until(delayed_for, delayed_until)
-        target, _ = queue_model._target(name, priority)
+        target = queue_model._target_for_jobs(name, priority)
         text = recipes.to_text("identifier", identifier)
         values = {"added": str(utcnow()), **fields_if_new, "identifier": text, "priority": target.priority}
         record = recipes.Record(cls, values)
@@ -490,9 +512,9 @@ class Job(BaseJobsModel):
             JobNotInStatus: the job is not in ERROR; nothing was written.
         Redis: requeue.lua. `queue.errors` keeps its entry: it is a history.
         """
-        queue_model = queue_model or self.queue_model
+        queue_model = self._get_queue_model(queue_model)
         name, until = self._get_queue_name(queue_name), compute_delayed_until(delayed_for, delayed_until)
-        target, _ = queue_model._target(name, 0 if priority is None else priority)
+        target = queue_model._target_for_jobs(name, 0 if priority is None else priority)
         is_held = self._has_own_placing(queue_model)
         hold = Hold(os.urandom(8).hex()) if is_held else Hold()
         delay = _delay(delayed_for, until)
@@ -526,9 +548,9 @@ class Job(BaseJobsModel):
             InvalidArgument: a value is not accepted. JobNotInStatus: the job runs. Nothing was written.
         Redis: move.lua.
         """
-        queue_model = queue_model or self.queue_model
+        queue_model = self._get_queue_model(queue_model)
         name, until = self._get_queue_name(queue_name), _parse_until(delayed_until)
-        target, _ = queue_model._target(name, 0 if priority is None else priority)
+        target = queue_model._target_for_jobs(name, 0 if priority is None else priority)
         is_held = _overrides(queue_model, Queue, "enqueue_job", "delay_job", "get_queue")
         hold = Hold(os.urandom(8).hex()) if is_held else Hold()
         delay = _delay(None, until)
@@ -632,6 +654,8 @@ class Error(BaseJobsModel):
         when: datetime | None,
         trace: str | None,
     ) -> dict[str, Any]:
+        if when is not None and not isinstance(when, datetime):
+            raise InvalidArgument("when", when, "a datetime object")
         moment = to_naive_utc(when) if when else utcnow()
         values = {
             "queue_name": queue_name,

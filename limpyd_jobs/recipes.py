@@ -9,6 +9,7 @@ cannot be described: it is `foreign`, and `repair_index` brings it in step after
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
@@ -144,6 +145,12 @@ def has_foreign_index(model: Any, name: str) -> bool:
     return any(_describe(index) == ["foreign"] for index in model.get_field(name)._indexes)
 
 
+@cache
+def has_number_index(model: Any, name: str) -> bool:
+    """Is there an index on this field whose scores Lua may read in another way than Python?"""
+    return any(_describe(index)[0] == "number" for index in model.get_field(name)._indexes)
+
+
 def repair_index(model: Any, pk: str, name: str, values: Iterable[str]) -> None:
     """Bring the foreign indexes of a field in step with its hash.
 
@@ -192,12 +199,50 @@ def _unique(index: BaseIndex, name: str, value: str) -> list[str] | None:
     return None
 
 
+def has_pk(model: Any, values: Mapping[str, Any]) -> bool:
+    """Can a record be made of these values: is the primary key among them, or made by Redis?"""
+    field = model.get_field("pk")
+    return bool(field._auto_increment) or "pk" in values or field.name in values
+
+
 def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple, set, frozenset)) else [value]
 
 
 def _texts(name: str, values: Iterable[Any]) -> list[str]:
     return [to_text(name, value) for value in values]
+
+
+def _score(name: str, value: Any) -> str:
+    try:
+        score = float(to_text(name, value))
+    except ValueError:
+        score = math.nan
+    if math.isnan(score):
+        raise InvalidArgument(name, value, "a number, as the score of a member")
+    return repr(score)
+
+
+def check_value(field: Any, value: Any) -> None:
+    """Raise InvalidArgument when a field cannot hold a value."""
+    if not isinstance(field, limpyd_fields.InstanceHashField):
+        _command(field, value)
+        return
+    text = to_text(field.name, _from_python(field, value))
+    if has_number_index(field._model, field.name) and _is_nan(text):
+        raise InvalidArgument(field.name, value, "a number that its index can hold")
+
+
+def _is_nan(text: str) -> bool:
+    try:
+        return math.isnan(float(text))
+    except ValueError:
+        return False
+
+
+def _from_python(field: Any, value: Any) -> Any:
+    """What limpyd makes of a value, which may be an instance of a related model."""
+    return field.from_python(to_text(field.name, value) if isinstance(value, bytes) else value)
 
 
 def _command(field: Any, value: Any) -> tuple[list[str], list[tuple[Any, ...]]] | None:
@@ -209,14 +254,17 @@ def _command(field: Any, value: Any) -> tuple[list[str], list[tuple[Any, ...]]] 
     if kind in (limpyd_fields.ListField, limpyd_fields.SetField):
         texts = _texts(name, _as_list(value))
         return ["RPUSH" if kind is limpyd_fields.ListField else "SADD", name, *texts], [(text,) for text in texts]
-    if isinstance(value, Mapping) and kind is limpyd_fields.HashField:
+    if kind not in (limpyd_fields.HashField, limpyd_fields.SortedSetField):
+        return None
+    if not isinstance(value, Mapping):
+        raise InvalidArgument(name, value, "a mapping")
+    if kind is limpyd_fields.HashField:
         pairs = [(to_text(name, key), to_text(name, item)) for key, item in value.items()]
         return ["HSET", name, *(text for pair in pairs for text in pair)], list(pairs)
-    if isinstance(value, Mapping) and kind is limpyd_fields.SortedSetField:
-        scores = {to_text(name, member): repr(float(score)) for member, score in value.items()}
+    else:
+        scores = {to_text(name, member): _score(name, score) for member, score in value.items()}
         flat = [text for member, score in scores.items() for text in (score, member)]
         return ["ZADD", name, *flat], [(member,) for member in scores]
-    return None
 
 
 class Record:
@@ -273,8 +321,8 @@ class Record:
 
     def _take(self, field: Any, value: Any) -> None:
         if isinstance(field, limpyd_fields.InstanceHashField):
-            value = field.from_python(value)
-            text = to_text(field.name, value)
+            check_value(field, value)
+            text = to_text(field.name, _from_python(field, value))
             self._hash += [field.name, text]
             self._take_indexes(field, [(text,)])
             return

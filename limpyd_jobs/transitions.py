@@ -144,7 +144,7 @@ class Added:
 
 @dataclass(frozen=True)
 class Moved:
-    """What `move` or `requeue` did: `kind` is OK, or NO_QUEUE (`queue_key` is then the priority of the missing queue)."""
+    """What `move` or `requeue` did: `kind` is OK, or NO_QUEUE (`queue_key` is then the priority that has no queue)."""
 
     kind: str
     queue_key: str
@@ -189,6 +189,7 @@ class Promoted:
     kind: str
     has_more: bool = False
     ident: str = ""
+    is_due: bool = False
     gone: tuple[str, ...] = ()
     changes: Changes = ()
 
@@ -256,10 +257,15 @@ def add(
 
 
 def get_queue(target: Target) -> Call[tuple[str, bool]]:
-    """The primary key of the queue with a name and a priority, and whether it was created."""
+    """The primary key of the queue with a name and a priority, and whether it was created.
+
+    Raises JobAlreadyExists on reading, or ValueError: it must be created, and the target has no record.
+    """
 
     def read(reply: Reply) -> tuple[str, bool]:
         _not_taken(reply, "queue")
+        if reply[0] == "NO_RECORD":
+            raise ValueError(f"There is no queue {target.name!r} with priority {target.priority}: its pk must be given")
         return reply[1], reply[0] == "NEW"
 
     args = {
@@ -523,7 +529,7 @@ def promote(
     def read(reply: Reply) -> Promoted:
         kind = reply[0]
         if kind == "UNKNOWN":
-            return Promoted(kind, ident=reply[1])
+            return Promoted(kind, ident=reply[1], is_due=reply[2] == "1")
         if kind == "LOCKED":
             return Promoted(kind)
         rest = reply[4:]

@@ -70,7 +70,7 @@ def compute_delayed_until(
         InvalidArgument: both are given, or one has a wrong type.
     """
     if delayed_for is not None and delayed_until is not None:
-        raise ValueError("delayed_until and delayed_for arguments are exclusive")
+        raise InvalidArgument("delayed_for", delayed_for, "given alone: delayed_until and delayed_for are exclusive")
     if delayed_for is not None:
         try:
             return utcnow() + get_delta(delayed_for)

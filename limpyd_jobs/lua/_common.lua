@@ -55,8 +55,9 @@ local function format_date(seconds)
   local days = math.floor(seconds / 86400)
   local micros = math.floor((seconds - days * 86400) * 1000000 + 0.5)
   local year, month, day = date_of(days)
-  return string.format('%04d-%02d-%02d %02d:%02d:%02d.%06d', year, month, day, math.floor(micros / 3600000000),
-    math.floor(micros / 60000000) % 60, math.floor(micros / 1000000) % 60, micros % 1000000)
+  local text = string.format('%04d-%02d-%02d %02d:%02d:%02d', year, month, day, math.floor(micros / 3600000000),
+    math.floor(micros / 60000000) % 60, math.floor(micros / 1000000) % 60)
+  return micros % 1000000 == 0 and text or text .. string.format('.%06d', micros % 1000000)
 end
 
 local function parse_date(text)
@@ -105,7 +106,7 @@ local function reindex(recipe, pk, field, old, new)
       if old then redis.call('ZREM', key, old .. separator .. pk) end
       if new then redis.call('ZADD', key, 0, new .. separator .. pk) end
     elseif kind == 'number' then
-      if new then redis.call('ZADD', key, score(tonumber(new) or 0), pk) else redis.call('ZREM', key, pk) end
+      if new then redis.call('ZADD', key, string.format('%.17g', tonumber(new) or 0), pk) else redis.call('ZREM', key, pk) end
     else
       for _, item in ipairs({recipe.repr, pk, field, old or '', new or ''}) do changed[#changed + 1] = item end
     end

@@ -5,7 +5,8 @@
 --   NEW pk changed...          created, and waiting or delayed (or held under `token`, when one is given)
 --   MOVED pk changed...        the queued job got the priority or the place (or is held, ready to be moved by the caller)
 --   EXISTING pk                the queued job stays as it is: it runs, or nothing asked to move it
---   NO_QUEUE priority          the existing job keeps its priority, and this queue does not exist: create it, ask again
+--   NO_QUEUE priority          the job belongs in a queue that does not exist, and of which there is no record: create
+--                              it (the existing job keeps this priority; or the model needs a primary key), ask again
 --   TAKEN field                the primary key or a unique value belongs to another job
 -- Invariants: at most one queued job for an identifier and class; a running job is never touched; all or nothing.
 local namespace, repr, identifier, name, priority = ARGV[1], ARGV[2], ARGV[7], ARGV[8], ARGV[9]
@@ -48,15 +49,25 @@ local function hold(ident)
   take_lease(namespace, ident, token, now() + lease_seconds)
 end
 
+local function was_added_with(field)
+  for position = 1, #record.hash, 2 do
+    if record.hash[position] == field then return record.hash[position + 1] end
+  end
+end
+
 local function raise_or_move(pk)
   local ident = repr .. ':' .. pk
+  if token ~= '' and redis.call('HGET', namespace .. ':claims', ident) == token then  -- this call, repeated
+    local is_new = redis.call('HGET', recipe.key .. ':' .. pk .. ':hash', 'added') == was_added_with('added')
+    return {is_new and 'NEW' or 'MOVED', pk}
+  end
   local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'status', 'priority')
   local is_higher = tonumber(priority) > (tonumber(values[2] or '0') or 0)
   local is_running = values[1] == 'r' or redis.call('HEXISTS', namespace .. ':claims', ident) == 1
   if is_running or not (is_higher or prepend) then return {'EXISTING', pk} end
   local wanted = is_higher and priority or values[2] or '0'
   local queue = queue_of(wanted)
-  if not queue and wanted ~= priority then return {'NO_QUEUE', wanted} end
+  if not queue and (wanted ~= priority or queue_record == cjson.null) then return {'NO_QUEUE', wanted} end
   queue = queue or new_queue()
   register(namespace, repr, ARGV[3])
   leave_anywhere(queue_recipe, recipe, pk, ident)
@@ -71,8 +82,10 @@ if existing then return raise_or_move(existing) end
 
 local conflict = taken(record)
 if conflict then return {'TAKEN', conflict} end
+local queue = queue_of(priority)
+if not queue and queue_record == cjson.null then return {'NO_QUEUE', priority} end
 register(namespace, repr, ARGV[3])
-local queue = queue_of(priority) or new_queue()
+queue = queue or new_queue()
 local pk = create(record)
 local ident = repr .. ':' .. pk
 if is_crowded then redis.call('HSET', last_queued, identifier, pk) end

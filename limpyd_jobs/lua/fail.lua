@@ -31,7 +31,7 @@ local conflict = record and taken(record)
 if conflict then return {'TAKEN', conflict} end
 
 local may_again = requeue_times and (tonumber(values[2] or '0') or 0) <= requeue_times
-local to_be_requeued = token ~= '' and may_again and (values[3] or '') == '' and values[1] ~= 'c'
+local to_be_requeued = may_again and (values[3] or '') == '' and values[1] ~= 'c'
 if to_be_requeued then
   write_fields(recipe, pk, {'status', 'end'}, {'e', ARGV[6]})
 else

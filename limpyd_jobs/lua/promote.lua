@@ -7,7 +7,7 @@
 -- Replies:
 --   OK more failed changed_count changed... gone...
 --                              more: 1 when others may be due; failed: how many idents had no record
---   UNKNOWN ident              the class is not in the registry: register it or name it as unresolvable
+--   UNKNOWN ident is_due       the class is not in the registry: register it or name it as unresolvable
 --   LOCKED                     a worker of version 2 does it
 local namespace, queue_model, limit = ARGV[1], ARGV[2], tonumber(ARGV[4])
 local queue = queue_model .. ':' .. ARGV[3]
@@ -25,7 +25,7 @@ for position = 1, #seen, 2 do
   local ident, due = seen[position], tonumber(seen[position + 1])
   local repr, pk = split_ident(ident)
   local recipe = repr and recipe_of(namespace, repr)
-  if not recipe and not unresolvable[ident] and due <= current then return {'UNKNOWN', ident} end
+  if not recipe and not unresolvable[ident] then return {'UNKNOWN', ident, due <= current and '1' or '0'} end
   local status, delayed_until
   if recipe then
     local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'status', 'delayed_until')

@@ -16,17 +16,19 @@ local due = due_time(ARGV[9], ARGV[10])
 
 if redis.call('SISMEMBER', recipe.key .. ':collection', pk) == 0 then return {'GONE'} end
 local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'status', 'priority', 'queued')
-if values[1] ~= 'e' then return {'NOT_IN_STATUS', values[1] or ''} end
 local holder = redis.call('HGET', namespace .. ':claims', ident)
-if holder and holder ~= token then return {'RUNNING'} end
+local is_repeated = hold ~= '' and holder == hold
+if values[1] ~= 'e' and not is_repeated then return {'NOT_IN_STATUS', values[1] or ''} end
+if holder and holder ~= token and not is_repeated then return {'RUNNING'} end
 local priority = ARGV[8] ~= '' and ARGV[8] or values[2] or '0'
 local queue = find_queue(namespace, queue_recipe, name, priority)
-if not queue and ARGV[8] == '' then return {'NO_QUEUE', priority} end
-queue = queue or remember_queue(namespace, queue_recipe, name, priority, create(cjson.decode(ARGV[6])))
+local queue_record = cjson.decode(ARGV[6])
+if not queue and (ARGV[8] == '' or queue_record == cjson.null) then return {'NO_QUEUE', priority} end
+queue = queue or remember_queue(namespace, queue_recipe, name, priority, create(queue_record))
 
 register(namespace, repr, ARGV[3])
 if holder then
-  drop_lease(namespace, ident, token)
+  drop_lease(namespace, ident, holder)
 elseif values[3] then
   leave_anywhere(queue_recipe, recipe, pk, ident)  -- somebody wrote ERROR on a job that waits
 end

@@ -151,7 +151,10 @@ class BaseWorker:
             self._check_seconds(name, getattr(self, name))
         delay = self.requeue_delay_delta
         self._check_seconds("requeue_delay_delta", delay.total_seconds() if isinstance(delay, timedelta) else delay)
-        if not isinstance(self.lease_seconds, (int, float)) or self.lease_seconds <= 0:
+        if self.max_duration is not None and self.max_duration.total_seconds() < 0:
+            raise ConfigurationException(f"Invalid max_duration: {self.max_duration}: must be 0 or more")
+        self._check_seconds("lease_seconds", self.lease_seconds)
+        if not self.lease_seconds:
             raise ConfigurationException(f"Invalid lease_seconds: {self.lease_seconds!r}: must be more than 0")
 
     @staticmethod
@@ -175,7 +178,11 @@ class BaseWorker:
     def set_logger(self) -> None:
         """Set `logger`, from `logger_name` and `logger_level`."""
         self.logger = logging.getLogger(self.logger_name)
-        self.logger.setLevel(self.logger_level)
+        try:
+            self.logger.setLevel(self.logger_level)
+        except (TypeError, ValueError):
+            accepted = "the number or the name of a level of logging"
+            raise ConfigurationException(f"Invalid logger_level: {self.logger_level!r}: must be {accepted}") from None
 
     def handle_end_signal(self) -> None:
         """Let `catch_end_signal` handle SIGINT and SIGTERM; only the main thread may."""

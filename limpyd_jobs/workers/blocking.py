@@ -27,7 +27,7 @@ POLL_SECONDS = 1  # how often the waiting lists themselves are looked at, for pr
 DELAY_SECONDS = 60  # of a job that asks to be delayed and does not say until when
 
 
-class _StatusChanged(Exception):
+class _StatusChanged(BaseException):  # so that no `except Exception` of an override takes it
     """The job was canceled or delayed while it ran: no success is recorded."""
 
     def __init__(self, status: str) -> None:
@@ -50,6 +50,7 @@ class Worker(BaseWorker):
         self._known_queues: dict[str, Any] = {}
         self._next_due: float | None = None  # by the monotonic clock, as all that follow
         self._looked_at_keys = self._looked_at_delayed = self._updated_keys = self._recovered = float("-inf")
+        self._said_no_queues = False
         self._doorbell: Doorbell | None = None
         self._outage = Outage(lambda message: self.log(message, level="error"))
         own_keys = _overrides(type(self), Worker, "update_keys")
@@ -73,6 +74,9 @@ class Worker(BaseWorker):
     def update_keys(self) -> None:
         """Set `keys`, the waiting lists of the queues, highest priority first."""
         self.keys = self.queue_model.get_waiting_keys(self.queues)
+        if not self.keys and not self._said_no_queues:
+            self.log("No queues yet", level="warning")
+        self._said_no_queues = not self.keys
 
     def count_waiting_jobs(self) -> int:
         """How many jobs wait in the queues of this worker."""
@@ -164,9 +168,8 @@ class Worker(BaseWorker):
         self._doorbell = Doorbell(self.connection, [self._side("doorbell", name) for name in self.queues], self._alarm)
         heartbeat.start()
         try:
-            self._wait_for_queues()
+            self._prepare_queues()
             if not self.must_stop():
-                self.requeue_delayed_jobs()
                 self.run_started()
                 self._main_loop()
         finally:
@@ -184,12 +187,18 @@ class Worker(BaseWorker):
             on_error=lambda error: self.log(f"Unable to renew leases: {error}", level="error"),
         )
 
-    def _wait_for_queues(self) -> None:
-        """Wait until one of the queues exists."""
-        self._refresh_keys()
-        while not self.keys and not self.must_stop():
-            self._wait(POLL_SECONDS)
-            self._refresh_keys()
+    def _prepare_queues(self) -> None:
+        """Wait until one of the queues exists, and let their delayed jobs in."""
+        while not self.must_stop():
+            try:
+                self._refresh_keys()
+                if self.keys:
+                    self.requeue_delayed_jobs()
+                    return
+                self._wait(POLL_SECONDS)
+                self._outage.end()
+            except RedisError as error:
+                self._alarm.wait(self._outage.next_pause(error))
 
     def _refresh_keys(self) -> None:
         self._updated_keys = time.monotonic()
@@ -203,7 +212,6 @@ class Worker(BaseWorker):
                 if found is not None:
                     self.num_loops += 1
                     self._process(*found)
-                self._outage.end()
             except RedisError as error:
                 # A job whose end could not be recorded keeps its lease until that lapses, and then runs again.
                 self._alarm.wait(self._outage.next_pause(error))
@@ -221,11 +229,15 @@ class Worker(BaseWorker):
             worker must stop.
         """
         deadline = time.monotonic() + self.timeout if self.timeout else float("inf")
+        is_first = True
         while True:
             self._do_rounds()
             found = self._take()
             if found is not None:
                 return found
+            if is_first:
+                self._tell_status()
+            is_first = False
             left = min(deadline, self._wanted_end()) - time.monotonic()
             if left <= 0 or self.must_stop():
                 return None
@@ -266,6 +278,7 @@ class Worker(BaseWorker):
         """Claim a job if there is one, going past entries that cannot be run."""
         while True:
             taken = self._send(self._claim_call())
+            self._outage.end()
             if taken.next_due is not None:
                 self._next_due = time.monotonic() + taken.next_due
             if taken.kind == "EMPTY":
@@ -358,39 +371,61 @@ class Worker(BaseWorker):
         self.set_status("running")
         claim = job._claim
         try:
-            status = job._cached_status or job.status.hget()
-            if status == STATUSES.DELAYED:
-                self._call(job, queue, self.job_delayed)
-            elif status != STATUSES.WAITING:
-                self._call(job, queue, self.job_skipped)
-            else:
+            job._cached_status = job._cached_status or job.status.hget()
+            if job._cached_status == STATUSES.WAITING:
                 self._run_job(queue, job)
+            else:
+                self._pass_over(queue, job)
         finally:
             if claim is not None:
                 self._held.pop(claim.ident, None)
 
+    def _pass_over(self, queue: Any, job: Any) -> None:
+        """Delay a job whose status asks for it, or let go of it."""
+        if job._cached_status == STATUSES.DELAYED:
+            self._call(job, queue, self.job_delayed)
+            self._settle(job, queue, self._delay)
+        else:
+            self._call(job, queue, self.job_skipped)
+            self._settle(job, queue, self._skip)
+
     def _run_job(self, queue: Any, job: Any) -> None:
         self._call(job, queue, self.job_started)
+        is_ours = job._claim is not None
         try:
             result = self.callback(job, queue)
         except Exception as exception:
             trace = traceback.format_exc() if self.save_tracebacks else None
-            self._call(job, queue, self.job_error, exception, trace)
-            self._settle(job, self._fail, queue, exception, trace)
+            self._failed(queue, job, exception, trace, is_ours)
         else:
-            self._end_of_run(job, queue, result)
-            self._settle(job, self._finish, queue)
+            self._succeeded(queue, job, result, is_ours)
 
-    def _end_of_run(self, job: Any, queue: Any, result: Any) -> None:
+    def _failed(self, queue: Any, job: Any, exception: Exception, trace: str | None, is_ours: bool) -> None:
+        if is_ours and job._claim is None:
+            self._moved_itself(job, queue)
+            self._tell(job, self.job_error_message, queue, True, exception, trace, level="error")
+            return
+        self._call(job, queue, self.job_error, exception, trace)
+        self._settle(job, queue, self._fail_plainly, exception, trace)
+
+    def _succeeded(self, queue: Any, job: Any, result: Any, is_ours: bool) -> None:
         """Success, unless the job was canceled or delayed meanwhile: a plain worker learns that from the transition."""
+        if is_ours and job._claim is None:
+            self._moved_itself(job, queue)
+            return
         try:
             if self._has_own_success:
                 self._raise_if_changed(job.status.hget())
             self._call(job, queue, self.job_success, result)
+            self._settle(job, queue, self._finish)
         except _StatusChanged as changed:
             job._cached_status = changed.status
-            is_delayed = changed.status == STATUSES.DELAYED
-            self._call(job, queue, self.job_delayed if is_delayed else self.job_skipped)
+        if job._cached_status in (STATUSES.CANCELED, STATUSES.DELAYED):
+            self._pass_over(queue, job)
+
+    def _moved_itself(self, job: Any, queue: Any) -> None:
+        """The callback put the job in a queue again: that is where it stays, and this run records no end."""
+        self.log(f"{self._place_of(job, queue)} was put in a queue again by its own run")
 
     @staticmethod
     def _raise_if_changed(status: str | None) -> None:
@@ -404,11 +439,23 @@ class Worker(BaseWorker):
         except (RedisError, _StatusChanged):
             raise
         except LeaseLost as lost:
-            job._claim = None
-            self.log(str(lost), level="warning")
-            self._call_job(job, "on_lease_lost", queue)
+            self._lost(job, queue, lost)
         except Exception:
             self.logger.exception("[%s] %s raised, in %s", self.id, job.ident, hook.__name__)
+
+    def _lost(self, job: Any, queue: Any, lost: LeaseLost) -> None:
+        job._claim = None
+        self.log(str(lost), level="warning")
+        self._call_job(job, "on_lease_lost", queue)
+
+    def _tell(self, job: Any, message: Callable[..., str], *args: Any, level: str = "info") -> None:
+        """Log a message about a job; one that raises is logged itself, and ends nothing."""
+        try:
+            text = message(job, *args)
+        except Exception:
+            self.logger.exception("[%s] %s raised, in %s", self.id, job.ident, getattr(message, "__name__", message))
+        else:
+            self.log(text, level=level)
 
     def _call_job(self, job: Any, name: str, *args: Any) -> None:
         """Call a method of the job, if it has it; what it raises is logged, and ends nothing."""
@@ -420,19 +467,19 @@ class Worker(BaseWorker):
         except Exception:
             self.logger.exception("[%s] %s raised, in %s", self.id, job.ident, name)
 
-    def _settle(self, job: Any, write: Callable[..., Any], *args: Any) -> None:
+    def _settle(self, job: Any, queue: Any, write: Callable[..., Any], *args: Any) -> None:
         """Record the end of a job whose hook did not, because it is overridden or raised before it came to that."""
         if job._claim is None:
             return
         try:
             if not job._is_written:
-                write(job, *args)
+                write(job, queue, *args)
             if job._claim is not None:
-                self._let_go(job)
-        except (LeaseLost, _StatusChanged):
-            pass  # it is somebody else's, or was told already
+                self._skip(job, queue)
+        except LeaseLost as lost:
+            self._lost(job, queue, lost)
 
-    def _let_go(self, job: Any) -> None:
+    def _skip(self, job: Any, queue: Any) -> None:
         claim = self._claim_of(job)
         ended = self._send(transitions.skip(self._namespace, claim))
         self._release(job)
@@ -453,13 +500,13 @@ class Worker(BaseWorker):
         if job._claim is None:  # taken by an override of wait_for_job
             job.hmset(start=str(utcnow()), status=STATUSES.RUNNING)
             job.tries.hincrby(1)
-        self.log(self.job_started_message(job, queue))
+        self._tell(job, self.job_started_message, queue)
         self._call_job(job, "on_started", queue)
 
     def job_success(self, job: Any, queue: Any, job_result: Any) -> None:
         """A job ended well: it is in SUCCESS, and in the list `success` of its queue."""
         self._finish(job, queue)
-        self.log(self.job_success_message(job, queue, job_result))
+        self._tell(job, self.job_success_message, queue, job_result)
         self._call_job(job, "on_success", queue, job_result)
 
     def _finish(self, job: Any, queue: Any) -> None:
@@ -481,8 +528,7 @@ class Worker(BaseWorker):
     def job_error(self, job: Any, queue: Any, exception: Exception, trace: str | None = None) -> None:
         """A job failed: it is in ERROR, in the list `errors` of its queue, with an Error; then requeued, if allowed."""
         ended = self._fail(job, queue, exception, trace)
-        message = self.job_error_message(job, queue, ended.to_be_requeued, exception, trace)
-        self.log(message, level="error")
+        self._tell(job, self.job_error_message, queue, ended.to_be_requeued, exception, trace, level="error")
         self._call_job(job, "on_error", queue, exception, trace)
         if ended.to_be_requeued:
             priority = int(ended.priority) + self.requeue_priority_delta
@@ -503,6 +549,19 @@ class Worker(BaseWorker):
             fields = self.additional_error_fields(job, queue, exception, trace)
             self.error_model.add_error(queue.name.hget(), job, exception, trace=trace, **fields)
         return ended
+
+    def _fail_plainly(self, job: Any, queue: Any, exception: Exception, trace: str | None) -> None:
+        """As `_fail`, without anything that a subclass may have made to raise."""
+        call = transitions.fail(self._namespace, self._claim_for(job, queue), str(utcnow()), None, "")
+        ended = self._send(call)
+        job._cached_status, job._is_written = STATUSES.ERROR, True
+        self._release(job)
+        repair_indexes(ended.changes)
+        if self.save_errors:
+            self._call(job, queue, self._save_error, exception, trace)
+
+    def _save_error(self, job: Any, queue: Any, exception: Exception, trace: str | None) -> None:
+        self.error_model.add_error(queue.name.hget(), job, exception, trace=trace)
 
     def _error_record(self, job: Any, queue: Any, exception: Exception, trace: str | None) -> recipes.Record | None:
         """The Error as the transition writes it; None when a subclass wants to do that itself."""
@@ -528,27 +587,30 @@ class Worker(BaseWorker):
         job.requeue(queue_name=name, priority=priority, delayed_for=delayed_for, queue_model=self.queue_model)
         job._last_claim = last
         self._call_job(job, "on_requeued", queue)
-        self.log(self.job_requeue_message(job, queue))
+        self._tell(job, self.job_requeue_message, queue)
 
     def job_skipped(self, job: Any, queue: Any) -> None:
         """A job is not run, or was canceled while it ran: it is no longer queued."""
         try:
-            self._let_go(job)
+            self._skip(job, queue)
         except LeaseLost:
             if job._claim is not None:
                 raise  # else it runs elsewhere, and this was a second entry of it
-        self.log(self.job_skipped_message(job, queue), level="warning")
+        self._tell(job, self.job_skipped_message, queue, level="warning")
         self._call_job(job, "on_skipped", queue)
 
     def job_delayed(self, job: Any, queue: Any) -> None:
         """A job asked to be delayed, by its status: until its `delayed_until`, or for a minute."""
+        self._delay(job, queue)
+        self._tell(job, self.job_delayed_message, queue, level="warning")
+        self._call_job(job, "on_delayed", queue)
+
+    def _delay(self, job: Any, queue: Any) -> None:
         last = job._claim
         name = last.queue_name if last and last.queue_name else queue.name.hget()
         until = self._delayed_until_of(job)
         job.enqueue_or_delay(queue_name=name, delayed_until=until, queue_model=self.queue_model)
         job._last_claim = last
-        self.log(self.job_delayed_message(job, queue), level="warning")
-        self._call_job(job, "on_delayed", queue)
 
     def _delayed_until_of(self, job: Any) -> Any:
         try:

@@ -56,7 +56,8 @@ class Doorbell:
     """
 
     def __init__(self, client: Any, keys: list[str], alarm: Alarm) -> None:
-        self._connection = client.connection_pool.make_connection()
+        pool = client.connection_pool
+        self._connection = pool.connection_class(**pool.connection_kwargs)  # not one that the pool counts
         self._keys = keys
         self._alarm = alarm
         self._lock = threading.Lock()

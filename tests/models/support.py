@@ -19,7 +19,9 @@ def connection() -> redis.Redis:
     return BaseJobsModel.database.connection
 
 
-def run_worker(queues: Any, loops: int = 1, callback: Callable[[Any, Any], Any] | None = None, **options: Any) -> Worker:
+def run_worker(
+    queues: Any, loops: int = 1, callback: Callable[[Any, Any], Any] | None = None, **options: Any
+) -> Worker:
     """Run a worker in this process until it has taken that many jobs; it gives up after ten seconds."""
     worker_class = options.pop("worker_class", Worker)
     worker = worker_class(
@@ -57,7 +59,7 @@ def dump() -> dict[str, Any]:
 
 
 def places(job: Any, queue_model: Any = Queue) -> list[tuple[str, str]]:
-    """Where the ident of a job stands: the kind of place and the key prefix of the queue, as often as it stands there."""
+    """Where the ident of a job stands, once for each time: the kind of place, and the key prefix of the queue."""
     found = []
     for pk in sorted(queue_model.collection()):
         queue = queue_model.get(pk)

@@ -1,4 +1,4 @@
-"""Section G of the checklist: what is imported from where, the statuses, the example of the documentation, the database."""
+"""Section G of the checklist: what is imported from where, the statuses, the example, the database, the keys."""
 
 from __future__ import annotations
 
@@ -118,7 +118,11 @@ def test_g05_the_statuses_are_a_dict_of_six() -> None:
 def test_g06_all_errors_of_the_package_have_one_base() -> None:
     from limpyd_jobs import exceptions
 
-    errors = [value for value in vars(exceptions).values() if isinstance(value, type) and value.__module__ == exceptions.__name__]
+    errors = [
+        value
+        for value in vars(exceptions).values()
+        if isinstance(value, type) and value.__module__ == exceptions.__name__
+    ]
 
     assert all(issubclass(error, limpyd_jobs.LimpydJobsException) for error in errors)
     assert issubclass(limpyd_jobs.ConfigurationException, limpyd_jobs.LimpydJobsException)
@@ -270,12 +274,16 @@ def test_g12_the_default_database_is_on_localhost() -> None:
     assert done.stdout.split() == ["localhost", "6379", "0"]
 
 
-@pytest.mark.parametrize("name", ["redis-limpyd", "redis-limpyd-extensions", "redis[hiredis]", "setproctitle", "setuptools"])
+@pytest.mark.parametrize(
+    "name", ["redis-limpyd", "redis-limpyd-extensions", "redis[hiredis]", "setproctitle", "setuptools"]
+)
 def test_g13_the_dependencies_are_declared(name: str) -> None:
     assert f'\n    "{name}' in (ROOT / "pyproject.toml").read_text()
 
 
-@pytest.mark.parametrize("path", ["limpyd_jobs", "scripts/worker.py", "tests", "example.py", "setup.py", "run_tests.py"])
+@pytest.mark.parametrize(
+    "path", ["limpyd_jobs", "scripts/worker.py", "tests", "example.py", "setup.py", "run_tests.py"]
+)
 def test_g14_g15_the_source_has_what_the_design_card_lists(path: str) -> None:
     assert (ROOT / path).exists()
 

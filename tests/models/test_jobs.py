@@ -13,7 +13,16 @@ from limpyd_jobs import STATUSES, Error, Job, LimpydJobsException, Queue
 from limpyd_jobs.exceptions import JobClassError
 from limpyd_jobs.utils import parse_datetime, utcnow
 
-from .support import LONG_AGO, assert_filters_equal_hashes, assert_only_place, fail, failed_job, places, run_worker
+from .support import (
+    LONG_AGO,
+    assert_filters_equal_hashes,
+    assert_indexes_as_rebuilt,
+    assert_only_place,
+    fail,
+    failed_job,
+    places,
+    run_worker,
+)
 
 
 class JobsQueue(Queue):
@@ -479,7 +488,14 @@ def test_j61_an_ident_without_a_record_does_not_exist(database: Any) -> None:
 
 @pytest.mark.parametrize(
     "ident",
-    ["", "1", "limpyd_jobs.models.Job", "limpyd_jobs.models.Job:", "no.such.module.Job:1", "limpyd_jobs.models.Nothing:1"],
+    [
+        "",
+        "1",
+        "limpyd_jobs.models.Job",
+        "limpyd_jobs.models.Job:",
+        "no.such.module.Job:1",
+        "limpyd_jobs.models.Nothing:1",
+    ],
 )
 def test_j61_an_ident_that_names_no_class_is_refused(database: Any, ident: str) -> None:
     with pytest.raises(JobClassError, match="job class"):
@@ -530,3 +546,33 @@ def test_j_a_deleted_job_does_not_stop_the_worker(job: Any) -> None:
     run_worker("q", callback=lambda job, queue: runs.append(job.identifier.hget()))
 
     assert runs == ["b"]
+
+
+def test_j_fields_written_in_a_pipeline_of_limpyd_are_written_with_their_indexes(job: Any) -> None:
+    with Job.database.pipeline() as pipeline:
+        job.status.hset(STATUSES.CANCELED)
+        job.priority.hincrby(4)
+        job.queued.hdel()
+        pipeline.execute()
+
+    assert job.hmget("status", "priority", "queued") == [STATUSES.CANCELED, "4", None]
+    assert_indexes_as_rebuilt(Job)
+
+
+def test_j_a_job_added_in_a_pipeline_of_limpyd_is_added_at_once(database: Any) -> None:
+    with Job.database.pipeline() as pipeline:
+        job = Job.add_job("a", "q")
+        pipeline.execute()
+
+    assert_only_place(job, "waiting", Queue.get_queue("q"))
+
+
+def test_j_a_write_on_a_job_that_was_deleted_elsewhere_is_refused(job: Any) -> None:
+    same = Job.lazy_connect(job.pk.get())
+    job.delete()
+
+    with pytest.raises(DoesNotExist):
+        same.status.hset(STATUSES.CANCELED)
+
+    assert_filters_equal_hashes(Job, "identifier", "status", "priority", "queued")
+    assert list(Job.collection()) == []

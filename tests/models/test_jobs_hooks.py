@@ -186,7 +186,13 @@ def test_j46_on_requeued_is_not_called_after_the_last_try(database: Any) -> None
 
     run_worker("hooks", loops=2, requeue_times=1, requeue_delay_delta=0)
 
-    assert [call[0] for call in calls if call != "run"] == ["on_started", "on_error", "on_requeued", "on_started", "on_error"]
+    assert [call[0] for call in calls if call != "run"] == [
+        "on_started",
+        "on_error",
+        "on_requeued",
+        "on_started",
+        "on_error",
+    ]
 
 
 def test_j47_on_delayed_is_called_when_the_job_delayed_itself(database: Any) -> None:
@@ -195,7 +201,7 @@ def test_j47_on_delayed_is_called_when_the_job_delayed_itself(database: Any) -> 
     work(write_status(STATUSES.DELAYED, delayed_until=str(IN_2050)))
 
     assert calls[1:] == ["run", ("on_delayed", "hooks", STATUSES.DELAYED)]
-    assert job.delayed_until.hget() == "2050-01-02 03:04:05.000000"[: len(job.delayed_until.hget())]
+    assert job.delayed_until.hget() == str(IN_2050)
     assert_only_place(job, "delayed", Queue.get_queue("hooks"))
 
 
@@ -271,6 +277,81 @@ def test_j48_an_on_error_that_raises_does_not_prevent_the_requeue(database: Any,
     assert_only_place(job, "waiting", Queue.get_queue("hooks", -1))
 
 
+def add_same(job: Any, *_: Any) -> None:
+    calls.append(type(job).add_job(job.identifier.hget()).ident)
+
+
+def test_j43_on_success_may_add_the_identifier_again(database: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(HooksJob, "on_success", add_same)
+    job = HooksJob.add_job("a")
+
+    work()
+
+    (new,) = HooksJob.collection(queued=1).instances()
+    assert calls[-1] == new.ident != job.ident
+    assert_only_place(new, "waiting", Queue.get_queue("hooks"))
+
+
+def test_j44_on_error_may_add_the_identifier_again(database: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(HooksJob, "on_error", add_same)
+    job = HooksJob.add_job("a")
+
+    work(fail_with(ValueError()))
+
+    assert calls[-1] != job.ident
+    assert [found.ident for found in HooksJob.collection(queued=1).instances()] == [calls[-1]]
+
+
+def test_j44_on_error_finds_the_job_that_is_about_to_be_requeued(database: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(HooksJob, "on_error", add_same)
+    job = HooksJob.add_job("a")
+
+    work(fail_with(ValueError()), requeue_times=1)
+
+    assert job.ident in calls
+    assert list(HooksJob.collection()) == [job.pk.get()]
+    assert_only_place(job, "delayed", Queue.get_queue("hooks", -1))
+
+
+def test_j46_on_requeued_may_move_the_job(database: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(HooksJob, "on_requeued", lambda job, queue: job.enqueue_or_delay("elsewhere", priority=9))
+    job = HooksJob.add_job("a")
+
+    work(fail_with(ValueError()), requeue_times=1)
+
+    assert_only_place(job, "waiting", Queue.get_queue("elsewhere", 9))
+
+
+def test_j44_on_error_may_requeue_a_job_that_the_worker_does_not(database: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(HooksJob, "on_error", lambda job, queue, exception, trace: job.requeue(priority=9))
+    job = HooksJob.add_job("a")
+
+    work(fail_with(ValueError()))
+
+    assert job.status.hget() == STATUSES.WAITING
+    assert_only_place(job, "waiting", Queue.get_queue("hooks", 9))
+
+
+def test_j44_on_error_may_requeue_a_job_that_the_worker_would_requeue_too(database: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(HooksJob, "on_error", lambda job, queue, exception, trace: job.requeue(priority=9))
+    job = HooksJob.add_job("a")
+
+    work(fail_with(ValueError()), requeue_times=1)
+
+    assert job.status.hget() == STATUSES.WAITING
+    assert_only_place(job, "waiting", Queue.get_queue("hooks", 9))
+
+
+def test_j42_on_started_may_cancel_the_job(database: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(HooksJob, "on_started", lambda job, queue: job.status.hset(STATUSES.CANCELED))
+    job = HooksJob.add_job("a")
+
+    work()
+
+    assert calls[-1] == ("on_skipped", "hooks", STATUSES.CANCELED)
+    assert job.hmget("status", "queued") == [STATUSES.CANCELED, None]
+
+
 # --- Overridden: called as in version 2, with super() or around it
 
 
@@ -325,7 +406,7 @@ class HooksRefusingQueue(Queue):
         raise RuntimeError("closed")
 
 
-class HooksError(Error):
+class JobsHooksError(Error):
     @classmethod
     def add_error(cls, queue_name: str, job: Any, error: Any, when: Any = None, trace: Any = None, **more: Any) -> Any:
         calls.append(("add_error", queue_name, job.ident, error, when, trace and trace.splitlines()[0], more))
@@ -494,13 +575,13 @@ def test_e14_an_overridden_add_error_is_called_by_the_worker(database: Any) -> N
     exception = ValueError("it failed")
     job = HooksJob.add_job("a")
 
-    work(fail_with(exception), error_model=HooksError)
+    work(fail_with(exception), error_model=JobsHooksError)
 
     added = [call for call in calls if call[0] == "add_error"]
     assert added == [
         ("add_error", "hooks", job.ident, exception, None, "Traceback (most recent call last):", {}),
     ]
-    (error,) = HooksError.collection_for_job(job).instances()
+    (error,) = JobsHooksError.collection_for_job(job).instances()
     assert error.hmget("queue_name", "identifier", "type", "message") == ["hooks", "a", "ValueError", "it failed"]
     assert list(Error.collection()) == []
     assert job.status.hget() == STATUSES.ERROR
@@ -509,7 +590,7 @@ def test_e14_an_overridden_add_error_is_called_by_the_worker(database: Any) -> N
 def test_e14_an_overridden_add_error_is_not_called_when_errors_are_not_saved(database: Any) -> None:
     HooksJob.add_job("a")
 
-    work(fail_with(ValueError()), error_model=HooksError, save_errors=False)
+    work(fail_with(ValueError()), error_model=JobsHooksError, save_errors=False)
 
     assert [call for call in calls if call[0] == "add_error"] == []
-    assert list(HooksError.collection()) == []
+    assert list(JobsHooksError.collection()) == []

@@ -148,7 +148,9 @@ def test_j34_delayed_for_delays_it(database: Any, duration: Any) -> None:
     assert_only_place(job, "delayed", Queue.get_queue("q"))
 
 
-@pytest.mark.parametrize("arguments", [{"delayed_for": 0}, {"delayed_for": -5}, {"delayed_until": datetime(2001, 1, 1)}])
+@pytest.mark.parametrize(
+    "arguments", [{"delayed_for": 0}, {"delayed_for": -5}, {"delayed_until": datetime(2001, 1, 1)}]
+)
 def test_j34_a_delay_that_is_over_means_at_once(database: Any, arguments: dict[str, Any]) -> None:
     job = failed_job()
 

@@ -385,7 +385,11 @@ def test_q18_get_queue_creates_a_queue_once(database: Any) -> None:
 
 
 def test_q18_the_priority_is_0_by_default(database: Any) -> None:
-    assert Queue.get_queue("q").pk.get() == Queue.get_queue("q", 0).pk.get() == Queue.get_queue(name="q", priority="0").pk.get()
+    assert (
+        Queue.get_queue("q").pk.get()
+        == Queue.get_queue("q", 0).pk.get()
+        == Queue.get_queue(name="q", priority="0").pk.get()
+    )
 
 
 def test_q18_each_name_and_priority_is_a_queue(database: Any) -> None:
@@ -398,6 +402,14 @@ def test_q18_a_queue_made_by_plain_limpyd_is_found(database: Any) -> None:
     queue = Queue(name="q", priority=4)
 
     assert Queue.get_queue("q", 4).pk.get() == queue.pk.get()
+
+
+def test_q18_of_two_queues_that_other_programs_made_the_first_is_found(database: Any) -> None:
+    """Two processes of version 2 can do that."""
+    pks = [Queue(name="q", priority=4).pk.get() for _ in range(12)]
+
+    assert Queue.get_queue("q", 4).pk.get() == pks[0]
+    assert_only_place(Job.add_job("a", "q", 4), "waiting", Queue.get(pks[0]))
 
 
 def test_q18_a_queue_that_was_renamed_is_no_longer_found(database: Any) -> None:
@@ -457,7 +469,9 @@ def test_q20_waiting_keys_are_by_priority_then_by_the_order_of_the_names(many_qu
 def test_q20_waiting_keys_of_one_name(many_queues: None) -> None:
     expected = [Queue.get_queue("bar", priority).waiting.key for priority in (10, 0)]
 
-    assert Queue.get_waiting_keys("bar") == Queue.get_waiting_keys(["bar"]) == Queue.get_waiting_keys(("bar",)) == expected
+    assert (
+        Queue.get_waiting_keys("bar") == Queue.get_waiting_keys(["bar"]) == Queue.get_waiting_keys(("bar",)) == expected
+    )
 
 
 def test_q20_waiting_keys_are_empty_when_no_queue_exists(many_queues: None) -> None:

@@ -14,7 +14,7 @@ from limpyd.exceptions import UniquenessError
 from limpyd.indexes import EqualIndex, NumberRangeIndex, TextRangeIndex
 
 from limpyd_jobs import STATUSES, Error, Job, LimpydJobsException, Queue
-from limpyd_jobs.exceptions import JobAlreadyExists
+from limpyd_jobs.exceptions import JobAlreadyExists, JobNotInStatus
 
 from .support import (
     assert_filters_equal_hashes,
@@ -115,14 +115,18 @@ class SubRangeJob(Job):
 
 
 class SubBothJob(Job):
-    priority = fields.InstanceHashField(indexable=True, default=0, indexes=[EqualIndex, NumberRangeIndex.configure(key="n")])
+    priority = fields.InstanceHashField(
+        indexable=True, default=0, indexes=[EqualIndex, NumberRangeIndex.configure(key="n")]
+    )
     status = fields.InstanceHashField(indexable=True, indexes=[EqualIndex, TextRangeIndex.configure(key="t")])
 
 
 class SubForeignJob(Job):
     status = fields.InstanceHashField(indexable=True, indexes=[ReversedIndex])
-    priority = fields.InstanceHashField(indexable=True, default=0, indexes=[EqualIndex, ReversedIndex.configure(prefix="back", key="back")])
-    queued = fields.InstanceHashField(indexable=True, indexes=[UpperIndex])
+    priority = fields.InstanceHashField(
+        indexable=True, default=0, indexes=[EqualIndex, ReversedIndex.configure(prefix="back", key="back")]
+    )
+    queued = fields.InstanceHashField(indexable=True, indexes=[ReversedIndex])
     start = fields.InstanceHashField(indexable=True, indexes=[DateTimeIndex])
     delayed_until = fields.InstanceHashField(indexable=True, indexes=[DateTimeIndex])
     identifier = fields.InstanceHashField(indexable=True, indexes=[EqualIndex, UpperIndex])
@@ -208,11 +212,17 @@ class SubUniqueJob(Job):
     aliases = fields.SetField(indexable=True, unique=True)
 
 
+class SubForeignUniqueJob(Job):
+    token = fields.InstanceHashField(indexable=True, unique=True, indexes=[ReversedIndex])
+
+
 class SubFullError(Error):
     server = fields.InstanceHashField(indexable=True)
     tags = fields.SetField(indexable=True)
     code = fields.InstanceHashField(indexable=True, indexes=[NumberRangeIndex])
-    type = fields.InstanceHashField(indexable=True, indexes=[EqualIndex, ReversedIndex.configure(prefix="back", key="back")])
+    type = fields.InstanceHashField(
+        indexable=True, indexes=[EqualIndex, ReversedIndex.configure(prefix="back", key="back")]
+    )
 
 
 # --- Each class through each transition
@@ -238,7 +248,18 @@ class Case:
         return self.queue_model.get_queue("q", priority)
 
     def check(self) -> None:
-        indexed = ("status", "priority", "queued", "identifier", "start", "end", "tries", "delayed_until", "size", "year")
+        indexed = (
+            "status",
+            "priority",
+            "queued",
+            "identifier",
+            "start",
+            "end",
+            "tries",
+            "delayed_until",
+            "size",
+            "year",
+        )
         models = [model for model in (self.model, self.queue_model) if any(True for _ in model.collection())]
         names = [name for name in indexed if self.model.has_field(name) and self.model.get_field(name).indexable]
         assert_filters_equal_hashes(self.model, *(name for name in names if not is_of_dates(self.model, name)))
@@ -267,7 +288,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "namespace": lambda: Case(SubNamespaceJob, {"size": 1}, SubNamespaceQueue, SubNamespaceError),
     "namespace-of-jobs": lambda: Case(SubElsewhereJob),
     "hash-tag": lambda: Case(SubTaggedJob, {}, SubTaggedQueue, SubTaggedError),
-    "own-pk": lambda: Case(SubKeyJob, {"reference": lambda: f"ref-{next(references)}", "size": 1}),
+    "own-pk": lambda: Case(SubKeyJob, {"reference": lambda: f"{next(references)}", "size": 1}),
     "own-auto-pk": lambda: Case(SubAutoKeyJob),
     "range-queue": lambda: Case(SubPlainJob, {}, SubRangeQueue),
     "foreign-queue": lambda: Case(SubPlainJob, {}, SubForeignQueue),
@@ -461,6 +482,107 @@ def test_g09_deleted(case: Case) -> None:
     case.check()
 
 
+# --- Writes of single fields
+
+
+NUMBERS = [
+    "5",
+    "-5",
+    "1e5",
+    "0.1234567",
+    "1e-9",
+    "abc",
+    "",
+    " 7 ",
+    "0x10",
+    "1_000",
+    "٣",
+    "inf",
+    "-inf",
+    2**60,
+    1e300,
+    0.1,
+]
+
+
+@pytest.mark.parametrize("value", NUMBERS)
+def test_g09_a_number_index_is_as_limpyd_has_it_when_the_job_is_added(database: Any, value: Any) -> None:
+    job = SubFullJob.add_job("a", "q", year=value)
+
+    assert list(SubFullJob.collection(year=value)) == [job.pk.get()]
+    assert_indexes_as_rebuilt(SubFullJob)
+
+
+@pytest.mark.parametrize("value", NUMBERS)
+def test_g09_a_number_index_is_as_limpyd_has_it_when_the_field_is_written(database: Any, value: Any) -> None:
+    job = SubFullJob.add_job("a", "q", year=3)
+
+    job.year.hset(value)
+
+    assert list(SubFullJob.collection(year=value)) == [job.pk.get()]
+    assert_indexes_as_rebuilt(SubFullJob)
+
+
+@pytest.mark.parametrize("value", ["nan", "-nan", float("nan")])
+def test_g09_what_a_number_index_cannot_hold_is_refused_and_writes_nothing(database: Any, value: Any) -> None:
+    job = SubFullJob.add_job("a", "q", year=3)
+    before = dump()
+
+    for write in (lambda: job.year.hset(value), lambda: SubFullJob.add_job("b", "new-queue", year=value)):
+        with pytest.raises(ValueError, match="year"):
+            write()
+        assert dump() == before
+
+
+@pytest.mark.parametrize("value", ["a", "é ☃", "with:colon", "two words", "z" * 500])
+def test_g09_a_text_index_is_as_limpyd_has_it(database: Any, value: str) -> None:
+    job = SubRangeJob.add_job("a", "q")
+
+    job.status.hset(value)
+
+    assert list(SubRangeJob.collection(status=value)) == [job.pk.get()]
+    assert_indexes_as_rebuilt(SubRangeJob)
+
+
+@pytest.mark.parametrize("model", [SubPlainJob, SubIndexedJob, SubUnindexedJob, SubRangeJob, SubBothJob, SubForeignJob])
+def test_g09_every_writing_method_keeps_the_indexes_in_step(database: Any, model: Any) -> None:
+    job = model.add_job("a", "q", 3)
+    writes: dict[str, Callable[[], Any]] = {
+        "hset": lambda: job.status.hset("c"),
+        "hset, the same": lambda: job.status.hset("c"),
+        "hdel": lambda: job.queued.hdel(),
+        "hdel, nothing": lambda: job.queued.hdel(),
+        "hsetnx": lambda: job.queued.hsetnx("1"),
+        "hsetnx, too late": lambda: job.queued.hsetnx("2"),
+        "hincrby": lambda: job.priority.hincrby(2),
+        "hincrby, new": lambda: job.tries.hincrby(1),
+        "hincrbyfloat": lambda: job.priority.hincrbyfloat(0.5),
+        "hmset": lambda: job.hmset(status="w", priority=1, tries=4),
+        "hdel, several": lambda: job.hdel("status", "tries"),
+    }
+    results = {}
+    for name, write in writes.items():
+        results[name] = write()
+        assert_indexes_as_rebuilt(model)
+
+    assert job.hmget("status", "priority", "tries", "queued") == [None, "1", None, "1"]
+    assert [int(results[name]) for name in ("hdel", "hdel, nothing", "hsetnx", "hsetnx, too late")] == [1, 0, 1, 0]
+    assert [float(results[name]) for name in ("hincrby", "hincrby, new", "hincrbyfloat")] == [5, 1, 5.5]
+
+
+@pytest.mark.parametrize("model", [SubPlainJob, SubRangeJob, SubForeignJob])
+def test_g09_what_plain_limpyd_creates_goes_through_everything(database: Any, model: Any) -> None:
+    job = model(identifier="a", status=STATUSES.WAITING, priority=2)
+
+    job.enqueue_or_delay("q")
+    assert model.add_job("a", "q", 4).ident == job.ident
+    run_worker("q", callback=fail)
+    job.requeue("q")
+
+    assert_only_place(job, "waiting", Queue.get_queue("q", 4))
+    assert_indexes_as_rebuilt(model, Queue)
+
+
 # --- What is particular to some
 
 
@@ -470,8 +592,8 @@ def test_j55_each_type_of_field_is_saved(database: Any) -> None:
     assert (job.label.get(), job.note.get(), job.title.get()) == ("a label", "a note", "the title")
     assert (job.steps.lmembers(), job.log.lmembers()) == (["one", "two", "one"], ["x"])
     assert (job.tags.smembers(), job.seen.smembers()) == ({"red", "green"}, {"somebody"})
-    assert job.scores.zmembers(withscores=True) == [("first", 1.0), ("second", 2.5)]
-    assert job.ranking.zmembers(withscores=True) == [("b", 2.0)]
+    assert job.scores.zrange(0, -1, withscores=True) == [("first", 1.0), ("second", 2.5)]
+    assert job.ranking.zrange(0, -1, withscores=True) == [("b", 2.0)]
     assert job.options.hgetall() == {"width": "3", "height": "4"}
     assert job.extra.hgetall() == {"anything": "goes"}
     assert job.hmget("size", "color", "year") == ["12", "blue", "1999"]
@@ -512,7 +634,9 @@ def test_j55_a_record_is_the_same_as_one_that_limpyd_makes(database: Any) -> Non
     assert {key: value for key, value in dump().items() if key.startswith(prefix)} == ours
 
 
-@pytest.mark.parametrize(("given", "expected"), [({}, ["7", "unnamed", ""]), ({"size": 9, "label": "x", "note": "y"}, ["9", "x", "y"])])
+@pytest.mark.parametrize(
+    ("given", "expected"), [({}, ["7", "unnamed", ""]), ({"size": 9, "label": "x", "note": "y"}, ["9", "x", "y"])]
+)
 def test_j55_defaults_are_saved_and_indexed(database: Any, given: dict[str, Any], expected: list[str]) -> None:
     job = SubDefaultsJob.add_job("a", "q", **given)
 
@@ -698,3 +822,86 @@ def test_e15_an_error_with_indexes_of_its_own_is_found(database: Any) -> None:
     assert len(list(SubFullError.collection(code__gte=400, code__lt=500))) == 1
     assert len(list(SubFullError.collection(type__back="NumberedError"))) == 1
     assert_indexes_as_rebuilt(SubFullError)
+
+
+# --- From one namespace to another
+
+
+def test_j59_a_waiting_job_is_moved_to_a_queue_of_another_namespace(database: Any) -> None:
+    job = SubNamespaceJob.add_job("a", "q", 1)
+
+    SubNamespaceJob.add_job("a", "q", 5, queue_model=Queue)
+
+    assert places(job, SubNamespaceQueue) == []
+    assert_only_place(job, "waiting", Queue.get_queue("q", 5))
+    run_worker("q", callback=lambda job, queue: None)
+    assert job.status.hget() == STATUSES.SUCCESS
+
+
+@pytest.mark.parametrize(
+    "move",
+    [
+        lambda job: job.enqueue_or_delay("q", queue_model=Queue),
+        lambda job: Queue.get_queue("q").enqueue_job(job),
+        lambda job: Queue.get_queue("q").delay_job(job, IN_2050),
+    ],
+    ids=["enqueue_or_delay", "enqueue_job", "delay_job"],
+)
+def test_j37_a_running_job_is_refused_to_a_queue_of_another_namespace(
+    database: Any, move: Callable[[Any], Any]
+) -> None:
+    refused: list[JobNotInStatus] = []
+
+    def move_it(job: Any, queue: Any) -> None:
+        try:
+            move(SubNamespaceJob.get(job.pk.get()))
+        except JobNotInStatus as error:
+            refused.append(error)
+
+    job = SubNamespaceJob.add_job("a", "q")
+    run_worker("q", callback=move_it, queue_model=SubNamespaceQueue, error_model=SubNamespaceError)
+
+    assert len(refused) == 1
+    assert job.status.hget() == STATUSES.SUCCESS
+    assert places(job, Queue) == places(job, SubNamespaceQueue) == []
+
+
+def test_j21_a_running_job_is_returned_when_added_in_another_namespace(database: Any) -> None:
+    added: list[str] = []
+
+    def add_it(job: Any, queue: Any) -> None:
+        added.append(SubNamespaceJob.add_job("a", "q", 9, queue_model=Queue).ident)
+
+    job = SubNamespaceJob.add_job("a", "q")
+    run_worker("q", callback=add_it, queue_model=SubNamespaceQueue, error_model=SubNamespaceError)
+
+    assert added == [job.ident]
+    assert job.status.hget() == STATUSES.SUCCESS
+    assert places(job, Queue) == places(job, SubNamespaceQueue) == []
+
+
+def test_j34_a_failed_job_is_requeued_in_another_namespace(database: Any) -> None:
+    job = SubNamespaceJob.add_job("a", "q")
+    run_worker("q", callback=fail, queue_model=SubNamespaceQueue, error_model=SubNamespaceError)
+
+    job.requeue("q", queue_model=Queue)
+
+    assert_only_place(job, "waiting", Queue.get_queue("q"))
+
+
+def test_j49_the_existing_job_is_returned_whatever_primary_key_is_given(database: Any) -> None:
+    job = SubKeyJob.add_job("a", "q", reference="ref-1")
+
+    assert SubKeyJob.add_job("a", "q", 5, reference="ref-2").ident == job.ident
+    assert list(SubKeyJob.collection()) == ["ref-1"]
+
+
+def test_j55_a_unique_value_with_an_index_that_only_limpyd_knows_is_refused(database: Any) -> None:
+    SubForeignUniqueJob.add_job("a", "q", token="abc")
+    before = dump()
+
+    with pytest.raises(UniquenessError):
+        SubForeignUniqueJob.add_job("b", "new-queue", token="abc")
+
+    assert dump() == before
+    assert len(list(SubForeignUniqueJob.collection(token="abc"))) == 1

@@ -42,9 +42,7 @@ def add_call(identifier: str = "a", name: str = "q", priority: int = 0, **more: 
     values = {"identifier": identifier, "priority": str(priority), **more.pop("values", {})}
     record = recipes.Record(ScriptJob, values).text
     prepend, delay, hold = more.pop("prepend", False), more.pop("delay", Delay()), more.pop("hold", Hold())
-    return transitions.add(
-        ScriptJob._class_subject(), record, target(name, priority), identifier, prepend, delay, hold
-    )
+    return transitions.add(ScriptJob._class_subject(), record, target(name, priority), identifier, prepend, delay, hold)
 
 
 def claim_call(token: str = "w-1", names: tuple[str, ...] = ("q",), lease_seconds: float = 30, **more: Any) -> Any:
@@ -458,7 +456,7 @@ def test_promote_reports_what_has_no_record_and_what_no_registry_knows() -> None
     queue = Queue.get_queue("q")
     ScriptJob.register("jobs")
     queue.delayed.zadd({f"{ScriptJob.get_model_repr()}:9": 1, "no.such.Model:1": 2})
-    assert raw(transitions.promote("jobs", "jobs:queue", "1")) == ["UNKNOWN", "no.such.Model:1"]
+    assert raw(transitions.promote("jobs", "jobs:queue", "1")) == ["UNKNOWN", "no.such.Model:1", "1"]
     assert queue.requeue_delayed_jobs() == [
         (f"{ScriptJob.get_model_repr()}:9", "No ScriptJob found with pk 9"),
         ("no.such.Model:1", "No module named 'no'"),

@@ -68,7 +68,7 @@ def test_setuptools_is_required_in_a_version_that_limpyd_can_import() -> None:
     assert "setuptools<81" in (metadata.requires(DISTRIBUTION) or [])
 
 
-@pytest.mark.parametrize("extra", ["embedded", "example", "test"])
+@pytest.mark.parametrize("extra", ["embedded", "test"])
 def test_the_extras_are_declared(extra: str) -> None:
     assert extra in (metadata.metadata(DISTRIBUTION).get_all("Provides-Extra") or [])
 

@@ -5,6 +5,7 @@ For each: write, tell, call. What a hook finds in Redis is compared with what th
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any, ClassVar
 
 import pytest
+from redis.exceptions import ConnectionError, ResponseError
 
 from limpyd_jobs import STATUSES, Error, Job, Queue, Worker
 from limpyd_jobs.fields import InstanceHashField
@@ -106,29 +108,29 @@ class StoryJob(HookJob):
 class StoryWorker(Worker):
     """A worker that tells of each hook, when it begins and when its super() has returned."""
 
-    def _tell(self, name: str, job: Any, *args: Any) -> None:
+    def narrate(self, name: str, job: Any, *args: Any) -> None:
         story = StoryJob.story
         story.events.append((f"{name} begins", *state_of(job)))
         getattr(Worker, name)(self, job, *args)
         story.events.append((f"{name} ends", *state_of(job)))
 
     def job_started(self, job: Any, queue: Any) -> None:
-        self._tell("job_started", job, queue)
+        self.narrate("job_started", job, queue)
 
     def job_success(self, job: Any, queue: Any, job_result: Any) -> None:
-        self._tell("job_success", job, queue, job_result)
+        self.narrate("job_success", job, queue, job_result)
 
     def job_error(self, job: Any, queue: Any, exception: Any, trace: Any = None) -> None:
-        self._tell("job_error", job, queue, exception, trace)
+        self.narrate("job_error", job, queue, exception, trace)
 
     def requeue_job(self, job: Any, queue: Any, priority: int, delayed_for: Any = None) -> None:
-        self._tell("requeue_job", job, queue, priority, delayed_for)
+        self.narrate("requeue_job", job, queue, priority, delayed_for)
 
     def job_skipped(self, job: Any, queue: Any) -> None:
-        self._tell("job_skipped", job, queue)
+        self.narrate("job_skipped", job, queue)
 
     def job_delayed(self, job: Any, queue: Any) -> None:
-        self._tell("job_delayed", job, queue)
+        self.narrate("job_delayed", job, queue)
 
 
 RUNNING = (STATUSES.RUNNING, "1", [])
@@ -700,13 +702,13 @@ def test_w54_a_requeue_clears_start_and_end() -> None:
 SETTLED = {"work": (STATUSES.SUCCESS, None, ["success"]), "fail": (STATUSES.ERROR, None, ["errors"])}
 
 
-def raising(name: str, calls_super: bool) -> type[Worker]:
+def raising(name: str, calls_super: bool, error: Exception | None = None) -> type[Worker]:
     """A worker with one hook that raises, after its super() or instead of it."""
 
     def hook(self: Any, job: Any, queue: Any, *args: Any, **kwargs: Any) -> None:
         if calls_super:
             getattr(Worker, name)(self, job, queue, *args, **kwargs)
-        raise RuntimeError(f"in {name}")
+        raise error or RuntimeError(f"in {name}")
 
     return type("RaisingWorker", (Worker,), {name: hook})
 
@@ -741,6 +743,21 @@ def test_a_hook_that_raises_is_logged_and_the_job_recorded(
     assert state_of(job) == SETTLED[identifier]
     assert job.end.hget() is not None
     assert f"RuntimeError('in {name}')" in log.tracebacks
+
+
+@pytest.mark.parametrize("error", [ResponseError("boo"), ConnectionError("boo")], ids=["response", "connection"])
+@pytest.mark.parametrize("calls_super", [True, False], ids=["after super", "instead of super"])
+@pytest.mark.parametrize(
+    ("name", "identifier"), [("job_started", "work"), ("job_success", "work"), ("job_error", "fail")]
+)
+def test_a_hook_that_raises_an_error_of_redis_is_as_any_other(
+    name: str, identifier: str, calls_super: bool, error: Exception, log: Log
+) -> None:
+    """It may come from another server, which the hook uses."""
+    job = run_and_check_the_next_job(raising(name, calls_super, error), identifier)
+
+    assert state_of(job) == SETTLED[identifier]
+    assert repr(error) in log.tracebacks
 
 
 @pytest.mark.parametrize(("name", "identifier"), [("job_success", "work"), ("job_error", "fail")])
@@ -856,10 +873,8 @@ def test_a_job_success_that_swallows_everything_leaves_a_canceled_job_let_go() -
     class SwallowingWorker(Worker):
         def job_success(self, job: Any, queue: Any, job_result: Any) -> None:
             job.status.hset(STATUSES.CANCELED)
-            try:
+            with contextlib.suppress(Exception):
                 super().job_success(job, queue, job_result)
-            except Exception:
-                pass
 
     job = HookJob.add_job("work")
 

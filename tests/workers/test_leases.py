@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import pytest
+from redis.exceptions import ConnectionError
 
-from limpyd_jobs import STATUSES, Error, Job, Queue, Worker, transitions
+from limpyd_jobs import STATUSES, Error, Job, Queue, Worker, lua, transitions
 from limpyd_jobs.exceptions import LeaseLost
 from limpyd_jobs.transitions import Claim
 from limpyd_jobs.utils import utcnow
@@ -249,7 +250,6 @@ def losing(then: Any = None) -> Any:
 
     def callback(job: Any, queue: Any) -> str:
         take_away(job)
-        job.before = snapshot()  # whatever the loser does, this must stay
         if then is not None:
             raise then
         return "too late"
@@ -301,13 +301,7 @@ def test_a_worker_goes_on_after_a_lost_lease() -> None:
         if job.identifier.hget() == "one":
             take_away(job)
 
-    def callback(job: Any, queue: Any) -> None:
-        if job.identifier.hget() == "one":
-            client().lrem(queue.waiting.key, 0, other.ident)
-            take_away(job)
-            client().rpush(queue.waiting.key, other.ident)
-
-    work(2, callback=callback)
+    work(2, callback=lose_the_first)
 
     assert other.status.hget() == STATUSES.SUCCESS
 
@@ -408,7 +402,7 @@ def test_a_job_that_failed_and_whose_worker_vanished_before_the_requeue_waits_ag
 
 def test_a_job_that_delayed_itself_and_whose_worker_vanished_is_delayed() -> None:
     job = LeasesJob.add_job("one")
-    until = "2999-01-01 00:00:00.000000"
+    until = "2999-01-01 00:00:00"
     claim(lease_seconds=0.2)
     job.hmset(status=STATUSES.DELAYED, delayed_until=until)
     wait_until_lapsed(job.ident)
@@ -431,6 +425,52 @@ def test_the_loser_of_a_recovered_job_that_ended_writes_nothing() -> None:
         send(transitions.finish("jobs", held, str(utcnow())))
 
     assert snapshot() == before
+
+
+# --- Replies that are lost on the wire
+
+
+class ForgetfulClient:
+    """A client that loses the reply to the first run of a script."""
+
+    def __init__(self, script: str) -> None:
+        self._script = script
+        self._has_lost = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(client(), name)
+
+    def execute_command(self, *args: Any) -> Any:
+        result = client().execute_command(*args)
+        if args[1] == lua.load(self._script).sha and not self._has_lost:
+            self._has_lost = True
+            raise ConnectionError("the connection broke")
+        return result
+
+
+@pytest.mark.parametrize(("script", "error"), [("claim", None), ("finish", None), ("fail", ValueError("boo"))])
+def test_a_job_whose_reply_is_lost_is_run_and_recorded_once(script: str, error: Exception | None) -> None:
+    """It is not held until its lease lapses: the same call is sent again."""
+    forgetful = ForgetfulClient(script)
+    runs: list[str] = []
+
+    class LossyWorker(Worker):
+        connection = property(lambda self: forgetful)
+
+    def callback(job: Any, queue: Any) -> None:
+        runs.append(job.identifier.hget())
+        if error is not None:
+            raise error
+
+    job, second = LeasesJob.add_job("one"), LeasesJob.add_job("two")
+    with Running(idle(LossyWorker, callback=callback, save_errors=False)):
+        wait_until(lambda: len(runs) == 2 and not leased(), 10, "both jobs are done")
+
+    queue = Queue.get_queue("test")
+    assert forgetful._has_lost
+    assert runs == ["one", "two"]
+    assert (queue.errors if error else queue.success).lmembers() == [job.ident, second.ident]
+    assert job.hmget("tries", "queued") == ["1", None]
 
 
 # --- Heartbeats
@@ -517,7 +557,7 @@ def test_w37_an_unclaimed_job_is_run_and_recorded() -> None:
     seen: list[Any] = []
 
     def callback(job: Any, queue: Any) -> None:
-        seen.append(job.hmget("status", "tries", "queued") + [bool(job.start.hget())])
+        seen.append([*job.hmget("status", "tries", "queued"), bool(job.start.hget())])
 
     work(1, worker_class=PoppingWorker, callback=callback)
 

@@ -36,7 +36,7 @@ main()
 
 
 class WaitingJob(Job):
-    started_at: dict[str, float] = {}  # noqa: RUF012
+    started_at: dict[str, float] = {}
 
     def run(self, queue: Any) -> None:
         self.started_at[self.identifier.hget()] = time.time()
