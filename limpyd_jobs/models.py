@@ -17,7 +17,14 @@ from .exceptions import InvalidArgument, JobClassError, LimpydJobsException
 from .fields import InstanceHashField, needs_limpyd, upgrade, write
 from .statuses import STATUSES
 from .transitions import Changes, Claim, Delay, Hold, Subject, Target
-from .utils import compute_delayed_until, datetime_to_score, import_class, parse_datetime, to_naive_utc, utcnow
+from .utils import (
+    check_datetime,
+    compute_delayed_until,
+    datetime_to_score,
+    import_class,
+    parse_datetime,
+    utcnow,
+)
 
 __all__ = ["STATUSES", "BaseJobsModel", "Error", "Job", "LimpydJobsException", "Queue", "datetime_to_score"]
 
@@ -190,9 +197,8 @@ class Queue(BaseJobsModel):
             InvalidArgument: not a datetime. JobNotInStatus: the job runs. Nothing was written.
         Redis: place.lua.
         """
-        if not isinstance(delayed_until, datetime):
-            raise InvalidArgument("delayed_until", delayed_until, "a datetime object")
-        self._place(job, False, Delay("until", repr(datetime_to_score(delayed_until))))
+        until = check_datetime("delayed_until", delayed_until)
+        self._place(job, False, Delay("until", repr(datetime_to_score(until))))
 
     def enqueue_job(self, job: Job, prepend: bool = False) -> None:
         """Put a job at the end of the waiting list, or at its start; it leaves any other place.
@@ -589,8 +595,8 @@ def _parse_until(value: datetime | str | None) -> datetime | None:
     if value is None or value == "":
         return None
     try:
-        return to_naive_utc(parse_datetime(value) if isinstance(value, str) else value)
-    except (AttributeError, TypeError, ValueError):
+        return check_datetime("delayed_until", parse_datetime(value) if isinstance(value, str) else value)
+    except (OverflowError, ValueError):
         raise InvalidArgument("delayed_until", value, "a datetime object, or its string representation") from None
 
 
@@ -654,9 +660,7 @@ class Error(BaseJobsModel):
         when: datetime | None,
         trace: str | None,
     ) -> dict[str, Any]:
-        if when is not None and not isinstance(when, datetime):
-            raise InvalidArgument("when", when, "a datetime object")
-        moment = to_naive_utc(when) if when else utcnow()
+        moment = utcnow() if when is None else check_datetime("when", when)
         values = {
             "queue_name": queue_name,
             "job_model_repr": job_model_repr,

@@ -23,6 +23,20 @@ def to_naive_utc(value: datetime) -> datetime:
     return value.astimezone(timezone.utc).replace(tzinfo=None)
 
 
+def check_datetime(argument: str, value: Any) -> datetime:
+    """The naive UTC datetime of an argument.
+
+    Raises:
+        InvalidArgument: it is not a datetime, or none that UTC has.
+    """
+    try:
+        if isinstance(value, datetime):
+            return to_naive_utc(value)
+    except OverflowError:  # the year 10000, or the year 0, by UTC
+        pass
+    raise InvalidArgument(argument, value, "a datetime object")
+
+
 def parse_datetime(text: str) -> datetime:
     """The naive UTC datetime that a field holds as text.
 
@@ -78,9 +92,7 @@ def compute_delayed_until(
             raise InvalidArgument("delayed_for", delayed_for, "an int, a float or a timedelta object") from None
     if delayed_until is None:
         return None
-    if not isinstance(delayed_until, datetime):
-        raise InvalidArgument("delayed_until", delayed_until, "a datetime object")
-    return to_naive_utc(delayed_until)
+    return check_datetime("delayed_until", delayed_until)
 
 
 def import_class(class_uri: str) -> Any:

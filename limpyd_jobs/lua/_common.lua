@@ -16,6 +16,7 @@
 local MAX_RINGS = 100
 local DONE_SECONDS = 3600
 local FEW_RECORDS = 16
+local LAST_SECOND = 253402300799  -- of the year 9999, the last one that dates are written for
 
 local changed = {}  -- repr, pk, field, old, new: what indexes that no recipe describes have yet to learn
 
@@ -295,6 +296,6 @@ local function due_time(kind, value)
   local current, wanted = now(), tonumber(value)
   if kind == 'for' then wanted = current + wanted end
   if wanted <= current then return nil end
-  return wanted
+  return math.min(wanted, LAST_SECOND)
 end
 

@@ -17,7 +17,10 @@ local due = due_time(ARGV[10], ARGV[11])
 if redis.call('SISMEMBER', recipe.key .. ':collection', pk) == 0 then return {'GONE'} end
 local holder = redis.call('HGET', namespace .. ':claims', ident)
 local is_repeated = hold ~= '' and holder == hold
-if holder and holder ~= token and not is_repeated then return {'RUNNING'} end
+local status = redis.call('HGET', recipe.key .. ':' .. pk .. ':hash', 'status')
+-- RUNNING without a lease here: for a worker of version 2, or for queues of another namespace
+local is_running = status == 'r' and not holder
+if is_running or (holder and holder ~= token and not is_repeated) then return {'RUNNING'} end
 local priority = ARGV[8] ~= '' and ARGV[8] or redis.call('HGET', recipe.key .. ':' .. pk .. ':hash', 'priority') or '0'
 local queue = find_queue(namespace, queue_recipe, name, priority)
 local queue_record = cjson.decode(ARGV[6])
@@ -25,7 +28,6 @@ if not queue and (ARGV[8] == '' or queue_record == cjson.null) then return {'NO_
 queue = queue or remember_queue(namespace, queue_recipe, name, priority, create(queue_record))
 
 register(namespace, repr, ARGV[3])
-local status = redis.call('HGET', recipe.key .. ':' .. pk .. ':hash', 'status')
 if holder then drop_lease(namespace, ident, holder) else leave_anywhere(queue_recipe, recipe, pk, ident) end
 write_fields(recipe, pk, {'status', 'queued', 'priority', 'delayed_until', 'queue_key'},
   {due and 'd' or 'w', '1', priority, due and format_date(due) or false, queue})

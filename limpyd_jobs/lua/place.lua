@@ -10,17 +10,17 @@ local namespace, repr, pk, prepend, token = ARGV[1], ARGV[2], ARGV[4], ARGV[7] =
 local queue_recipe, ident = cjson.decode(ARGV[5]), repr .. ':' .. pk
 local recipe = cjson.decode(ARGV[3])
 local queue = queue_recipe.key .. ':' .. ARGV[6]
-local due = ARGV[8] ~= '' and tonumber(ARGV[9]) or nil
+local due = ARGV[8] ~= '' and math.min(tonumber(ARGV[9]), LAST_SECOND) or nil
 
 local hash = recipe.key .. ':' .. pk .. ':hash'
 local name = redis.call('HGET', queue .. ':hash', 'name')
 if not name or redis.call('SISMEMBER', recipe.key .. ':collection', pk) == 0 then return {'GONE'} end
 local holder = redis.call('HGET', namespace .. ':claims', ident)
-if holder and holder ~= token then return {'RUNNING'} end
+local status = redis.call('HGET', hash, 'status')
+if (status == 'r' and not holder) or (holder and holder ~= token) then return {'RUNNING'} end
 
 register(namespace, repr, ARGV[3])
 if holder then drop_lease(namespace, ident, token) else leave_anywhere(queue_recipe, recipe, pk, ident) end
-local status = redis.call('HGET', hash, 'status')
 if due then
   if not status or status == 'w' then status = 'd' end
   write_fields(recipe, pk, {'status', 'queued', 'delayed_until', 'queue_key'}, {status, '1', format_date(due), queue})

@@ -278,6 +278,7 @@ class Worker(BaseWorker):
         """Claim a job if there is one, going past entries that cannot be run."""
         while True:
             taken = self._send(self._claim_call())
+            self._claims_made += 1  # while no reply comes, the token stays: the claim may have been made
             self._outage.end()
             if taken.next_due is not None:
                 self._next_due = time.monotonic() + taken.next_due
@@ -293,12 +294,11 @@ class Worker(BaseWorker):
                 return None
 
     def _claim_call(self) -> transitions.Call[Taken]:
-        self._claims_made += 1
         looks_at_keys = self._has_own_keys or self._is_time("_looked_at_keys", POLL_SECONDS)
         return transitions.claim(
             self._namespace,
             self.queue_model._name,
-            f"{self._key}-{self._claims_made}",
+            f"{self._key}-{self._claims_made + 1}",
             self._key,
             self.lease_seconds,
             str(utcnow()),
@@ -436,8 +436,6 @@ class Worker(BaseWorker):
         """Call a hook of this worker; what it raises is logged, and ends nothing."""
         try:
             hook(job, queue, *args)
-        except (RedisError, _StatusChanged):
-            raise
         except LeaseLost as lost:
             self._lost(job, queue, lost)
         except Exception:
@@ -531,8 +529,11 @@ class Worker(BaseWorker):
         self._tell(job, self.job_error_message, queue, ended.to_be_requeued, exception, trace, level="error")
         self._call_job(job, "on_error", queue, exception, trace)
         if ended.to_be_requeued:
-            priority = int(ended.priority) + self.requeue_priority_delta
-            self.requeue_job(job, queue, priority, delayed_for=self.requeue_delay_delta)
+            self._requeue(job, queue, ended)
+
+    def _requeue(self, job: Any, queue: Any, ended: transitions.Ended) -> None:
+        priority = int(ended.priority) + self.requeue_priority_delta
+        self.requeue_job(job, queue, priority, delayed_for=self.requeue_delay_delta)
 
     def _fail(self, job: Any, queue: Any, exception: Exception, trace: str | None) -> transitions.Ended:
         claim = self._claim_for(job, queue)
@@ -555,10 +556,13 @@ class Worker(BaseWorker):
         call = transitions.fail(self._namespace, self._claim_for(job, queue), str(utcnow()), None, "")
         ended = self._send(call)
         job._cached_status, job._is_written = STATUSES.ERROR, True
-        self._release(job)
         repair_indexes(ended.changes)
-        if self.save_errors:
+        if ended.to_be_requeued:  # it had been recorded, and the reply was lost
+            self._call(job, queue, self._requeue, ended)
+        elif self.save_errors and ended.kind == "OK":
             self._call(job, queue, self._save_error, exception, trace)
+        if not ended.to_be_requeued:
+            self._release(job)
 
     def _save_error(self, job: Any, queue: Any, exception: Exception, trace: str | None) -> None:
         self.error_model.add_error(queue.name.hget(), job, exception, trace=trace)

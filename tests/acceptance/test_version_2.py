@@ -18,7 +18,7 @@ from limpyd_jobs import STATUSES, Error, Job, Queue, Worker, admin
 from ..base import ROOT, RedisServer
 
 sys.path.insert(0, str(Path(__file__).parent))  # both versions import it by the same name
-from version_2_app import SharedJob  # noqa: E402
+from version_2_app import SharedJob
 
 # What version 2 needs in an environment of its own; nothing of it is ever imported here.
 REQUIREMENTS = ["redis-limpyd-jobs==2", "redis-limpyd==2.1.2", "redis-limpyd-extensions==2.1", "setuptools<81"]

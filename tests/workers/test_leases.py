@@ -473,6 +473,29 @@ def test_a_job_whose_reply_is_lost_is_run_and_recorded_once(script: str, error: 
     assert job.hmget("tries", "queued") == ["1", None]
 
 
+def test_a_failure_whose_reply_is_lost_is_requeued_all_the_same() -> None:
+    forgetful = ForgetfulClient("fail")
+    runs: list[str] = []
+
+    class LossyWorker(Worker):
+        connection = property(lambda self: forgetful)
+
+    def callback(job: Any, queue: Any) -> None:
+        runs.append(job.tries.hget())
+        raise ValueError("boo")
+
+    # so that the script is loaded, and the first failure below is the one whose reply is lost
+    with pytest.raises(LeaseLost):
+        send(transitions.fail("jobs", Claim(f"{LeasesJob.get_model_repr()}:12345", "no", "", ""), "", None, ""))
+    job = LeasesJob.add_job("one")
+    with Running(idle(LossyWorker, callback=callback, save_errors=False, requeue_times=1, requeue_delay_delta=0)):
+        wait_until(lambda: len(runs) == 2 and not leased(), 10, "the job ran twice")
+
+    assert runs == ["1", "2"]
+    assert job.hmget("status", "queued", "priority") == [STATUSES.ERROR, None, "-1"]
+    assert len(Queue.get_queue("test").errors.lmembers()) == 1
+
+
 # --- Heartbeats
 
 
