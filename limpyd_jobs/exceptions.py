@@ -8,6 +8,7 @@
     │   ├── ServerTooOld            it runs, but lacks what our scripts need
     │   └── EmbeddedServerError     the private server cannot be started
     ├── JobNotInStatus              the transition does not start from the job's status
+    ├── JobAlreadyQueued            another job with the identifier is queued
     ├── JobAlreadyExists            (also limpyd's UniquenessError) the primary key or a unique value is taken
     ├── JobClassError               an ident names a class that cannot be used
     └── LeaseLost                   the job belongs to another worker by now
@@ -68,6 +69,14 @@ class JobNotInStatus(LimpydJobsException):
     def __init__(self, ident: str, status: str | None, transition: str) -> None:
         self.ident, self.status, self.transition = ident, status, transition
         super().__init__(f"Unable to {transition} {ident}: its status is {status!r}")
+
+
+class JobAlreadyQueued(LimpydJobsException):
+    """Another job with the identifier of this one is queued, and one at most may be; nothing was written."""
+
+    def __init__(self, ident: str, queued_ident: str) -> None:
+        self.ident, self.queued_ident = ident, queued_ident
+        super().__init__(f"Unable to queue {ident}: {queued_ident} is queued with the same identifier")
 
 
 class JobAlreadyExists(LimpydJobsException, UniquenessError):

@@ -298,7 +298,7 @@ class Queue(BaseJobsModel):
             done = self._send(call)
             if done.kind == "UNKNOWN":
                 try:
-                    Job.class_of(done.ident).register(model.namespace or "")
+                    Job.class_of(done.ident).register(model.namespace or "", done.ident.partition(":")[0])
                 except JobClassError as error:
                     unresolvable.add(done.ident)
                     failures += [(done.ident, error.reason)] if done.is_due else []
@@ -351,6 +351,7 @@ class Job(BaseJobsModel):
     always_cancel_on_error = False
 
     # What this process knows from the transition that gave it the job; not stored.
+    _model_repr: str | None = None
     _claim: Claim | None = None
     _moved: transitions.Moved | None = None
     _last_claim: Claim | None = None
@@ -361,7 +362,7 @@ class Job(BaseJobsModel):
     @property
     def ident(self) -> str:
         """What queues hold: the class and the primary key, `limpyd_jobs.models.Job:1`."""
-        return f"{self.get_model_repr()}:{self.pk.get()}"
+        return f"{self._model_repr or self.get_model_repr()}:{self.pk.get()}"
 
     @classmethod
     def class_of(cls, ident: str) -> Any:
@@ -391,19 +392,25 @@ class Job(BaseJobsModel):
         Raises:
             JobClassError: the class cannot be had. DoesNotExist: the job cannot.
         """
-        return cls.class_of(ident).get(ident.partition(":")[2])
+        return cls.class_of(ident).get(ident.partition(":")[2])._named_by(ident)
+
+    def _named_by(self, ident: str) -> Job:
+        """This job, under the ident that a queue has it by: of a module that imports the class from its new one."""
+        model_repr = ident.partition(":")[0]
+        self._model_repr = None if model_repr == self.get_model_repr() else model_repr
+        return self
 
     @classmethod
-    def register(cls, namespace: str) -> None:
-        """Tell the scripts that work in a namespace of queues what this class means."""
-        cls._send(transitions.register(namespace, cls._class_subject()))
+    def register(cls, namespace: str, model_repr: str | None = None) -> None:
+        """Tell the scripts that work in a namespace of queues what this class means, under its own name or another."""
+        cls._send(transitions.register(namespace, cls._class_subject(model_repr=model_repr)))
 
     @classmethod
-    def _class_subject(cls, pk: str = "") -> Subject:
-        return Subject(cls.get_model_repr(), recipes.job_recipe(cls), pk)
+    def _class_subject(cls, pk: str = "", model_repr: str | None = None) -> Subject:
+        return Subject(model_repr or cls.get_model_repr(), recipes.job_recipe(cls), pk)
 
     def _subject(self) -> Subject:
-        return self._class_subject(self.pk.get())
+        return self._class_subject(self.pk.get(), self._model_repr)
 
     @property
     def _token(self) -> str:
@@ -515,7 +522,8 @@ class Job(BaseJobsModel):
             delayed_until: naive datetimes are UTC.
         Raises:
             LimpydJobsException: no queue name.
-            JobNotInStatus: the job is not in ERROR; nothing was written.
+            JobNotInStatus: the job is not in ERROR. JobAlreadyQueued: another one with its identifier is queued.
+                Nothing was written.
         Redis: requeue.lua. `queue.errors` keeps its entry: it is a history.
         """
         queue_model = self._get_queue_model(queue_model)
@@ -551,7 +559,8 @@ class Job(BaseJobsModel):
             prepend: at the start of the waiting list; only if not delayed.
         Raises:
             LimpydJobsException: no queue name.
-            InvalidArgument: a value is not accepted. JobNotInStatus: the job runs. Nothing was written.
+            InvalidArgument: a value is not accepted. JobNotInStatus: the job runs. JobAlreadyQueued: another one with
+                its identifier is queued. Nothing was written.
         Redis: move.lua.
         """
         queue_model = self._get_queue_model(queue_model)

@@ -16,7 +16,7 @@ from redis.client import Pipeline
 from redis.exceptions import NoScriptError
 
 from . import lua
-from .exceptions import JobAlreadyExists, JobNotInStatus, LeaseLost
+from .exceptions import JobAlreadyExists, JobAlreadyQueued, JobNotInStatus, LeaseLost
 
 T = TypeVar("T")
 Reply = list[Any]
@@ -312,6 +312,8 @@ def _read_moved(subject: Subject, transition: str) -> Callable[[Reply], Moved]:
         _exists(kind, f"job found with ident {ident}")
         if kind == "RUNNING":
             raise JobNotInStatus(ident, "r", transition)
+        if kind == "QUEUED":
+            raise JobAlreadyQueued(ident, f"{subject.repr}:{reply[1]}")
         if kind == "NOT_IN_STATUS":
             raise JobNotInStatus(ident, reply[1] or None, transition)
         if kind == "NO_QUEUE":
@@ -324,7 +326,10 @@ def _read_moved(subject: Subject, transition: str) -> Callable[[Reply], Moved]:
 def move(
     subject: Subject, target: Target, keeps_priority: bool, prepend: bool, delay: Delay, token: str, hold: Hold
 ) -> Call[Moved]:
-    """Put a job in a queue, from wherever it is. Raises JobNotInStatus (it runs) or DoesNotExist on reading."""
+    """Put a job in a queue, from wherever it is.
+
+    Raises JobNotInStatus (it runs), JobAlreadyQueued or DoesNotExist on reading.
+    """
     args: dict[str, str | Sequence[str]] = {
         "namespace": target.namespace,
         "repr": subject.repr,
@@ -347,7 +352,7 @@ def move(
 def requeue(
     subject: Subject, target: Target, keeps_priority: bool, delay: Delay, token: str, hold: Hold
 ) -> Call[Moved]:
-    """Put a job that failed back. Raises JobNotInStatus (it is not in ERROR, or held) or DoesNotExist on reading."""
+    """Put a job that failed back. Raises JobNotInStatus, JobAlreadyQueued or DoesNotExist on reading."""
     args: dict[str, str | Sequence[str]] = {
         "namespace": target.namespace,
         "repr": subject.repr,
@@ -369,13 +374,15 @@ def requeue(
 def place(
     subject: Subject, namespace: str, queue_recipe: str, queue_pk: str, prepend: bool, delay: Delay, token: str
 ) -> Call[Changes]:
-    """Put a job in one queue. Raises JobNotInStatus (it runs) or DoesNotExist on reading."""
+    """Put a job in one queue. Raises JobNotInStatus (it runs), JobAlreadyQueued or DoesNotExist on reading."""
 
     def read(reply: Reply) -> Changes:
         ident = f"{subject.repr}:{subject.pk}"
         _exists(reply[0], f"job found with ident {ident}, or no queue with pk {queue_pk}")
         if reply[0] == "RUNNING":
             raise JobNotInStatus(ident, "r", "place")
+        if reply[0] == "QUEUED":
+            raise JobAlreadyQueued(ident, f"{subject.repr}:{reply[1]}")
         return _changes(reply[1:])
 
     args: dict[str, str | Sequence[str]] = {

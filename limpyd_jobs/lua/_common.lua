@@ -267,6 +267,50 @@ local function leave_anywhere(queue_recipe, recipe, pk, ident)
   end
 end
 
+-- Few records share an identifier: ask each. Many (a nightly job that is never purged), or no index: remember the last.
+local function crowd_of(recipe, identifier)
+  local index = (recipe.indexes.identifier or {})[1]
+  local key = index and index[1] == 'equal' and index[2] .. identifier
+  return key, not key or redis.call('SCARD', key) >= FEW_RECORDS
+end
+
+local function is_queued(recipe, pk, identifier)
+  local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'queued', 'identifier')
+  return values[1] == '1' and values[2] == identifier
+end
+
+-- The primary key of the job with this identifier that is queued, or nil.
+local function find_queued(recipe, identifier)
+  local key, is_crowded = crowd_of(recipe, identifier)
+  local last = is_crowded and redis.call('HGET', recipe.key .. ':last_queued', identifier)
+  if last then return is_queued(recipe, last, identifier) and last or nil end
+  local found
+  for _, pk in ipairs(key and redis.call('SMEMBERS', key) or {}) do
+    if is_queued(recipe, pk, identifier) and (not found or (tonumber(pk) or 0) < (tonumber(found) or 0)) then
+      found = pk
+    end
+  end
+  return found
+end
+
+local function note_queued(recipe, identifier, pk)
+  local _, is_crowded = crowd_of(recipe, identifier)
+  local last_queued = recipe.key .. ':last_queued'
+  if is_crowded or redis.call('HEXISTS', last_queued, identifier) == 1 then
+    redis.call('HSET', last_queued, identifier, pk)
+  end
+end
+
+-- Another job that is queued under the identifier of this one, or nil; else this one is about to be: remember it.
+local function rival_of(recipe, pk)
+  local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'identifier', 'queued')
+  if not values[1] or values[2] == '1' then return nil end
+  local found = find_queued(recipe, values[1])
+  if found and found ~= pk then return found end
+  note_queued(recipe, values[1], pk)
+  return nil
+end
+
 local function take_lease(namespace, ident, token, deadline)
   redis.call('ZADD', namespace .. ':leases', score(deadline), ident)
   redis.call('HSET', namespace .. ':claims', ident, token, token, ident)

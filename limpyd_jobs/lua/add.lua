@@ -15,28 +15,6 @@ local record, queue_recipe, queue_record = cjson.decode(ARGV[4]), cjson.decode(A
 local recipe = cjson.decode(ARGV[3])
 local due = due_time(ARGV[11], ARGV[12])
 
-local function is_queued(pk)
-  local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'queued', 'identifier')
-  return values[1] == '1' and values[2] == identifier
-end
-
--- Few records share an identifier: ask each. Many (a nightly job that is never purged) or no index: remember the last.
-local last_queued = recipe.key .. ':last_queued'
-local by_identifier = (recipe.indexes.identifier or {})[1]
-local is_indexed = by_identifier and by_identifier[1] == 'equal'
-local is_crowded = not is_indexed or redis.call('SCARD', by_identifier[2] .. identifier) >= FEW_RECORDS
-
-local function find_existing()
-  local last = is_crowded and redis.call('HGET', last_queued, identifier)
-  if last then return is_queued(last) and last or nil end
-  if not is_indexed then return nil end
-  local found
-  for _, pk in ipairs(redis.call('SMEMBERS', by_identifier[2] .. identifier)) do
-    if is_queued(pk) and (not found or (tonumber(pk) or 0) < (tonumber(found) or 0)) then found = pk end
-  end
-  return found
-end
-
 local function queue_of(wanted)
   return find_queue(namespace, queue_recipe, name, wanted)
 end
@@ -49,7 +27,7 @@ local function hold(ident)
   take_lease(namespace, ident, token, now() + lease_seconds)
 end
 
-local function was_added_with(field)
+local function field_of_record(field)
   for position = 1, #record.hash, 2 do
     if record.hash[position] == field then return record.hash[position + 1] end
   end
@@ -58,7 +36,7 @@ end
 local function raise_or_move(pk)
   local ident = repr .. ':' .. pk
   if token ~= '' and redis.call('HGET', namespace .. ':claims', ident) == token then  -- this call, repeated
-    local is_new = redis.call('HGET', recipe.key .. ':' .. pk .. ':hash', 'added') == was_added_with('added')
+    local is_new = redis.call('HGET', recipe.key .. ':' .. pk .. ':hash', 'added') == field_of_record('added')
     return {is_new and 'NEW' or 'MOVED', pk}
   end
   local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'status', 'priority')
@@ -77,7 +55,7 @@ local function raise_or_move(pk)
   return {'MOVED', pk, unpack(changed)}
 end
 
-local existing = find_existing()
+local existing = find_queued(recipe, identifier)
 if existing then return raise_or_move(existing) end
 
 local conflict = taken(record)
@@ -88,7 +66,7 @@ register(namespace, repr, ARGV[3])
 queue = queue or new_queue()
 local pk = create(record)
 local ident = repr .. ':' .. pk
-if is_crowded then redis.call('HSET', last_queued, identifier, pk) end
+note_queued(recipe, identifier, pk)
 write_fields(recipe, pk, {'status', 'queued', 'delayed_until', 'queue_key'},
   {due and 'd' or 'w', '1', due and format_date(due) or false, queue})
 if token ~= '' then hold(ident) else enter(namespace, queue_recipe.key, name, queue, ident, due, prepend) end

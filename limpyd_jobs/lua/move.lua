@@ -7,6 +7,7 @@
 --   OK queue priority delayed_until changed...      delayed_until is '' when it waits
 --   NO_QUEUE priority          the job keeps its priority, and this queue does not exist: create it, ask again
 --   RUNNING                    another worker runs the job; nothing was written
+--   QUEUED pk                  another job with this identifier is queued; nothing was written
 --   GONE                       the record does not exist
 local namespace, repr, pk, name = ARGV[1], ARGV[2], ARGV[4], ARGV[7]
 local prepend, token, hold, lease_seconds = ARGV[9] == '1', ARGV[12], ARGV[13], tonumber(ARGV[14])
@@ -25,8 +26,10 @@ local priority = ARGV[8] ~= '' and ARGV[8] or redis.call('HGET', recipe.key .. '
 local queue = find_queue(namespace, queue_recipe, name, priority)
 local queue_record = cjson.decode(ARGV[6])
 if not queue and (ARGV[8] == '' or queue_record == cjson.null) then return {'NO_QUEUE', priority} end
-queue = queue or remember_queue(namespace, queue_recipe, name, priority, create(queue_record))
 
+local rival = rival_of(recipe, pk)
+if rival then return {'QUEUED', rival} end
+queue = queue or remember_queue(namespace, queue_recipe, name, priority, create(queue_record))
 register(namespace, repr, ARGV[3])
 if holder then drop_lease(namespace, ident, holder) else leave_anywhere(queue_recipe, recipe, pk, ident) end
 write_fields(recipe, pk, {'status', 'queued', 'priority', 'delayed_until', 'queue_key'},

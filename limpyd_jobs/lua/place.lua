@@ -5,6 +5,7 @@
 -- Replies:
 --   OK changed...
 --   RUNNING                    another worker runs the job; nothing was written
+--   QUEUED pk                  another job with this identifier is queued; nothing was written
 --   GONE                       the record of the job or of the queue does not exist
 local namespace, repr, pk, prepend, token = ARGV[1], ARGV[2], ARGV[4], ARGV[7] == '1', ARGV[10]
 local queue_recipe, ident = cjson.decode(ARGV[5]), repr .. ':' .. pk
@@ -19,6 +20,8 @@ local holder = redis.call('HGET', namespace .. ':claims', ident)
 local status = redis.call('HGET', hash, 'status')
 if (status == 'r' and not holder) or (holder and holder ~= token) then return {'RUNNING'} end
 
+local rival = rival_of(recipe, pk)
+if rival then return {'QUEUED', rival} end
 register(namespace, repr, ARGV[3])
 if holder then drop_lease(namespace, ident, token) else leave_anywhere(queue_recipe, recipe, pk, ident) end
 if due then

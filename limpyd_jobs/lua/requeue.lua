@@ -7,6 +7,7 @@
 --   NO_QUEUE priority          the job keeps its priority, and this queue does not exist: create it, ask again
 --   NOT_IN_STATUS status       the job is not in ERROR; nothing was written
 --   RUNNING                    another worker has not done with the job; nothing was written
+--   QUEUED pk                  another job with this identifier is queued; nothing was written
 --   GONE                       the record does not exist
 local namespace, repr, pk, name = ARGV[1], ARGV[2], ARGV[4], ARGV[7]
 local token, hold, lease_seconds = ARGV[11], ARGV[12], tonumber(ARGV[13])
@@ -24,8 +25,10 @@ local priority = ARGV[8] ~= '' and ARGV[8] or values[2] or '0'
 local queue = find_queue(namespace, queue_recipe, name, priority)
 local queue_record = cjson.decode(ARGV[6])
 if not queue and (ARGV[8] == '' or queue_record == cjson.null) then return {'NO_QUEUE', priority} end
-queue = queue or remember_queue(namespace, queue_recipe, name, priority, create(queue_record))
 
+local rival = rival_of(recipe, pk)
+if rival then return {'QUEUED', rival} end
+queue = queue or remember_queue(namespace, queue_recipe, name, priority, create(queue_record))
 register(namespace, repr, ARGV[3])
 if holder then
   drop_lease(namespace, ident, holder)

@@ -334,13 +334,13 @@ class Worker(BaseWorker):
             JobClassError, DoesNotExist: it cannot be had.
         """
         if job_ident in self._held:  # the claim has just seen its record
-            return Job.class_of(job_ident).from_pk(job_ident.partition(":")[2])
+            return Job.class_of(job_ident).from_pk(job_ident.partition(":")[2])._named_by(job_ident)
         return Job.get_from_ident(job_ident)
 
     def _resolve(self, taken: Taken) -> None:
         """Teach the registry a class that it does not know; reject the ident when nobody can."""
         try:
-            Job.class_of(taken.ident).register(self._namespace)
+            Job.class_of(taken.ident).register(self._namespace, taken.ident.partition(":")[0])
         except JobClassError as error:
             self.log(f"Unable to get job: {error}", level="error")
             self._reject(taken, error)

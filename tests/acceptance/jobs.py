@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
 
 from limpyd_jobs import Job, Queue, Worker
@@ -12,12 +13,16 @@ def connection() -> Any:
     return Queue.get_connection()
 
 
+CREW = 3  # the processes that run the counted jobs
+
+
 class CountedJob(Job):
     """Notes each of its runs, and what of a higher priority waited then."""
 
     queue_name = "counted"
 
     def run(self, queue: Any) -> None:
+        self.wait_for_the_crew()
         mine = int(self.priority.hget())
         waiting = [
             other.priority.hget()
@@ -27,6 +32,13 @@ class CountedJob(Job):
         connection().rpush("test:runs", f"{self.pk.get()} {os.getpid()}")
         if waiting:
             connection().rpush("test:too-early", f"{self.pk.get()} of priority {mine} before those of {waiting}")
+
+    @staticmethod
+    def wait_for_the_crew() -> None:
+        """Hold the first job of a process until each has one: else one may do all before the last is up."""
+        connection().sadd("test:crew", os.getpid())
+        while connection().scard("test:crew") < CREW:
+            time.sleep(0.01)
 
 
 class HeldJob(Job):

@@ -23,7 +23,7 @@ from hypothesis.stateful import (
 )
 
 from limpyd_jobs import STATUSES, Job, Queue, Worker, admin, transitions
-from limpyd_jobs.exceptions import JobNotInStatus, LeaseLost
+from limpyd_jobs.exceptions import JobAlreadyQueued, JobNotInStatus, LeaseLost
 from limpyd_jobs.statuses import FOLLOWERS
 from limpyd_jobs.utils import utcnow
 
@@ -112,6 +112,8 @@ class Books(RuleBasedStateMachine):
                 job.requeue(name, priority, delayed_for=delay)
             except JobNotInStatus:
                 assert status != STATUSES.ERROR or is_held
+            except JobAlreadyQueued:
+                assert self.has_rival(job)
             else:
                 assert status == STATUSES.ERROR and not is_held
 
@@ -120,15 +122,21 @@ class Books(RuleBasedStateMachine):
 
     @rule(number=picks, name=names, priority=st.none() | priorities, delay=delays, prepend=st.booleans())
     def move(self, number: int, name: str, priority: int | None, delay: int | None, prepend: bool) -> None:
-        if job := self.pick(number, STATUSES.WAITING, STATUSES.DELAYED, STATUSES.RUNNING, STATUSES.ERROR):
+        if job := self.pick(number):
             until = None if delay is None else utcnow() + timedelta(seconds=delay)
             is_held = self.is_held(job)
             try:
                 job.enqueue_or_delay(name, priority, until, prepend)
             except JobNotInStatus:
                 assert is_held
+            except JobAlreadyQueued:
+                assert self.has_rival(job)
             else:
                 assert not is_held
+
+    def has_rival(self, job: Any) -> bool:
+        queued = set(MachineJob.collection(identifier=job.identifier.hget(), queued="1"))
+        return bool(queued - {job.pk.get()})
 
     @rule(number=picks)
     def delete_an_ended_job(self, number: int) -> None:
@@ -144,6 +152,18 @@ class Books(RuleBasedStateMachine):
         worker = self.workers[who % len(self.workers)]
         if found := worker._take():
             self.running.append((worker, *found))
+
+    @rule(who=picks, fails=st.booleans())
+    def take_and_end(self, who: int, fails: bool) -> None:
+        """The plain case, often, so that a run gets somewhere."""
+        self.take(who)
+        if self.running:
+            self.end(len(self.running) - 1, fails)
+
+    @rule(identifier=identifiers, who=picks)
+    def add_and_fail(self, identifier: str, who: int) -> None:
+        self.add(identifier, "mail", 10, True, None)
+        self.take_and_end(who, True)
 
     def next_running(self, number: int) -> tuple[Worker, Any, Any]:
         return self.running.pop(number % len(self.running))

@@ -162,7 +162,7 @@ def test_w3_errors_are_saved_in_the_model() -> None:
 # --- Logger
 
 
-def test_w4_the_logger_is_named_limpyd_jobs_by_default() -> None:
+def test_w4_w23_the_logger_is_named_limpyd_jobs_by_default() -> None:
     worker = Worker("test")
 
     assert worker.logger_name == LOGGER_NAME == "limpyd-jobs"
