@@ -29,7 +29,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from . import embedded
-from .exceptions import DatabaseException, InvalidDatabaseURL, ServerTooOld
+from .exceptions import DatabaseException, EmbeddedServerError, InvalidDatabaseURL, ServerTooOld
 
 Settings: TypeAlias = dict[str, Any]
 
@@ -76,6 +76,11 @@ def show_database(database: str | Mapping[str, Any]) -> str:
 
 
 # --- reading the name of a database ---
+
+
+def mask_passwords(text: str) -> str:
+    """A text in which no URL shows its password, for lines that quote what the user typed."""
+    return re.sub(r"(://)[^@\s/]*@", r"\1***@", re.sub(r"(://[^:@\s/]*:)[^\s]*@", r"\1***@", text))
 
 
 def parse_database(text: str) -> Settings:
@@ -319,7 +324,30 @@ def new_client(settings: Mapping[str, Any], **changes: Any) -> redis.Redis:
     RESP2, unless the settings say otherwise: redis-py 8 would choose RESP3, where some replies have other types than in
     redis-py 5 to 7.
     """
-    return redis.Redis(**{"protocol": 2, **client_settings(settings), **changes, "decode_responses": True})
+    client = redis.Redis(**{"protocol": 2, **client_settings(settings), **changes, "decode_responses": True})
+    if "embedded" in settings:
+        attributes = {"embedded_directory": settings["embedded"]}
+        client.connection_pool.connection_class = type("EmbeddedConnection", (_EmbeddedConnection,), attributes)
+    return client
+
+
+class _EmbeddedConnection(redis.UnixDomainSocketConnection):
+    """Starts the server of an embedded database again when it was killed.
+
+    Then its socket is still there, with nobody behind it. A server that was stopped removes it, and stays stopped.
+    """
+
+    embedded_directory = ""
+
+    def _connect(self) -> Any:
+        try:
+            return super()._connect()
+        except ConnectionRefusedError:
+            try:
+                embedded.start(self.embedded_directory)
+            except EmbeddedServerError as error:
+                raise redis.ConnectionError(str(error)) from error
+            return super()._connect()
 
 
 def check_server(settings: Mapping[str, Any]) -> tuple[int, ...]:
@@ -402,7 +430,7 @@ class JobsDatabase(PipelineDatabase):
         if wanted:
             version = check_server(wanted)
             self.reset(**wanted)
-            self._connections.setdefault(_cache_key(self.connection_settings), new_client(self.connection_settings))
+            self._connections.setdefault(_cache_key(self._settings()), new_client(self._settings()))
             self._redis_version = version
             client: redis.Redis = self.connection
             return client
@@ -420,12 +448,12 @@ class JobsDatabase(PipelineDatabase):
         _supported_version(".".join(map(str, self.redis_version)))
 
     def _current_client(self) -> redis.Redis:
-        key = _cache_key(self.connection_settings)
+        key = _cache_key(self._settings())
         if self.embedded_directory is not None:
             embedded.start(self.embedded_directory)  # it may have been killed since
         if key not in self._connections:
             version = check_server(self._settings())
-            self._connections[key] = new_client(self.connection_settings)
+            self._connections[key] = new_client(self._settings())
             self._redis_version = version
         client: redis.Redis = self._connections[key]
         return client

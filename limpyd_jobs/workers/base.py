@@ -21,6 +21,7 @@ from ..utils import get_delta, utcnow
 from .doorbell import Alarm
 
 LOGGER_NAME = "limpyd-jobs"
+LONGEST_DURATION = timedelta(days=36525)  # a century: dates end with the year 9999
 
 
 class BaseWorker:
@@ -151,8 +152,13 @@ class BaseWorker:
             self._check_seconds(name, getattr(self, name))
         delay = self.requeue_delay_delta
         self._check_seconds("requeue_delay_delta", delay.total_seconds() if isinstance(delay, timedelta) else delay)
-        if self.max_duration is not None and self.max_duration.total_seconds() < 0:
-            raise ConfigurationException(f"Invalid max_duration: {self.max_duration}: must be 0 or more")
+        if self.max_duration is not None and not timedelta() <= self.max_duration <= LONGEST_DURATION:
+            accepted = f"between 0 and {LONGEST_DURATION.total_seconds():.0f} seconds"
+            raise ConfigurationException(f"Invalid max_duration: {self.max_duration}: must be {accepted}")
+        if abs(self.requeue_priority_delta) > recipes.MAX_PRIORITY:
+            raise ConfigurationException(
+                f"Invalid requeue_priority_delta: {self.requeue_priority_delta}: must be at most 2^53"
+            )
         self._check_seconds("lease_seconds", self.lease_seconds)
         if not self.lease_seconds:
             raise ConfigurationException(f"Invalid lease_seconds: {self.lease_seconds!r}: must be more than 0")

@@ -532,7 +532,8 @@ class Worker(BaseWorker):
             self._requeue(job, queue, ended)
 
     def _requeue(self, job: Any, queue: Any, ended: transitions.Ended) -> None:
-        priority = int(ended.priority) + self.requeue_priority_delta
+        wanted = int(ended.priority) + self.requeue_priority_delta
+        priority = max(-recipes.MAX_PRIORITY, min(wanted, recipes.MAX_PRIORITY))
         self.requeue_job(job, queue, priority, delayed_for=self.requeue_delay_delta)
 
     def _fail(self, job: Any, queue: Any, exception: Exception, trace: str | None) -> transitions.Ended:

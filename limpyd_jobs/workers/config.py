@@ -15,7 +15,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from optparse import Option, OptionParser, Values
-from typing import Any
+from typing import Any, NoReturn
 
 import limpyd
 from setproctitle import setproctitle
@@ -27,6 +27,7 @@ from ..database import (
     Settings,
     check_server,
     client_settings,
+    mask_passwords,
     parse_database,
     show_database,
 )
@@ -92,7 +93,7 @@ class WorkerConfig:
 
     def create_parser(self) -> OptionParser:
         """A parser for the options in `option_list`."""
-        return OptionParser(
+        return _Parser(
             prog=self.prog_name,
             usage=self.usage(),
             version=f"%prog {self.get_version()}",
@@ -110,6 +111,7 @@ class WorkerConfig:
         self.update_proc_title()  # before the imports, which can take long: the whole command line is seen till then
         self.do_imports()
         self._read_logger_level()
+        self._check_queues()
 
     def check_arguments(self, arguments: Sequence[str]) -> None:
         """Refuse what is not an option: ignoring it would hide a mistake (`--queues foo bar`)."""
@@ -122,6 +124,13 @@ class WorkerConfig:
             message = complaint(option, value) if isinstance(value, (int, float)) else None
             if message:
                 self.parser.error(message)
+
+    def _check_queues(self) -> None:
+        """Before any database is contacted."""
+        try:
+            self.options.worker_class._parse_queues(self._worker_option("queues"))
+        except ConfigurationException as error:
+            self.parser.error(one_line(error))
 
     def _read_database(self) -> None:
         """Read `--database`, or else the environment variable LIMPYD_JOBS_DATABASE."""
@@ -287,15 +296,29 @@ class WorkerConfig:
             parts += show_progress(self.worker, self._counts.get(self.worker))
         return " ".join(parts)
 
+    def _hide_passwords(self) -> None:
+        """The command line stays as the title of the process, but for a password in it."""
+        line = " ".join([self.prog_name, *self._arguments])
+        if self.worker is None and mask_passwords(line) != line:
+            setproctitle(mask_passwords(line))
+
     def update_proc_title(self, worker: Any = None) -> None:
         """Set the title, with counts that may be old (see JobCounts); called at each change of the worker's status."""
         if not self.update_title:
+            self._hide_passwords()
             return
         self._counts.may_be_old = True
         try:
             setproctitle(self.get_proc_title())
         finally:
             self._counts.may_be_old = False
+
+
+class _Parser(OptionParser):
+    """Its errors quote what was typed, which may hold a password."""
+
+    def error(self, msg: str) -> NoReturn:
+        super().error(mask_passwords(msg))
 
 
 def split_program(argv: Sequence[str] | None) -> tuple[str, list[str]]:

@@ -369,6 +369,10 @@ def test_c6_a_worker_without_queues_is_refused(redis_server: RedisServer) -> Non
 
 def title_of(pid: int) -> str:
     """The title of a process, as `ps` shows it."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+    except OSError:
+        pass  # no Linux, or no such process
     found = subprocess.run(["ps", "-ww", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=False)
     return found.stdout.strip()
 

@@ -337,3 +337,20 @@ def test_a_link_that_was_cleaned_away_is_made_again(long_directory: Path) -> Non
     embedded.start(long_directory)
 
     assert client(path).ping() is True
+
+
+def test_a_program_that_goes_on_starts_a_killed_server_again(directory: Path) -> None:
+    database = JobsDatabase()
+    database.connect(f"embedded://{directory}").set("key", "value")
+    kill_server(directory)
+
+    assert database.connection.get("key") == "value"
+
+
+def test_a_program_that_goes_on_leaves_a_stopped_server_stopped(directory: Path) -> None:
+    database = JobsDatabase()
+    client = database.connect(f"embedded://{directory}")
+    embedded.stop(directory)
+
+    with pytest.raises(redis.ConnectionError):
+        client.ping()
