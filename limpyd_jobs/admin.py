@@ -41,7 +41,7 @@ def check(queue_model: Any = Queue) -> list[Problem]:
     Each job is in exactly one place, and its status says which; each index equals what the records say; each lease has
     its token; each queue that holds work is known to hold it; no key is without an owner. Reads only.
 
-    Everything is read, in chunks: the time is proportional to the number of records. What workers change meanwhile may
+    Everything is read: time and memory are proportional to the number of records. What workers change meanwhile may
     be reported although nothing is wrong with it; then ask again.
 
     Args:

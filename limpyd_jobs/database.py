@@ -341,13 +341,13 @@ class _EmbeddedConnection(redis.UnixDomainSocketConnection):
 
     def _connect(self) -> Any:
         try:
-            return super()._connect()
+            return super()._connect()  # type: ignore[no-untyped-call,unused-ignore]
         except ConnectionRefusedError:
             try:
                 embedded.start(self.embedded_directory)
             except EmbeddedServerError as error:
                 raise redis.ConnectionError(str(error)) from error
-            return super()._connect()
+            return super()._connect()  # type: ignore[no-untyped-call,unused-ignore]
 
 
 def check_server(settings: Mapping[str, Any]) -> tuple[int, ...]:

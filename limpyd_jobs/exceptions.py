@@ -24,7 +24,17 @@ from limpyd.exceptions import UniquenessError
 
 
 class LimpydJobsException(Exception):
-    """The base of all errors raised by limpyd_jobs."""
+    """The base of all errors raised by limpyd_jobs. They can be pickled, with the facts that they carry."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+def _rebuild(kind: type[LimpydJobsException], args: tuple[Any, ...], facts: dict[str, Any]) -> LimpydJobsException:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(facts)
+    return error
 
 
 class ConfigurationException(LimpydJobsException):

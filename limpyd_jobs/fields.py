@@ -33,12 +33,17 @@ class InstanceHashField(limpyd_fields.InstanceHashField):
 
 
 def needs_limpyd(model: Any, name: str, *values: Any) -> bool:
-    """Must limpyd write a field: to check a unique value, or for a number that Lua reads in another way (`1_000`)?
+    """Must limpyd write a field?
+
+    To check a unique value, for a number that Lua reads in another way (`1_000`), and, in a pipeline, for an index that
+    no script knows: there is no reply yet, after which it could be repaired.
 
     Raises:
         InvalidArgument: the field cannot hold the value.
     """
     if model.get_class_field(name).unique:
+        return True
+    if recipes.has_foreign_index(model, name) and isinstance(model.get_connection(), Pipeline):
         return True
     if not recipes.has_number_index(model, name) or all(PLAIN_NUMBER.fullmatch(str(value)) for value in values):
         return False

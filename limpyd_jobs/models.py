@@ -13,7 +13,7 @@ from limpyd.contrib.related import RelatedModel
 
 from . import recipes, transitions
 from .database import JobsDatabase
-from .exceptions import InvalidArgument, JobClassError, LimpydJobsException
+from .exceptions import ConfigurationException, InvalidArgument, JobClassError, LimpydJobsException
 from .fields import InstanceHashField, needs_limpyd, upgrade, write
 from .statuses import STATUSES
 from .transitions import Changes, Claim, Delay, Hold, Subject, Target
@@ -52,6 +52,8 @@ class BaseJobsModel(RelatedModel):
 
     def __getattr__(self, name: str) -> Any:
         cls = type(self)
+        if hasattr(cls, name):
+            return object.__getattribute__(self, name)  # a property that raised AttributeError: let it say why
         if name not in cls._fields and name != "pk":
             raise AttributeError(f"{cls.__name__!r} object has no attribute {name!r}")
         if name == "pk" and name not in cls._fields:
@@ -250,18 +252,19 @@ class Queue(BaseJobsModel):
     @classmethod
     def count_waiting_jobs(cls, names: str | Iterable[str]) -> int:
         """How many jobs wait under these names, all priorities together."""
-        return cls._count(names, lambda pipeline, queue: pipeline.llen(queue.waiting.key))
+        return cls._count(names, "llen", "waiting")
 
     @classmethod
     def count_delayed_jobs(cls, names: str | Iterable[str]) -> int:
         """How many jobs are delayed under these names, all priorities together."""
-        return cls._count(names, lambda pipeline, queue: pipeline.zcard(queue.delayed.key))
+        return cls._count(names, "zcard", "delayed")
 
     @classmethod
-    def _count(cls, names: str | Iterable[str], ask: Any) -> int:
+    def _count(cls, names: str | Iterable[str], command: str, field: str) -> int:
         pipeline = cls._raw_pipeline()
-        for queue in cls.get_all(names):
-            ask(pipeline, queue)
+        for name in cls._get_iterable_for_names(names):
+            for pk in cls.collection(name=name):
+                getattr(pipeline, command)(f"{cls._name}:{pk}:{field}")
         return sum(pipeline.execute())
 
     @classmethod
@@ -322,6 +325,12 @@ def _missing(ident: str) -> str:
     return f"No {model_repr.rpartition('.')[2]} found with pk {pk}"
 
 
+def all_job_models() -> Iterator[Any]:
+    """Job and all its subclasses that this process has imported."""
+    yield Job
+    yield from _subclasses(Job)
+
+
 def _subclasses(model: Any) -> Iterator[Any]:
     for child in model.__subclasses__():
         yield child
@@ -351,18 +360,18 @@ class Job(BaseJobsModel):
     always_cancel_on_error = False
 
     # What this process knows from the transition that gave it the job; not stored.
-    _model_repr: str | None = None
     _claim: Claim | None = None
     _moved: transitions.Moved | None = None
     _last_claim: Claim | None = None
     _cached_status: str | None = None
     _cached_duration: timedelta | None = None
     _is_written = False
+    _is_in_doubt = False
 
     @property
     def ident(self) -> str:
         """What queues hold: the class and the primary key, `limpyd_jobs.models.Job:1`."""
-        return f"{self._model_repr or self.get_model_repr()}:{self.pk.get()}"
+        return f"{self.get_model_repr()}:{self.pk.get()}"
 
     @classmethod
     def class_of(cls, ident: str) -> Any:
@@ -374,7 +383,7 @@ class Job(BaseJobsModel):
         model_repr, separator, pk = ident.partition(":")
         if not separator or not pk:
             raise JobClassError(ident, "it is not of the form module.Class:pk")
-        for model in (Job, *_subclasses(Job)):
+        for model in all_job_models():
             if model.get_model_repr() == model_repr:
                 return model
         try:
@@ -392,17 +401,15 @@ class Job(BaseJobsModel):
         Raises:
             JobClassError: the class cannot be had. DoesNotExist: the job cannot.
         """
-        return cls.class_of(ident).get(ident.partition(":")[2])._named_by(ident)
-
-    def _named_by(self, ident: str) -> Job:
-        """This job, under the ident that a queue has it by: of a module that imports the class from its new one."""
-        model_repr = ident.partition(":")[0]
-        self._model_repr = None if model_repr == self.get_model_repr() else model_repr
-        return self
+        return cls.class_of(ident).get(ident.partition(":")[2])
 
     @classmethod
     def register(cls, namespace: str, model_repr: str | None = None) -> None:
-        """Tell the scripts that work in a namespace of queues what this class means, under its own name or another."""
+        """Tell the scripts that work in a namespace of queues what this class means.
+
+        Args:
+            model_repr: another name that it can be imported by, of a module where it was before.
+        """
         cls._send(transitions.register(namespace, cls._class_subject(model_repr=model_repr)))
 
     @classmethod
@@ -410,7 +417,7 @@ class Job(BaseJobsModel):
         return Subject(model_repr or cls.get_model_repr(), recipes.job_recipe(cls), pk)
 
     def _subject(self) -> Subject:
-        return self._class_subject(self.pk.get(), self._model_repr)
+        return self._class_subject(self.pk.get())
 
     @property
     def _token(self) -> str:
@@ -474,20 +481,22 @@ class Job(BaseJobsModel):
         is_held = bool(record.late) or cls._has_own_placing(queue_model)
         hold = Hold(os.urandom(8).hex()) if is_held else Hold()
         delay = _delay(delayed_for, until)
-        added = cls._send(transitions.add(cls._class_subject(), record.text, target, text, prepend, delay, hold))
+        call = transitions.add(cls._class_subject(), record.text, target, text, prepend, delay, hold)
+        added = cls._send(call)
         if added.kind == "NO_QUEUE":
             queue_model.get_queue(name, added.pk)
-            return cls.add_job(
-                identifier, name, priority, queue_model, prepend, delayed_for, delayed_until, **fields_if_new
-            )
+            added = cls._send(call)
+        _not_without_queue(added, queue_model, name, added.pk)
         job = cls.from_pk(added.pk)
         repair_indexes(added.changes)
         if is_held and added.kind != "EXISTING":
             job._claim = Claim(job.ident, hold.token, "", "")
             if added.kind == "NEW":
                 record.write_late(job)
-            current = job.priority.hget() if added.kind == "MOVED" else target.priority
-            job.enqueue_or_delay(name, int(current), until, prepend, queue_model)
+            current, until_text = job.hmget(
+                "priority", "delayed_until"
+            )  # as the script wrote it, by the clock of Redis
+            job.enqueue_or_delay(name, int(current), _parse_until(until_text), prepend, queue_model)
             job._claim = None
         return job
 
@@ -532,13 +541,14 @@ class Job(BaseJobsModel):
         is_held = self._has_own_placing(queue_model)
         hold = Hold(os.urandom(8).hex()) if is_held else Hold()
         delay = _delay(delayed_for, until)
-        call = transitions.requeue(self._subject(), target, priority is None, delay, self._token, hold)
+        worker = self._claim.worker if self._claim and self._claim.worker else os.urandom(8).hex()
+        call = transitions.requeue(self._subject(), target, priority is None, delay, self._token, hold, worker)
         moved = self._send_moving(call, queue_model, name)
         self._claim = Claim(self.ident, hold.token, "", moved.queue_key) if is_held else None
         self._moved = moved
         repair_indexes(moved.changes)
         if is_held:
-            self.enqueue_or_delay(name, priority, until, queue_model=queue_model)
+            self.enqueue_or_delay(name, priority, _parse_until(moved.delayed_until), queue_model=queue_model)
             self._claim = None
 
     def enqueue_or_delay(
@@ -575,14 +585,14 @@ class Job(BaseJobsModel):
         self._moved = moved
         repair_indexes(moved.changes)
         if is_held:
-            self._place_by_hooks(queue_model, name, until if moved.delayed_until else None, prepend)
+            self._place_by_hooks(queue_model, name, _parse_until(moved.delayed_until), prepend)
 
     def _send_moving(self, call: transitions.Call[Any], queue_model: Any, name: str) -> Any:
         moved = self._send(call)
-        while moved.kind == "NO_QUEUE":  # only the script knows the job's own priority
+        if moved.kind == "NO_QUEUE":  # only the script knows the job's own priority
             queue_model.get_queue(name, moved.queue_key)
             moved = self._send(call)
-        return moved
+        return _not_without_queue(moved, queue_model, name, moved.queue_key)
 
     def _place_by_hooks(self, queue_model: Any, name: str, until: datetime | None, prepend: bool) -> None:
         queue = queue_model.get_queue(name, int(self.priority.hget() or 0))
@@ -591,6 +601,13 @@ class Job(BaseJobsModel):
         else:
             queue.enqueue_job(self, prepend)
         self._claim = None
+
+
+def _not_without_queue(done: Any, queue_model: Any, name: str, priority: str) -> Any:
+    if done.kind == "NO_QUEUE":
+        wanted = f"{queue_model.__name__}.get_queue({name!r}, {priority})"
+        raise ConfigurationException(f"{wanted} made no queue of this name and priority; nothing was written")
+    return done
 
 
 def _delay(delayed_for: float | timedelta | None, until: datetime | None) -> Delay:

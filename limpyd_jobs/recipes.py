@@ -21,6 +21,7 @@ from limpyd.indexes import BaseIndex, EqualIndex, NumberRangeIndex, TextRangeInd
 
 from .exceptions import InvalidArgument
 
+MAX_ARGUMENTS = 1000  # of one command in a script; Lua cannot unpack more than some 8,000 (an even number, for pairs)
 MAX_PRIORITY = 2**53  # the integers that Lua and the scores of Redis hold exactly
 
 # The fields that transitions write; the registry knows the indexes of these alone.
@@ -329,8 +330,10 @@ class Record:
         found = _command(field, value)
         if found is None:
             self.late[field.name] = value
-        elif len(found[0]) > 2:  # an empty list or dict is no key in Redis
-            self._commands.append(found[0])
+        else:
+            command, name, *arguments = found[0]
+            for start in range(0, len(arguments), MAX_ARGUMENTS):  # none at all for an empty list: no key in Redis
+                self._commands.append([command, name, *arguments[start : start + MAX_ARGUMENTS]])
             self._take_indexes(field, found[1])
 
     def _take_indexes(self, field: Any, values: list[tuple[Any, ...]]) -> None:

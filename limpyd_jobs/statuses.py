@@ -21,6 +21,8 @@ class Statuses(dict[str, str]):
         super().__init__({name: value for name, value in vars(Statuses).items() if name.isupper()})
 
     def __getattr__(self, name: str) -> str:
+        if name.startswith("__"):
+            raise AttributeError(name)  # for what asks whether it is there: copy, inspect...
         return self[name]
 
     def by_value(self, value: str | None, default: str | None = None) -> str:

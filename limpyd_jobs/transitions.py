@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from limpyd.exceptions import DoesNotExist
@@ -196,9 +197,11 @@ class Promoted:
 
 @dataclass(frozen=True)
 class Recovered:
-    """The idents that `recover` gave back."""
+    """What `recover` did: `idents` wait or are delayed, `homeless` are in ERROR, `unknown` are of unknown classes."""
 
     idents: tuple[str, ...]
+    homeless: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
     changes: Changes = ()
 
 
@@ -323,6 +326,27 @@ def _read_moved(subject: Subject, transition: str) -> Callable[[Reply], Moved]:
     return read
 
 
+def _moving(
+    subject: Subject, target: Target, keeps_priority: bool, delay: Delay, token: str, hold: Hold, **more: str
+) -> dict[str, str | Sequence[str]]:
+    return {
+        "namespace": target.namespace,
+        "repr": subject.repr,
+        "recipe": subject.recipe,
+        "pk": subject.pk,
+        "queue_recipe": target.recipe,
+        "queue_record": target.record,
+        "queue_name": target.name,
+        "priority": "" if keeps_priority else target.priority,
+        "delay_kind": delay.kind,
+        "delay_value": delay.value,
+        "token": token,
+        "hold": hold.token,
+        "lease_seconds": repr(hold.lease_seconds),
+        **more,
+    }
+
+
 def move(
     subject: Subject, target: Target, keeps_priority: bool, prepend: bool, delay: Delay, token: str, hold: Hold
 ) -> Call[Moved]:
@@ -330,44 +354,18 @@ def move(
 
     Raises JobNotInStatus (it runs), JobAlreadyQueued or DoesNotExist on reading.
     """
-    args: dict[str, str | Sequence[str]] = {
-        "namespace": target.namespace,
-        "repr": subject.repr,
-        "recipe": subject.recipe,
-        "pk": subject.pk,
-        "queue_recipe": target.recipe,
-        "queue_record": target.record,
-        "queue_name": target.name,
-        "priority": "" if keeps_priority else target.priority,
-        "prepend": "1" if prepend else "0",
-        "delay_kind": delay.kind,
-        "delay_value": delay.value,
-        "token": token,
-        "hold": hold.token,
-        "lease_seconds": repr(hold.lease_seconds),
-    }
+    args = _moving(subject, target, keeps_priority, delay, token, hold, prepend="1" if prepend else "0")
     return Call("move", _keys(target.namespace), args, _read_moved(subject, "move"))
 
 
 def requeue(
-    subject: Subject, target: Target, keeps_priority: bool, delay: Delay, token: str, hold: Hold
+    subject: Subject, target: Target, keeps_priority: bool, delay: Delay, token: str, hold: Hold, worker: str
 ) -> Call[Moved]:
-    """Put a job that failed back. Raises JobNotInStatus, JobAlreadyQueued or DoesNotExist on reading."""
-    args: dict[str, str | Sequence[str]] = {
-        "namespace": target.namespace,
-        "repr": subject.repr,
-        "recipe": subject.recipe,
-        "pk": subject.pk,
-        "queue_recipe": target.recipe,
-        "queue_record": target.record,
-        "queue_name": target.name,
-        "priority": "" if keeps_priority else target.priority,
-        "delay_kind": delay.kind,
-        "delay_value": delay.value,
-        "token": token,
-        "hold": hold.token,
-        "lease_seconds": repr(hold.lease_seconds),
-    }
+    """Put a job that failed back; `worker` (the holder, or a random name) is where a repeated call finds it done.
+
+    Raises JobNotInStatus, JobAlreadyQueued or DoesNotExist on reading.
+    """
+    args = _moving(subject, target, keeps_priority, delay, token, hold, worker=worker)
     return Call("requeue", _keys(target.namespace), args, _read_moved(subject, "requeue"))
 
 
@@ -553,15 +551,16 @@ def promote(
     return Call("promote", _keys(namespace), args, read)
 
 
-def recover(namespace: str, queue_model: str) -> Call[Recovered]:
-    """Give the jobs whose lease lapsed back."""
+def recover(namespace: str, queue_model: str, end: str) -> Call[Recovered]:
+    """Give the jobs whose lease lapsed back; `end` is what the field becomes of those that have no queue any more."""
 
     def read(reply: Reply) -> Recovered:
-        count = int(reply[2])
-        rest = reply[3:]
-        return Recovered(tuple(rest[count:]), _changes(rest[:count]))
+        counts, rest = map(int, reply[1:4]), iter(reply[4:])
+        recovered, homeless, unknown = (tuple(islice(rest, count)) for count in counts)
+        return Recovered(recovered, homeless, unknown, _changes(list(rest)))
 
-    return Call("recover", _keys(namespace), {"namespace": namespace, "queue_model": queue_model}, read)
+    args = {"namespace": namespace, "queue_model": queue_model, "end": end}
+    return Call("recover", _keys(namespace), args, read)
 
 
 def renew(namespace: str, lease_seconds: float, held: Iterable[Claim]) -> Call[tuple[str, ...]]:

@@ -53,6 +53,7 @@ local function date_of(days)
 end
 
 local function format_date(seconds)
+  seconds = math.floor(seconds * 1000000 + 0.5) / 1000000  -- so that no fraction rounds up to the next day
   local days = math.floor(seconds / 86400)
   local micros = math.floor((seconds - days * 86400) * 1000000 + 0.5)
   local year, month, day = date_of(days)
@@ -89,11 +90,13 @@ local function recipe_of(namespace, repr)
   return recipes[repr]
 end
 
+-- `repr` is the class' own name, or another one that imports it: scripts go on under the name in the recipe.
 local function register(namespace, repr, text)
   local models = namespace .. ':models'
-  if redis.call('HGET', models, repr) ~= text then redis.call('HSET', models, repr, text) end
   recipes[repr] = cjson.decode(text)
-  return recipes[repr]
+  for _, name in ipairs({repr, recipes[repr].repr}) do
+    if redis.call('HGET', models, name) ~= text then redis.call('HSET', models, name, text) end
+  end
 end
 
 -- Move one record from the index entries of its old value to those of its new one; false means no value.
@@ -198,6 +201,7 @@ local function find_queue(namespace, recipe, name, priority)
   table.sort(candidates, function(a, b)
     local left, right = tonumber(a), tonumber(b)
     if left and right then return left < right end
+    if left or right then return left ~= nil end
     return a < b
   end)
   for _, pk in ipairs(candidates) do
@@ -243,6 +247,12 @@ local function enter(namespace, queue_model, name, queue, ident, due, prepend)
     note_ready(namespace, queue_model, name, queue)
   end
   ring(namespace, queue_model, name)
+end
+
+-- Would a write to a queue fail, because something else is under its keys?
+local function is_broken(queue)
+  local waiting, delayed = redis.call('TYPE', queue .. ':waiting').ok, redis.call('TYPE', queue .. ':delayed').ok
+  return (waiting ~= 'list' and waiting ~= 'none') or (delayed ~= 'zset' and delayed ~= 'none')
 end
 
 local function leave(queue, ident)

@@ -71,8 +71,11 @@ if again then
   local repr, pk = split_ident(again)
   local recipe = recipe_of(namespace, repr)
   local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'queue_key', 'status')
-  local name = redis.call('HGET', values[1] .. ':hash', 'name') or ''
-  return answer(again, values[1], name, recipe, pk, values[2] == 'r' and 'w' or values[2])
+  if values[1] then
+    local name = redis.call('HGET', values[1] .. ':hash', 'name') or ''
+    return answer(again, values[1], name, recipe, pk, values[2] == 'r' and 'w' or values[2])
+  end
+  drop_lease(namespace, again, token)  -- the record was deleted meanwhile
 end
 
 local queue, name = first_of_keys()
@@ -89,6 +92,7 @@ local recipe = repr and recipe_of(namespace, repr)
 if not recipe then return {'UNKNOWN', ident, queue} end
 
 redis.call('LPOP', waiting)
+ident = recipe.repr .. ':' .. pk
 local hash = recipe.key .. ':' .. pk .. ':hash'
 if redis.call('EXISTS', hash) == 0 then return {'GONE', ident, queue, name, next_due()} end
 local values = redis.call('HMGET', hash, 'status', 'tries')

@@ -1,6 +1,6 @@
 -- move: put a job in a queue, now or later, from wherever it is.
 -- KEYS: models
--- ARGV: namespace repr recipe pk queue_recipe queue_record queue_name priority prepend delay_kind delay_value token hold lease_seconds
+-- ARGV: namespace repr recipe pk queue_recipe queue_record queue_name priority delay_kind delay_value token hold lease_seconds prepend
 -- An ended job begins anew, without its `start` and `end`. `priority` is '' for the job's own; `queue_record` is for the given one. With `hold`, the job is leased under this
 -- token instead of entering the queue: the caller puts it there with `place`.
 -- Replies:
@@ -10,10 +10,10 @@
 --   QUEUED pk                  another job with this identifier is queued; nothing was written
 --   GONE                       the record does not exist
 local namespace, repr, pk, name = ARGV[1], ARGV[2], ARGV[4], ARGV[7]
-local prepend, token, hold, lease_seconds = ARGV[9] == '1', ARGV[12], ARGV[13], tonumber(ARGV[14])
+local token, hold, lease_seconds, prepend = ARGV[11], ARGV[12], tonumber(ARGV[13]), ARGV[14] == '1'
 local queue_recipe, ident = cjson.decode(ARGV[5]), repr .. ':' .. pk
 local recipe = cjson.decode(ARGV[3])
-local due = due_time(ARGV[10], ARGV[11])
+local due = due_time(ARGV[9], ARGV[10])
 
 if redis.call('SISMEMBER', recipe.key .. ':collection', pk) == 0 then return {'GONE'} end
 local holder = redis.call('HGET', namespace .. ':claims', ident)

@@ -36,12 +36,15 @@ for position = 1, #seen, 2 do
     due = delayed_until
     redis.call('ZADD', delayed, score(due), ident)
   end
-  if due <= current then jobs[#jobs + 1] = {ident = ident, pk = pk, recipe = recipe, status = status} end
+  if due <= current then
+    local name_of_job = recipe and recipe.repr .. ':' .. pk or ident
+    jobs[#jobs + 1] = {entry = ident, ident = name_of_job, pk = pk, recipe = recipe, status = status}
+  end
 end
 
 local gone, moved = {}, 0
 for _, job in ipairs(jobs) do
-  redis.call('ZREM', delayed, job.ident)
+  redis.call('ZREM', delayed, job.entry)
   local is_leased = redis.call('HEXISTS', namespace .. ':claims', job.ident) == 1
   if job.recipe and not job.status then
     gone[#gone + 1] = job.ident

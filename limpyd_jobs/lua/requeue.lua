@@ -1,7 +1,7 @@
 -- requeue: put a job that failed back in a queue, now or later.
 -- KEYS: models
--- ARGV: namespace repr recipe pk queue_recipe queue_record queue_name priority delay_kind delay_value token hold lease_seconds
--- As `move`, from ERROR only; `start` and `end` are cleared.
+-- ARGV: namespace repr recipe pk queue_recipe queue_record queue_name priority delay_kind delay_value token hold lease_seconds worker
+-- As `move`, from ERROR only; `start` and `end` are cleared. A call that is repeated gets the first reply.
 -- Replies:
 --   OK queue priority delayed_until changed...      delayed_until is '' when it waits
 --   NO_QUEUE priority          the job keeps its priority, and this queue does not exist: create it, ask again
@@ -10,7 +10,7 @@
 --   QUEUED pk                  another job with this identifier is queued; nothing was written
 --   GONE                       the record does not exist
 local namespace, repr, pk, name = ARGV[1], ARGV[2], ARGV[4], ARGV[7]
-local token, hold, lease_seconds = ARGV[11], ARGV[12], tonumber(ARGV[13])
+local token, hold, lease_seconds, worker = ARGV[11], ARGV[12], tonumber(ARGV[13]), ARGV[14]
 local queue_recipe, ident = cjson.decode(ARGV[5]), repr .. ':' .. pk
 local recipe = cjson.decode(ARGV[3])
 local due = due_time(ARGV[9], ARGV[10])
@@ -19,6 +19,10 @@ if redis.call('SISMEMBER', recipe.key .. ':collection', pk) == 0 then return {'G
 local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'status', 'priority', 'queued')
 local holder = redis.call('HGET', namespace .. ':claims', ident)
 local is_repeated = hold ~= '' and holder == hold
+if redis.call('GET', namespace .. ':done:' .. worker) == token .. ident .. '/requeue' then
+  local written = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'queue_key', 'priority', 'delayed_until')
+  return {'OK', written[1] or '', written[2] or '0', written[3] or ''}
+end
 if values[1] ~= 'e' and not is_repeated then return {'NOT_IN_STATUS', values[1] or ''} end
 if holder and holder ~= token and not is_repeated then return {'RUNNING'} end
 local priority = ARGV[8] ~= '' and ARGV[8] or values[2] or '0'
@@ -42,4 +46,5 @@ if hold ~= '' then
 else
   enter(namespace, queue_recipe.key, name, queue, ident, due, false)
 end
+mark_done(namespace, token .. ident, worker, '/requeue')
 return {'OK', queue, priority, due and format_date(due) or '', unpack(changed)}

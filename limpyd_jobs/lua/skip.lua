@@ -4,7 +4,7 @@
 -- Replies:
 --   OK changed...
 --   ALREADY                    the call was repeated
---   LOST                       another worker runs the job; nothing was written
+--   LOST                       another worker runs the job, or it is queued again; nothing was written
 --   GONE                       the record does not exist; the lease is dropped
 local namespace, ident, token, worker = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local state = guard(namespace, ident, token, worker, '/skip')
@@ -15,8 +15,8 @@ local status = redis.call('HGET', recipe.key .. ':' .. pk .. ':hash', 'status')
 if token ~= '' then
   drop_lease(namespace, ident, token)
   mark_done(namespace, token, worker, '/skip')
-elseif status == 'r' then
-  return {'LOST'}
+elseif status == 'r' or status == 'w' or status == 'd' then
+  return {'LOST'}  -- it runs elsewhere, or was put in a queue again
 end
 if not status then return {'GONE'} end
 write_fields(recipe, pk, {'queued'}, {false})

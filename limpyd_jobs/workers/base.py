@@ -99,6 +99,7 @@ class BaseWorker:
         self.end_date: datetime | None = None
         self.wanted_end_date: datetime | None = None
         self._former_handlers: dict[int, Any] = {}
+        self._handles_signals = False
         self.set_logger()
         if self.terminate_gracefuly:
             self.handle_end_signal()
@@ -194,6 +195,7 @@ class BaseWorker:
         """Let `catch_end_signal` handle SIGINT and SIGTERM; only the main thread may."""
         if threading.current_thread() is not threading.main_thread():
             return
+        self._handles_signals = True
         for number in (signal.SIGINT, signal.SIGTERM):
             self._former_handlers[number] = signal.signal(number, self.catch_end_signal)
 
@@ -201,9 +203,19 @@ class BaseWorker:
         """Put back the handlers that `handle_end_signal` found."""
         if threading.current_thread() is not threading.main_thread():
             return
-        for number, handler in self._former_handlers.items():
-            signal.signal(number, handler)
-        self._former_handlers.clear()
+        self._handles_signals = False
+        for number in self._former_handlers:
+            if signal.getsignal(number) == self.catch_end_signal:
+                signal.signal(number, self._former_handler(number))
+
+    def _former_handler(self, number: int) -> Any:
+        """The handler to put back: not that of another worker that has ended since."""
+        handler = self._former_handlers[number]
+        owner = getattr(handler, "__self__", None)
+        while isinstance(owner, BaseWorker) and not owner._handles_signals:
+            handler = owner._former_handlers[number]
+            owner = getattr(handler, "__self__", None)
+        return handler
 
     def catch_end_signal(self, signum: int | None, frame: FrameType | None) -> None:
         """Ask the worker to end: after its job, or at once when it waits."""

@@ -111,7 +111,6 @@ class WorkerConfig:
         self.update_proc_title()  # before the imports, which can take long: the whole command line is seen till then
         self.do_imports()
         self._read_logger_level()
-        self._check_queues()
 
     def check_arguments(self, arguments: Sequence[str]) -> None:
         """Refuse what is not an option: ignoring it would hide a mistake (`--queues foo bar`)."""
@@ -219,6 +218,7 @@ class WorkerConfig:
 
     def execute(self) -> None:
         """Prepare the worker, and run it to its end."""
+        self._check_queues()
         self.prepare_models()
         self.prepare_worker()
         if self.options.print_options:

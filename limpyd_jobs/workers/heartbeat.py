@@ -62,5 +62,5 @@ class Heartbeat:
         lost = transitions.send(self._client, transitions.renew(self._namespace, self._lease_seconds, claims))
         for claim in claims:
             if claim.ident in lost and self._held.get(claim.ident) is claim:
-                del self._held[claim.ident]
+                self._held.pop(claim.ident, None)  # the worker may be letting go of it at this moment
                 self._on_lost(claim)

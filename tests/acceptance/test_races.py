@@ -314,7 +314,10 @@ def test_workers_that_recover_at_once_give_a_job_back_once() -> None:
     transitions.send(connection(), claim)
     connection().zadd("jobs:leases", {job.ident: 1})
 
-    recovered = at_once(8, lambda number: transitions.send(connection(), transitions.recover("jobs", "jobs:queue")))
+    recovered = at_once(
+        8,
+        lambda number: transitions.send(connection(), transitions.recover("jobs", "jobs:queue", "2026-01-01 00:00:00")),
+    )
 
     assert sorted(found.idents for found in recovered)[-2:] == [(), (job.ident,)]
     assert places_of(job.ident) == [Queue.get_queue("race").waiting.key]

@@ -15,6 +15,7 @@ import pytest
 import redis
 
 from limpyd_jobs import embedded
+from limpyd_jobs.database import JobsDatabase
 from limpyd_jobs.exceptions import DatabaseException, EmbeddedServerError
 
 from ..base import ROOT, wait_until
@@ -342,7 +343,7 @@ def test_a_link_that_was_cleaned_away_is_made_again(long_directory: Path) -> Non
 def test_a_program_that_goes_on_starts_a_killed_server_again(directory: Path) -> None:
     database = JobsDatabase()
     database.connect(f"embedded://{directory}").set("key", "value")
-    kill_server(directory)
+    kill(process_id(embedded.socket_path(directory)))
 
     assert database.connection.get("key") == "value"
 

@@ -157,7 +157,7 @@ class Books(RuleBasedStateMachine):
     @rule(who=picks)
     def take(self, who: int) -> None:
         worker = self.workers[who % len(self.workers)]
-        if found := worker._take():
+        if found := worker._take_job():
             self.running.append((worker, *found))
 
     @rule(who=picks, fails=st.booleans())
@@ -186,7 +186,7 @@ class Books(RuleBasedStateMachine):
 
         before, is_ours = job.status.hget(), job._claim is not None and self.holder(job) == job._claim.token
         worker.callback = callback
-        worker._process(queue, job)
+        worker._process_taken(queue, job)
         if is_ours and before == STATUSES.CANCELED:
             assert job.status.hget() == (STATUSES.ERROR if fails and job._is_written else STATUSES.CANCELED)
         elif is_ours and before == STATUSES.RUNNING and not fails:
@@ -209,7 +209,7 @@ class Books(RuleBasedStateMachine):
         worker, queue, job = self.next_running(number)
         if job._cached_status == STATUSES.WAITING:
             with contextlib.suppress(LeaseLost):
-                worker._fail(job, queue, ValueError("boom"), None)
+                worker._write_error(job, queue, ValueError("boom"), None)
 
     @precondition(lambda self: self.running)
     @rule(number=picks)
@@ -221,11 +221,11 @@ class Books(RuleBasedStateMachine):
         call = transitions.finish("jobs", job._claim, str(utcnow()))
         length = queue.success.llen()
         try:
-            first = worker._send(call)
+            first = worker._send_call(call)
         except LeaseLost:
             return
         if first.kind == "OK":
-            assert worker._send(call).kind == "ALREADY"
+            assert worker._send_call(call).kind == "ALREADY"
             assert queue.success.llen() == length + 1
 
     # --- Time
@@ -238,7 +238,7 @@ class Books(RuleBasedStateMachine):
 
     @rule(who=picks)
     def recover(self, who: int) -> None:
-        self.workers[who % len(self.workers)]._recover()
+        self.workers[who % len(self.workers)]._recover_lapsed()
 
     @rule()
     def delayed_jobs_become_due(self) -> None:

@@ -79,10 +79,10 @@ SAMPLES = {
     "fail": lambda: transitions.fail("jobs", Claim("a:1", "t", "w", "jobs:queue:1"), NOW, 1, ""),
     "skip": lambda: transitions.skip("jobs", Claim("a:1", "t", "w", "jobs:queue:1")),
     "move": lambda: transitions.move(ScriptJob._class_subject("1"), target(), False, False, Delay(), "", Hold()),
-    "requeue": lambda: transitions.requeue(ScriptJob._class_subject("1"), target(), False, Delay(), "", Hold()),
+    "requeue": lambda: transitions.requeue(ScriptJob._class_subject("1"), target(), False, Delay(), "", Hold(), "w"),
     "place": lambda: transitions.place(ScriptJob._class_subject("1"), "jobs", "{}", "1", False, Delay(), ""),
     "promote": lambda: transitions.promote("jobs", "jobs:queue", "1"),
-    "recover": lambda: transitions.recover("jobs", "jobs:queue"),
+    "recover": lambda: transitions.recover("jobs", "jobs:queue", NOW),
     "renew": lambda: transitions.renew("jobs", 30, ()),
     "reject": lambda: transitions.reject("jobs", "jobs:queue:1", "a:1", ""),
     "register": lambda: transitions.register("jobs", ScriptJob._class_subject()),
@@ -338,7 +338,7 @@ def test_an_end_is_recorded_once(held: Claim, name: str) -> None:
 @pytest.mark.parametrize("name", sorted(ENDS))
 def test_an_end_is_refused_to_whoever_lost_the_lease(held: Claim, name: str) -> None:
     lapse()
-    assert send(transitions.recover("jobs", "jobs:queue")).idents == (held.ident,)
+    assert send(transitions.recover("jobs", "jobs:queue", NOW)).idents == (held.ident,)
     other = claim("other-1")
     before = ScriptJob.get("1").hgetall()
 
@@ -404,11 +404,13 @@ def test_move_answers_no_queue_when_only_the_job_knows_the_priority() -> None:
 
 
 def test_requeue_refuses_any_status_but_error(held: Claim) -> None:
-    call = transitions.requeue(ScriptJob._class_subject("1"), target(), True, Delay(), "", Hold())
+    call = transitions.requeue(ScriptJob._class_subject("1"), target(), True, Delay(), "", Hold(), "w")
     assert raw(call) == ["NOT_IN_STATUS", "r"]
     send(transitions.fail("jobs", held, NOW, 5, ""))
     assert raw(call) == ["RUNNING"]
-    by_holder = transitions.requeue(ScriptJob._class_subject("1"), target(), True, Delay(), held.token, Hold())
+    by_holder = transitions.requeue(
+        ScriptJob._class_subject("1"), target(), True, Delay(), held.token, Hold(), held.worker
+    )
     assert raw(by_holder) == ["OK", "jobs:queue:1", "0", ""]
 
 
@@ -488,13 +490,13 @@ def test_dates_are_the_same_in_lua_and_in_python() -> None:
 def test_recover_gives_a_running_job_back_to_the_head_of_its_list(held: Claim) -> None:
     send(add_call("b"))
     lapse()
-    assert raw(transitions.recover("jobs", "jobs:queue")) == ["OK", "1", "0", held.ident]
+    assert raw(transitions.recover("jobs", "jobs:queue", NOW)) == ["OK", "1", "0", "0", held.ident]
     assert Queue.get_queue("q").waiting.lmembers()[0] == held.ident
     assert ScriptJob.get("1").hmget("status", "start", "queued") == ["w", None, "1"]
 
 
 def test_recover_leaves_leases_that_hold_and_running_jobs_of_version_2(held: Claim) -> None:
-    assert raw(transitions.recover("jobs", "jobs:queue")) == ["OK", "0", "0"]
+    assert raw(transitions.recover("jobs", "jobs:queue", NOW)) == ["OK", "0", "0", "0"]
 
 
 def test_recover_delays_a_job_that_had_asked_for_it_and_lets_go_of_a_canceled_one() -> None:
@@ -503,7 +505,7 @@ def test_recover_delays_a_job_that_had_asked_for_it_and_lets_go_of_a_canceled_on
     delayed.hmset(status=STATUSES.DELAYED, delayed_until=str(utcnow() + timedelta(seconds=100)))
     canceled.status.hset(STATUSES.CANCELED)
     lapse()
-    send(transitions.recover("jobs", "jobs:queue"))
+    send(transitions.recover("jobs", "jobs:queue", NOW))
     assert Queue.get_queue("q").delayed.zmembers() == [delayed.ident]
     assert canceled.queued.hget() is None
 
@@ -513,8 +515,8 @@ def test_recover_takes_at_most_100_at_a_time() -> None:
         send(add_call(str(number)))
         claim(f"w-{number}")
     lapse()
-    assert len(send(transitions.recover("jobs", "jobs:queue")).idents) == 100
-    assert len(send(transitions.recover("jobs", "jobs:queue")).idents) == 1
+    assert len(send(transitions.recover("jobs", "jobs:queue", NOW)).idents) == 100
+    assert len(send(transitions.recover("jobs", "jobs:queue", NOW)).idents) == 1
 
 
 def test_renew_prolongs_what_is_held_and_names_what_is_lost(held: Claim) -> None:

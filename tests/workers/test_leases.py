@@ -64,7 +64,7 @@ def vanish(job: Any) -> None:
 
 
 def recover() -> tuple[str, ...]:
-    recovered: tuple[str, ...] = send(transitions.recover("jobs", "jobs:queue")).idents
+    recovered: tuple[str, ...] = send(transitions.recover("jobs", "jobs:queue", "2026-01-01 00:00:00")).idents
     return recovered
 
 
