@@ -63,6 +63,8 @@ def _models(base: Any) -> Iterator[Any]:
         yield from _models(model)
 
 
+SIDE_KINDS = ("doorbell", "ready", "due", "queues")  # what is kept for a name of queues
+
 # Where a job may be, by its status; `None` is nowhere.
 PLACES: dict[str, tuple[str | None, ...]] = {
     STATUSES.WAITING: ("waiting", "leased"),
@@ -247,16 +249,20 @@ class _Books:
 
     def _check_keys(self) -> Iterator[Problem]:
         self.owned |= {f"{self.namespace}:{name}" for name in ("models", "leases", "claims")}
-        kinds = tuple(f"{self.namespace}:{kind}:" for kind in ("done", "doorbell", "ready", "due", "queues"))
+        done = f"{self.namespace}:done:"
+        self.owned |= {key for key in self.keys if key.startswith(done) and self.client.ttl(key) != -1}
         for model in self.models:
             self.owned |= {f"{model._name}:{name}" for name in ("collection", "max_pk", "last_queued")}
             names = ["hash", *(name for name in model._fields if name not in model._instancehash_fields)]
             if issubclass(model, Queue):
                 names.append("requeue_all_delayed_ready_jobs")  # a lock of version 2
+                hashes = (f"{model._name}:{pk}:hash" for pk in self.pks[model])
+                for name in self._ask("hget", ((key, "name") for key in hashes)):
+                    self.owned |= {self._side(kind, model, name or "") for kind in SIDE_KINDS}
             self.owned |= {f"{model._name}:{pk}:{name}" for pk in self.pks[model] for name in names}
         for key in sorted(self.keys - self.owned):
             is_limpyds = ":lock-for-update:" in key or ":__index__:" in key
-            if not key.startswith(kinds) and not is_limpyds and self.client.exists(key):
+            if not is_limpyds and self.client.exists(key):
                 yield Problem("key", key, "no record and no index owns it")
 
 

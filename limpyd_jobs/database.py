@@ -78,9 +78,13 @@ def show_database(database: str | Mapping[str, Any]) -> str:
 # --- reading the name of a database ---
 
 
-def mask_passwords(text: str) -> str:
-    """A text in which no URL shows its password, for lines that quote what the user typed."""
-    return re.sub(r"(://)[^@\s/]*@", r"\1***@", re.sub(r"(://[^:@\s/]*:)[^\s]*@", r"\1***@", text))
+def hide_secret(argument: str) -> str:
+    """An argument of a command line, without what may be a password: `--database=redis://***`."""
+    option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    if "@" not in value and "password" not in value.lower():
+        return argument
+    scheme, separator, _ = value.partition("://")
+    return f"{option}{equals}{scheme}://***" if separator and scheme.isalpha() else f"{option}{equals}***"
 
 
 def parse_database(text: str) -> Settings:

@@ -222,6 +222,8 @@ class Queue(BaseJobsModel):
 
     @staticmethod
     def _get_iterable_for_names(names: str | Iterable[str]) -> list[str]:
+        if not isinstance(names, (str, Iterable)) or isinstance(names, bytes):
+            raise InvalidArgument("names", names, "the name of a queue, or several")
         return [names] if isinstance(names, str) else list(names)
 
     @classmethod
@@ -672,8 +674,11 @@ class Error(BaseJobsModel):
         **additional_fields: Any,
     ) -> dict[str, Any]:
         """The values of the fields of a new Error; arguments as `add_error`."""
-        identifier = job._claim.identifier if job._claim else job.identifier.hget()
-        values = cls._values(queue_name, job.get_model_repr(), job.pk.get(), identifier or "", error, when, trace)
+        if job._claim:  # no round trip, and right for a job that has deleted itself, too
+            pk, identifier = job._claim.ident.partition(":")[2], job._claim.identifier
+        else:
+            pk, identifier = job.pk.get(), job.identifier.hget() or ""
+        values = cls._values(queue_name, job.get_model_repr(), pk, identifier, error, when, trace)
         return {**values, **additional_fields}
 
     @staticmethod

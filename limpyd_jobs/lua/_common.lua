@@ -11,11 +11,10 @@
 --   jobs:due:queue:<name>        sorted set: pk of a queue -> when its first delayed job is due
 --   jobs:queues:queue:<name>     hash: priority -> pk of the queue
 --   jobs:doorbell:queue:<name>   list: one item for each thing that a waiting worker may want to look at
---   jobs:job:last_queued         hash: identifier -> pk of the job added last, for identifiers that many records share
+--   jobs:job:last_queued         hash: identifier -> pk of the job queued last, where `identifier` has no plain index
 
 local MAX_RINGS = 100
 local DONE_SECONDS = 3600
-local FEW_RECORDS = 16
 local LAST_SECOND = 253402300799  -- of the year 9999, the last one that dates are written for
 
 local changed = {}  -- repr, pk, field, old, new: what indexes that no recipe describes have yet to learn
@@ -277,37 +276,35 @@ local function leave_anywhere(queue_recipe, recipe, pk, ident)
   end
 end
 
--- Few records share an identifier: ask each. Many (a nightly job that is never purged), or no index: remember the last.
-local function crowd_of(recipe, identifier)
-  local index = (recipe.indexes.identifier or {})[1]
-  local key = index and index[1] == 'equal' and index[2] .. identifier
-  return key, not key or redis.call('SCARD', key) >= FEW_RECORDS
+local function equal_index(recipe, field)
+  local index = (recipe.indexes[field] or {})[1]
+  return index and index[1] == 'equal' and index[2]
 end
 
-local function is_queued(recipe, pk, identifier)
-  local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'queued', 'identifier')
-  return values[1] == '1' and values[2] == identifier
-end
-
--- The primary key of the job with this identifier that is queued, or nil.
+-- The primary key of the job with this identifier that is queued, or nil. Where the identifier has no plain index, the
+-- last one that a script queued is remembered.
 local function find_queued(recipe, identifier)
-  local key, is_crowded = crowd_of(recipe, identifier)
-  local last = is_crowded and redis.call('HGET', recipe.key .. ':last_queued', identifier)
-  if last then return is_queued(recipe, last, identifier) and last or nil end
+  local by_identifier, by_queued = equal_index(recipe, 'identifier'), equal_index(recipe, 'queued')
+  local candidates
+  if not by_identifier then
+    candidates = {redis.call('HGET', recipe.key .. ':last_queued', identifier) or nil}
+  elseif by_queued then
+    candidates = redis.call('SINTER', by_identifier .. identifier, by_queued .. '1')
+  else
+    candidates = redis.call('SMEMBERS', by_identifier .. identifier)
+  end
   local found
-  for _, pk in ipairs(key and redis.call('SMEMBERS', key) or {}) do
-    if is_queued(recipe, pk, identifier) and (not found or (tonumber(pk) or 0) < (tonumber(found) or 0)) then
-      found = pk
-    end
+  for _, pk in ipairs(candidates) do
+    local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'queued', 'identifier')
+    local is_queued = values[1] == '1' and values[2] == identifier
+    if is_queued and (not found or (tonumber(pk) or 0) < (tonumber(found) or 0)) then found = pk end
   end
   return found
 end
 
 local function note_queued(recipe, identifier, pk)
-  local _, is_crowded = crowd_of(recipe, identifier)
-  local last_queued = recipe.key .. ':last_queued'
-  if is_crowded or redis.call('HEXISTS', last_queued, identifier) == 1 then
-    redis.call('HSET', last_queued, identifier, pk)
+  if not equal_index(recipe, 'identifier') then
+    redis.call('HSET', recipe.key .. ':last_queued', identifier, pk)
   end
 end
 

@@ -161,8 +161,9 @@ class BaseWorker:
                 f"Invalid requeue_priority_delta: {self.requeue_priority_delta}: must be at most 2^53"
             )
         self._check_seconds("lease_seconds", self.lease_seconds)
-        if not self.lease_seconds:
-            raise ConfigurationException(f"Invalid lease_seconds: {self.lease_seconds!r}: must be more than 0")
+        if not 0 < self.lease_seconds <= LONGEST_DURATION.total_seconds():
+            accepted = "more than 0, and finite"
+            raise ConfigurationException(f"Invalid lease_seconds: {self.lease_seconds!r}: must be {accepted}")
 
     @staticmethod
     def _check_seconds(name: str, value: Any) -> None:
@@ -184,6 +185,8 @@ class BaseWorker:
 
     def set_logger(self) -> None:
         """Set `logger`, from `logger_name` and `logger_level`."""
+        if not isinstance(self.logger_name, str):
+            raise ConfigurationException(f"Invalid logger_name: {self.logger_name!r}: must be a string")
         self.logger = logging.getLogger(self.logger_name)
         try:
             self.logger.setLevel(self.logger_level)
@@ -292,12 +295,18 @@ class BaseWorker:
     # --- Messages
 
     @staticmethod
+    def _ident_of(job: Job) -> str:
+        """The ident of a job, also when it has deleted itself."""
+        claim = job._claim or job._last_claim
+        return claim.ident if claim else job.ident
+
+    @staticmethod
     def _place_of(job: Job, queue: Queue) -> str:
         """`[queue|pk|identifier]`, as each message about a job begins."""
         claim = job._claim or job._last_claim
-        name = claim.queue_name if claim and claim.queue_name else queue.name.hget()
-        identifier = claim.identifier if claim and claim.queue_name else job.identifier.hget()
-        return f"[{name}|{job.pk.get()}|{identifier}]"
+        if claim and claim.queue_name:  # no round trip, and right for a job that deletes itself, too
+            return f"[{claim.queue_name}|{claim.ident.partition(':')[2]}|{claim.identifier}]"
+        return f"[{queue.name.hget()}|{job.pk.get()}|{job.identifier.hget()}]"
 
     def job_started_message(self, job: Job, queue: Queue) -> str:
         """What `job_started` logs."""

@@ -513,7 +513,7 @@ class Worker(BaseWorker):
             self._tell_lost_lease(job, queue, lost)
         except Exception as error:
             job._is_in_doubt = isinstance(error, RedisError)  # a requeue may be pending: then `recover` makes it
-            self.logger.exception("[%s] %s raised, in %s", self.id, job.ident, hook.__name__)
+            self.logger.exception("[%s] %s raised, in %s", self.id, self._ident_of(job), hook.__name__)
 
     def _tell_lost_lease(self, job: Any, queue: Any, lost: LeaseLost) -> None:
         job._claim = None
@@ -525,7 +525,8 @@ class Worker(BaseWorker):
         try:
             text = message(job, *args)
         except Exception:
-            self.logger.exception("[%s] %s raised, in %s", self.id, job.ident, getattr(message, "__name__", message))
+            name = getattr(message, "__name__", message)
+            self.logger.exception("[%s] %s raised, in %s", self.id, self._ident_of(job), name)
         else:
             self.log(text, level=level)
 
@@ -537,7 +538,7 @@ class Worker(BaseWorker):
         try:
             method(*args)
         except Exception:
-            self.logger.exception("[%s] %s raised, in %s", self.id, job.ident, name)
+            self.logger.exception("[%s] %s raised, in %s", self.id, self._ident_of(job), name)
 
     def _settle_end(self, job: Any, queue: Any, write: Callable[..., Any], *args: Any) -> None:
         """Record the end of a job whose hook did not, because it is overridden or raised before it came to that."""

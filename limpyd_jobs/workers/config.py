@@ -27,7 +27,7 @@ from ..database import (
     Settings,
     check_server,
     client_settings,
-    mask_passwords,
+    hide_secret,
     parse_database,
     show_database,
 )
@@ -78,6 +78,8 @@ class WorkerConfig:
         self.worker: Any = None
         self._counts = JobCounts()
         self.parser = self.create_parser()
+        if isinstance(self.parser, _Parser):
+            self.parser.secrets = tuple(self._arguments)
         self.options = Values()
         self.manage_options()
 
@@ -102,6 +104,7 @@ class WorkerConfig:
 
     def manage_options(self) -> None:
         """Read the arguments, check each value, import what is named."""
+        self._hide_passwords()
         self.options, extra = self.parser.parse_args(self._arguments)
         self.args = [*self.args[:1], *extra]
         self.update_title = bool(self.options.update_title)
@@ -133,9 +136,11 @@ class WorkerConfig:
 
     def _read_database(self) -> None:
         """Read `--database`, or else the environment variable LIMPYD_JOBS_DATABASE."""
-        name = self.options.database or os.environ.get(DATABASE_VARIABLE)
+        name = self.options.database
+        if name is None:
+            name = os.environ.get(DATABASE_VARIABLE) or None
         try:
-            self.database_config = parse_database(name) if name else None
+            self.database_config = None if name is None else parse_database(name)
         except InvalidDatabaseURL as error:
             where = "" if self.options.database else f" (from the environment variable {DATABASE_VARIABLE})"
             self.parser.error(f"{error}{where}")
@@ -298,14 +303,13 @@ class WorkerConfig:
 
     def _hide_passwords(self) -> None:
         """The command line stays as the title of the process, but for a password in it."""
-        line = " ".join([self.prog_name, *self._arguments])
-        if self.worker is None and mask_passwords(line) != line:
-            setproctitle(mask_passwords(line))
+        shown = [hide_secret(argument) for argument in self._arguments]
+        if self.worker is None and shown != self._arguments:
+            setproctitle(" ".join([self.prog_name, *shown]))
 
     def update_proc_title(self, worker: Any = None) -> None:
         """Set the title, with counts that may be old (see JobCounts); called at each change of the worker's status."""
         if not self.update_title:
-            self._hide_passwords()
             return
         self._counts.may_be_old = True
         try:
@@ -317,8 +321,14 @@ class WorkerConfig:
 class _Parser(OptionParser):
     """Its errors quote what was typed, which may hold a password."""
 
+    secrets: tuple[str, ...] = ()  # the arguments of the command line that may hold one
+
     def error(self, msg: str) -> NoReturn:
-        super().error(mask_passwords(msg))
+        for argument in self.secrets:
+            for text in (argument, argument.partition("=")[2]):
+                if text and hide_secret(text) != text:
+                    msg = msg.replace(text, hide_secret(text)).replace(repr(text)[1:-1], hide_secret(text))
+        super().error(msg)
 
 
 def split_program(argv: Sequence[str] | None) -> tuple[str, list[str]]:
