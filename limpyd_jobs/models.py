@@ -484,11 +484,7 @@ class Job(BaseJobsModel):
         hold = Hold(os.urandom(8).hex()) if is_held else Hold()
         delay = _delay(delayed_for, until)
         call = transitions.add(cls._class_subject(), record.text, target, text, prepend, delay, hold)
-        added = cls._send(call)
-        if added.kind == "NO_QUEUE":
-            queue_model.get_queue(name, added.pk)
-            added = cls._send(call)
-        _not_without_queue(added, queue_model, name, added.pk)
+        added = cls._send_with_queue(call, queue_model, name)
         job = cls.from_pk(added.pk)
         repair_indexes(added.changes)
         if is_held and added.kind != "EXISTING":
@@ -545,7 +541,7 @@ class Job(BaseJobsModel):
         delay = _delay(delayed_for, until)
         worker = self._claim.worker if self._claim and self._claim.worker else os.urandom(8).hex()
         call = transitions.requeue(self._subject(), target, priority is None, delay, self._token, hold, worker)
-        moved = self._send_moving(call, queue_model, name)
+        moved = self._send_with_queue(call, queue_model, name)
         self._claim = Claim(self.ident, hold.token, "", moved.queue_key) if is_held else None
         self._moved = moved
         repair_indexes(moved.changes)
@@ -582,19 +578,28 @@ class Job(BaseJobsModel):
         hold = Hold(os.urandom(8).hex()) if is_held else Hold()
         delay = _delay(None, until)
         call = transitions.move(self._subject(), target, priority is None, prepend, delay, self._token, hold)
-        moved = self._send_moving(call, queue_model, name)
+        moved = self._send_with_queue(call, queue_model, name)
         self._claim = Claim(self.ident, hold.token, "", moved.queue_key) if is_held else None
         self._moved = moved
         repair_indexes(moved.changes)
         if is_held:
             self._place_by_hooks(queue_model, name, _parse_until(moved.delayed_until), prepend)
 
-    def _send_moving(self, call: transitions.Call[Any], queue_model: Any, name: str) -> Any:
-        moved = self._send(call)
-        if moved.kind == "NO_QUEUE":  # only the script knows the job's own priority
-            queue_model.get_queue(name, moved.queue_key)
-            moved = self._send(call)
-        return _not_without_queue(moved, queue_model, name, moved.queue_key)
+    @classmethod
+    def _send_with_queue(cls, call: transitions.Call[Any], queue_model: Any, name: str) -> Any:
+        """Send a call that may need a queue of another priority than given: only the script knows the job's own.
+
+        Raises:
+            ConfigurationException: `get_queue` is overridden, and does not make the queue that it is asked for.
+        """
+        made: set[str] = set()  # several: another client may change the priority meanwhile
+        while (done := cls._send(call)).kind == "NO_QUEUE":
+            if done.queue_priority in made:
+                wanted = f"{queue_model.__name__}.get_queue({name!r}, {done.queue_priority})"
+                raise ConfigurationException(f"{wanted} made no queue of this name and priority; nothing was written")
+            queue_model.get_queue(name, done.queue_priority)
+            made.add(done.queue_priority)
+        return done
 
     def _place_by_hooks(self, queue_model: Any, name: str, until: datetime | None, prepend: bool) -> None:
         queue = queue_model.get_queue(name, int(self.priority.hget() or 0))
@@ -603,13 +608,6 @@ class Job(BaseJobsModel):
         else:
             queue.enqueue_job(self, prepend)
         self._claim = None
-
-
-def _not_without_queue(done: Any, queue_model: Any, name: str, priority: str) -> Any:
-    if done.kind == "NO_QUEUE":
-        wanted = f"{queue_model.__name__}.get_queue({name!r}, {priority})"
-        raise ConfigurationException(f"{wanted} made no queue of this name and priority; nothing was written")
-    return done
 
 
 def _delay(delayed_for: float | timedelta | None, until: datetime | None) -> Delay:

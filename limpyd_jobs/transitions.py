@@ -136,22 +136,24 @@ class Claim:
 
 @dataclass(frozen=True)
 class Added:
-    """What `add` did: `kind` is NEW, MOVED, EXISTING, or NO_QUEUE (then `pk` is the priority of the missing queue)."""
+    """What `add` did: `kind` is NEW, MOVED, EXISTING, or NO_QUEUE (of `queue_priority`)."""
 
     kind: str
     pk: str
     changes: Changes = ()
+    queue_priority: str = ""
 
 
 @dataclass(frozen=True)
 class Moved:
-    """What `move` or `requeue` did: `kind` is OK, or NO_QUEUE (`queue_key` is then the priority that has no queue)."""
+    """What `move` or `requeue` did: `kind` is OK, or NO_QUEUE (of `queue_priority`)."""
 
     kind: str
     queue_key: str
     priority: str = ""
     delayed_until: str = ""
     changes: Changes = ()
+    queue_priority: str = ""
 
 
 @dataclass(frozen=True)
@@ -238,6 +240,8 @@ def add(
 
     def read(reply: Reply) -> Added:
         _not_taken(reply, "job")
+        if reply[0] == "NO_QUEUE":
+            return Added(reply[0], "", queue_priority=reply[1])
         return Added(reply[0], reply[1], _changes(reply[2:]))
 
     args: dict[str, str | Sequence[str]] = {
@@ -320,7 +324,7 @@ def _read_moved(subject: Subject, transition: str) -> Callable[[Reply], Moved]:
         if kind == "NOT_IN_STATUS":
             raise JobNotInStatus(ident, reply[1] or None, transition)
         if kind == "NO_QUEUE":
-            return Moved(kind, reply[1])
+            return Moved(kind, "", queue_priority=reply[1])
         return Moved(kind, reply[1], reply[2], reply[3], _changes(reply[4:]))
 
     return read

@@ -1,7 +1,7 @@
 -- place: put a job in the waiting list or the delayed set of one queue; it leaves every other place.
 -- KEYS: models
 -- ARGV: namespace repr recipe pk queue_recipe queue_pk prepend delay_kind delay_value token
--- A status that says something else stays as it is (a canceled job is skipped by the worker that takes it).
+-- An ended job begins anew, without its `start` and `end`; a canceled one stays so, and is skipped when it is taken.
 -- Replies:
 --   OK changed...
 --   RUNNING                    another worker runs the job; nothing was written
@@ -24,12 +24,9 @@ local rival = rival_of(recipe, pk)
 if rival then return {'QUEUED', rival} end
 register(namespace, repr, ARGV[3])
 if holder then drop_lease(namespace, ident, token) else leave_anywhere(queue_recipe, recipe, pk, ident) end
-if due then
-  if not status or status == 'w' then status = 'd' end
-  write_fields(recipe, pk, {'status', 'queued', 'delayed_until', 'queue_key'}, {status, '1', format_date(due), queue})
-else
-  if not status or status == 'd' then status = 'w' end
-  write_fields(recipe, pk, {'status', 'queued', 'delayed_until', 'queue_key'}, {status, '1', false, queue})
-end
+if status == 's' or status == 'e' then write_fields(recipe, pk, {'start', 'end'}, {false, false}) end
+if status ~= 'c' then status = due and 'd' or 'w' end
+write_fields(recipe, pk, {'status', 'queued', 'delayed_until', 'queue_key'},
+  {status, '1', due and format_date(due) or false, queue})
 enter(namespace, queue_recipe.key, name, queue, ident, due, prepend)
 return {'OK', unpack(changed)}

@@ -39,6 +39,16 @@ class MachineJob(Job):
     """A job of its own class, so that nothing else is in the way."""
 
 
+class PlacingJob(MachineJob):
+    """One that wants to know when it enters a queue: so it is held, and placed in a second step."""
+
+    def enqueue_or_delay(self, *args: Any, **kwargs: Any) -> None:
+        super().enqueue_or_delay(*args, **kwargs)
+
+
+MODELS = (MachineJob, PlacingJob)
+
+
 class Books(RuleBasedStateMachine):
     """Clients: this process as producer, and three workers that are stepped by hand."""
 
@@ -65,7 +75,7 @@ class Books(RuleBasedStateMachine):
     # --- What this needs
 
     def jobs(self, *statuses: str) -> list[Any]:
-        found = [MachineJob.from_pk(pk) for pk in sorted(MachineJob.collection(), key=int)]
+        found = [model.from_pk(pk) for model in MODELS for pk in sorted(model.collection(), key=int)]
         return [job for job in found if not statuses or job.status.hget() in statuses]
 
     def pick(self, number: int, *statuses: str) -> Any:
@@ -74,10 +84,17 @@ class Books(RuleBasedStateMachine):
 
     # --- Producers
 
-    @rule(identifier=identifiers, name=names, priority=priorities, prepend=st.booleans(), delay=delays)
-    def add(self, identifier: str, name: str, priority: int, prepend: bool, delay: int | None) -> None:
+    @rule(
+        model=st.sampled_from(MODELS),
+        identifier=identifiers,
+        name=names,
+        priority=priorities,
+        prepend=st.booleans(),
+        delay=delays,
+    )
+    def add(self, model: Any, identifier: str, name: str, priority: int, prepend: bool, delay: int | None) -> None:
         before = {job.ident: job.hgetall() for job in self.jobs(STATUSES.RUNNING)}
-        job = MachineJob.add_job(identifier, name, priority, prepend=prepend, delayed_for=delay)
+        job = model.add_job(identifier, name, priority, prepend=prepend, delayed_for=delay)
         assert job.identifier.hget() == identifier
         if job.ident in before:
             assert job.hgetall() == before[job.ident], "a running job is returned unchanged"
@@ -100,7 +117,7 @@ class Books(RuleBasedStateMachine):
     @rule(number=picks)
     def add_what_failed_again_and_requeue_it(self, number: int) -> None:
         if job := self.pick(number, STATUSES.ERROR):
-            MachineJob.add_job(job.identifier.hget(), "print")
+            type(job).add_job(job.identifier.hget(), "print")
             self.requeue_this(job, "mail", None, None)
 
     @rule(number=picks, seconds=st.sampled_from([None, -100, 500]))
@@ -142,8 +159,24 @@ class Books(RuleBasedStateMachine):
             else:
                 assert not is_held
 
+    @rule(number=picks, name=names, priority=priorities, prepend=st.booleans(), delay=st.sampled_from([None, 500]))
+    def place(self, number: int, name: str, priority: int, prepend: bool, delay: int | None) -> None:
+        if job := self.pick(number):
+            queue, is_held = Queue.get_queue(name, priority), self.is_held(job)
+            try:
+                if delay is None:
+                    queue.enqueue_job(job, prepend)
+                else:
+                    queue.delay_job(job, utcnow() + timedelta(seconds=delay))
+            except JobNotInStatus:
+                assert is_held
+            except JobAlreadyQueued:
+                assert self.has_rival(job)
+            else:
+                assert not is_held
+
     def has_rival(self, job: Any) -> bool:
-        queued = set(MachineJob.collection(identifier=job.identifier.hget(), queued="1"))
+        queued = set(type(job).collection(identifier=job.identifier.hget(), queued="1"))
         return bool(queued - {job.pk.get()})
 
     @rule(number=picks)
@@ -169,7 +202,7 @@ class Books(RuleBasedStateMachine):
 
     @rule(identifier=identifiers, who=picks)
     def add_and_fail(self, identifier: str, who: int) -> None:
-        self.add(identifier, "mail", 10, True, None)
+        self.add(MachineJob, identifier, "mail", 10, True, None)
         self.take_and_end(who, True)
 
     def next_running(self, number: int) -> tuple[Worker, Any, Any]:
@@ -261,7 +294,7 @@ class Books(RuleBasedStateMachine):
 
 
 def statuses() -> dict[str, str]:
-    found = [MachineJob.from_pk(pk) for pk in MachineJob.collection()]
+    found = [model.from_pk(pk) for model in MODELS for pk in model.collection()]
     return {job.ident: job.connection.hget(job.key, "status") for job in found}
 
 
