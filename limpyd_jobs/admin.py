@@ -63,6 +63,7 @@ def _models(base: Any) -> Iterator[Any]:
         yield from _models(model)
 
 
+LIMPYDS_OWN = (":lock-for-update:", ":__index__:", ":__collection__:")  # its locks, its temporary keys
 SIDE_KINDS = ("doorbell", "ready", "due", "queues")  # what is kept for a name of queues
 
 # Where a job may be, by its status; `None` is nowhere.
@@ -261,7 +262,7 @@ class _Books:
                     self.owned |= {self._side(kind, model, name or "") for kind in SIDE_KINDS}
             self.owned |= {f"{model._name}:{pk}:{name}" for pk in self.pks[model] for name in names}
         for key in sorted(self.keys - self.owned):
-            is_limpyds = ":lock-for-update:" in key or ":__index__:" in key
+            is_limpyds = any(part in key for part in LIMPYDS_OWN)
             if not is_limpyds and self.client.exists(key):
                 yield Problem("key", key, "no record and no index owns it")
 
