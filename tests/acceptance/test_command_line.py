@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -458,3 +460,70 @@ def test_c11_c12_the_logger_has_a_name_and_a_level(redis_server: RedisServer) ->
 
     (line,) = ended.output.splitlines()  # the job has no `run`
     assert re.match(r"\[\d+\] .* \(mails\) ERROR    \[\w+\] \[test\|\d+\|a job\] error: You must implement", line)
+
+
+# --- secrets, and the order of the checks ---
+
+SECRETS = [
+    "redis://bob:pass-word@127.0.0.1:{port}/0",
+    "redis://:pass-word@127.0.0.1:{port}/0",
+    "redis://127.0.0.1:{port}/0?password=pass-word",
+    "redis://:pass word@127.0.0.1/0",
+    "bob:pass-word@127.0.0.1:{port}:0",
+    "unix://bob:pass-word@/tmp/nothing.sock",
+]
+
+
+@pytest.mark.parametrize("option", ["--database=", "--logger-level=", "--max-loops=", ""])
+@pytest.mark.parametrize("database", SECRETS)
+def test_c21_no_error_shows_a_password(option: str, database: str) -> None:
+    ended = Ended("--queues=foo", f"{option}{database.format(port=free_port())}")
+
+    assert ended.code == 2
+    assert "pass-word" not in ended.output
+    assert "pass word" not in ended.output
+
+
+@pytest.mark.parametrize("form", ["redis://:pass-word@{address}", "redis://{address}?password=pass-word"])
+@pytest.mark.parametrize("option", ["--no-title", "--print-options"])
+def test_c22_no_title_and_no_option_shows_a_password(option: str, form: str) -> None:
+    with RedisServer(tcp=True, options={"requirepass": "pass-word"}) as server:
+        database = form.format(address=f"127.0.0.1:{server.port}/0")
+        with WorkerProcess("--queues=foo", f"--database={database}", option) as process:
+            process.wait_for_output("No queues yet")
+            title = title_of(process.pid)
+            assert process.stop() == 0
+            output = process.output
+
+    assert "pass-word" not in title
+    assert "pass-word" not in output
+
+
+def test_c6_the_queues_are_checked_before_any_database_is_touched(tmp_path: Path) -> None:
+    directory = tmp_path / "embedded"
+
+    ended = Ended("--queues=", f"--database=embedded://{directory}")
+
+    assert "queue" in ended.message
+    assert not directory.exists()
+
+
+def test_an_empty_database_is_a_mistake() -> None:
+    assert "database" in Ended("--queues=foo", "--database=").message
+
+
+def test_a_worker_goes_on_when_its_embedded_server_is_killed(project: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "embedded"
+    database = f"embedded://{directory}"
+    Job.database.connect(database)
+    try:
+        Job.add_job("before", "foo")
+        arguments = ["--queues=foo", "--callback=user_tasks.write", f"--pythonpath={project}"]
+        with WorkerProcess(*arguments, database=database) as process:
+            process.wait_for_output("callback called with before")
+            os.kill(Job.database.connection.info("server")["process_id"], signal.SIGKILL)
+            Job.add_job("after", "foo")
+            process.wait_for_output("callback called with after")
+            assert process.stop() == 0
+    finally:
+        embedded.stop(directory)

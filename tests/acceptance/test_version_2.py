@@ -112,6 +112,17 @@ def test_a_job_that_version_2_queued_is_the_same_job_for_us(version_2: Version2)
     assert admin.check() == []
 
 
+def test_a_job_that_version_2_queued_is_found_among_many_ended_ones(version_2: Version2) -> None:
+    for _ in range(20):
+        Job.add_job("nightly", "mail")
+        run_worker(1)
+    pk = version_2.run('result = Job.add_job("nightly", "mail").pk.get()')
+
+    assert Job.add_job("nightly", "mail").pk.get() == pk
+    assert admin.check() == []
+    run_worker(1)
+
+
 @pytest.mark.parametrize("zone", ["America/New_York", "Asia/Tokyo"])
 def test_a_job_that_version_2_delayed_in_another_time_zone_starts_when_it_is_due(
     version_2: Version2, zone: str
