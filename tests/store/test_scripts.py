@@ -11,7 +11,7 @@ from limpyd import fields
 from limpyd.exceptions import DoesNotExist, UniquenessError
 
 from limpyd_jobs import STATUSES, Job, Queue, admin, lua, recipes, transitions
-from limpyd_jobs.exceptions import JobAlreadyExists, JobNotInStatus, LeaseLost
+from limpyd_jobs.exceptions import JobAlreadyExists, JobAlreadyQueued, JobNotInStatus, LeaseLost
 from limpyd_jobs.transitions import Claim, Delay, Hold
 from limpyd_jobs.utils import datetime_to_score, utcnow
 
@@ -22,6 +22,12 @@ class ScriptJob(Job):
     """A plain job of these tests."""
 
     code = fields.InstanceHashField(indexable=True, unique=True)
+
+
+class KeyedQueue(Queue):
+    """A queue whose primary key is the program's."""
+
+    key = fields.PKField()
 
 
 def send(call: transitions.Call[Any]) -> Any:
@@ -186,6 +192,17 @@ def test_get_queue_finds_a_queue_that_nobody_remembered() -> None:
     assert raw(transitions.get_queue(target("q", 3))) == ["FOUND", pk]
 
 
+def test_get_queue_finds_the_same_queue_among_primary_keys_of_all_kinds() -> None:
+    """Numbers first: compared in pairs as text or as numbers, `2 < 10 < 1a < 2` is no order, and Lua says so."""
+    pks = [*map(str, range(2, 40)), *(f"{number}a" for number in range(1, 40)), "x", "-1b"]
+    for pk in pks:
+        KeyedQueue(key=pk, name="q", priority=3)
+    found, record = KeyedQueue._target("q", 3)
+
+    assert record is None
+    assert raw(transitions.get_queue(found)) == ["FOUND", "2"]
+
+
 def test_get_queue_forgets_a_queue_that_was_deleted() -> None:
     Queue.get_queue("q", 3).delete()
     assert raw(transitions.get_queue(target("q", 3))) == ["NEW", "2"]
@@ -309,6 +326,27 @@ def test_claim_answers_unknown_and_takes_nothing_when_the_registry_does_not_know
     assert claim().ident == job.ident
 
 
+def test_claim_with_the_same_token_passes_by_a_job_that_was_deleted_meanwhile() -> None:
+    send(add_call("a"))
+    claim()
+    ScriptJob.get("1").delete()
+    send(add_call("b"))
+
+    held = claim()
+
+    assert held.identifier == "b"
+    assert Job.database.connection.zrange("jobs:leases", 0, -1) == [held.ident]
+
+
+def test_claim_with_the_same_token_answers_empty_when_nothing_is_left() -> None:
+    send(add_call())
+    claim()
+    ScriptJob.get("1").delete()
+
+    assert raw(claim_call()) == ["EMPTY", ""]
+    assert Job.database.connection.hgetall("jobs:claims") == {}
+
+
 # --- finish, fail, skip
 
 
@@ -383,7 +421,120 @@ def test_skip_without_a_token_leaves_a_job_that_runs_alone(held: Claim) -> None:
     assert ScriptJob.get("1").queued.hget() == "1"
 
 
+@pytest.mark.parametrize("delay", [Delay(), Delay("for", "100")], ids=["waiting", "delayed"])
+def test_skip_without_a_token_leaves_a_job_that_was_put_back_alone(delay: Delay) -> None:
+    send(add_call(delay=delay))
+    before = ScriptJob.get("1").hgetall()
+
+    assert raw(transitions.skip("jobs", Claim(f"{ScriptJob.get_model_repr()}:1", "", "", "jobs:queue:1"))) == ["LOST"]
+
+    assert ScriptJob.get("1").hgetall() == before
+
+
+@pytest.mark.parametrize("status", [STATUSES.SUCCESS, STATUSES.ERROR, STATUSES.CANCELED])
+def test_skip_without_a_token_lets_go_of_a_job_that_ended(status: str) -> None:
+    job = ScriptJob.add_job("a", "q")
+    job.status.hset(status)
+    Queue.get_queue("q").waiting.delete()
+
+    assert raw(transitions.skip("jobs", Claim(job.ident, "", "", "jobs:queue:1"))) == ["OK"]
+
+    assert job.hmget("status", "queued") == [status, None]
+
+
 # --- move, requeue, place
+
+
+def put_call(name: str, pk: str = "1") -> transitions.Call[Any]:
+    """Put a job in the queue `q`, by one of the three scripts that do."""
+    subject = ScriptJob._class_subject(pk)
+    if name == "place":
+        return transitions.place(subject, "jobs", recipes.queue_recipe(Queue), "1", False, Delay(), "")
+    if name == "requeue":
+        return transitions.requeue(subject, target(), True, Delay(), "", Hold(), "caller")
+    return transitions.move(subject, target(), True, False, Delay(), "", Hold())
+
+
+def add_failed(times: int = 1) -> None:
+    """Jobs of one identifier that failed, the last ones with the highest numbers."""
+    for number in range(times):
+        send(add_call())
+        send(transitions.fail("jobs", claim(f"failing{number}-1"), NOW, None, ""))
+
+
+@pytest.mark.parametrize("records", [1, 20])
+@pytest.mark.parametrize("name", ["move", "place", "requeue"])
+def test_a_job_whose_identifier_another_one_has_queued_is_refused_and_nothing_is_written(
+    name: str, records: int
+) -> None:
+    add_failed(records)
+    send(add_call())
+    queued, before = str(records + 1), ScriptJob.get("1").hgetall()
+
+    assert raw(put_call(name)) == ["QUEUED", queued]
+    with pytest.raises(JobAlreadyQueued) as refused:
+        send(put_call(name))
+
+    ident = ScriptJob.get_model_repr()
+    assert (refused.value.ident, refused.value.queued_ident) == (f"{ident}:1", f"{ident}:{queued}")
+    assert ScriptJob.get("1").hgetall() == before
+    assert Queue.get_queue("q").waiting.lmembers() == [f"{ident}:{queued}"]
+
+
+@pytest.mark.parametrize("name", ["move", "place", "requeue"])
+def test_a_job_that_is_put_back_is_the_one_that_add_finds(name: str) -> None:
+    add_failed(20)
+    send(put_call(name, "7"))
+    assert raw(add_call()) == ["EXISTING", "7"]
+
+
+@pytest.mark.parametrize("delay", [Delay(), Delay("for", "100")], ids=["now", "later"])
+@pytest.mark.parametrize("hold", [Hold(), Hold("held-1")], ids=["plain", "held"])
+@pytest.mark.parametrize("caller", ["the worker", "a producer"])
+def test_a_requeue_that_is_sent_twice_is_done_once_and_answered_the_same(caller: str, hold: Hold, delay: Delay) -> None:
+    send(add_call())
+    held = claim()
+    is_worker = caller == "the worker"
+    send(transitions.fail("jobs", held, NOW, 5 if is_worker else None, ""))
+    token, worker = (held.token, held.worker) if is_worker else ("", "caller")
+    call = transitions.requeue(ScriptJob._class_subject("1"), target("q", 3), False, delay, token, hold, worker)
+
+    first = raw(call)
+    before = ScriptJob.get("1").hgetall()
+    second = raw(call)
+
+    assert first == second
+    assert first[:3] == ["OK", "jobs:queue:2", "3"]
+    assert ScriptJob.get("1").hgetall() == before
+    queue = Queue.get_queue("q", 3)
+    leased = Job.database.connection.zcard("jobs:leases")
+    assert queue.waiting.llen() + queue.delayed.zcard() + leased == 1
+
+
+@pytest.mark.parametrize("caller", ["the worker", "a producer"])
+def test_a_requeue_that_is_sent_twice_leaves_the_job_alone_when_it_runs_by_then(caller: str) -> None:
+    send(add_call())
+    held = claim()
+    is_worker = caller == "the worker"
+    send(transitions.fail("jobs", held, NOW, 5 if is_worker else None, ""))
+    token, worker = (held.token, held.worker) if is_worker else ("", "caller")
+    call = transitions.requeue(ScriptJob._class_subject("1"), target(), False, Delay(), token, Hold(), worker)
+    send(call)
+    other = claim("other-1")
+    before = ScriptJob.get("1").hgetall()
+
+    assert raw(call)[0] == "OK"
+
+    assert ScriptJob.get("1").hgetall() == before
+    assert Job.database.connection.hget("jobs:claims", other.ident) == other.token
+    assert Queue.get_queue("q").waiting.llen() == 0
+
+
+def test_a_second_requeue_by_another_caller_is_refused() -> None:
+    add_failed()
+    send(put_call("requeue"))
+    again = transitions.requeue(ScriptJob._class_subject("1"), target(), True, Delay(), "", Hold(), "another")
+    assert raw(again) == ["NOT_IN_STATUS", "w"]
 
 
 def test_move_refuses_a_running_job_and_one_that_does_not_exist(held: Claim) -> None:
@@ -487,6 +638,23 @@ def test_dates_are_the_same_in_lua_and_in_python() -> None:
             assert job.delayed_until.hget() == text
 
 
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (4102444800 - 4e-7, "2100-01-01 00:00:00"),  # 23:59:59.9999996 of the day before
+        (4102444800 - 1e-6, "2099-12-31 23:59:59.999999"),
+        (4107542400 - 4e-7, "2100-03-01 00:00:00"),  # of a year that has no 29th of February
+    ],
+)
+def test_a_date_at_the_last_moment_of_a_day_is_one_that_python_reads(seconds: float, text: str) -> None:
+    send(add_call(delay=Delay("until", repr(seconds))))
+
+    found = ScriptJob.get("1").delayed_until.hget()
+
+    assert found == text
+    assert abs((datetime.fromisoformat(found) - datetime(1970, 1, 1)).total_seconds() - seconds) < 1e-6
+
+
 def test_recover_gives_a_running_job_back_to_the_head_of_its_list(held: Claim) -> None:
     send(add_call("b"))
     lapse()
@@ -508,6 +676,52 @@ def test_recover_delays_a_job_that_had_asked_for_it_and_lets_go_of_a_canceled_on
     send(transitions.recover("jobs", "jobs:queue", NOW))
     assert Queue.get_queue("q").delayed.zmembers() == [delayed.ident]
     assert canceled.queued.hget() is None
+
+
+def test_recover_ends_a_job_in_error_whose_queue_was_deleted(held: Claim) -> None:
+    Queue.get_queue("q").delete()
+    lapse()
+
+    assert raw(transitions.recover("jobs", "jobs:queue", NOW)) == ["OK", "0", "1", "0", held.ident]
+
+    assert ScriptJob.get("1").hmget("status", "end", "queued") == ["e", NOW, None]
+    assert Job.database.connection.zcard("jobs:leases") == 0
+    assert raw(add_call()) == ["NEW", "2"]
+
+
+def test_recover_keeps_the_lease_of_a_job_whose_class_the_registry_lost_until_it_is_back(held: Claim) -> None:
+    client = Job.database.connection
+    client.delete("jobs:models")
+    lapse()
+    before = ScriptJob.get("1").hgetall()
+
+    assert raw(transitions.recover("jobs", "jobs:queue", NOW)) == ["OK", "0", "0", "1", held.ident]
+    assert client.zscore("jobs:leases", held.ident) > client.time()[0] + 30
+    assert ScriptJob.get("1").hgetall() == before
+
+    ScriptJob.register("jobs")
+    lapse()
+    assert raw(transitions.recover("jobs", "jobs:queue", NOW)) == ["OK", "1", "0", "0", held.ident]
+    assert Queue.get_queue("q").waiting.lmembers() == [held.ident]
+
+
+@pytest.mark.parametrize("field", ["waiting", "delayed"])
+def test_recover_writes_nothing_and_keeps_the_lease_while_something_else_is_under_the_key_of_the_queue(
+    held: Claim, field: str
+) -> None:
+    client, key = Job.database.connection, f"jobs:queue:1:{field}"
+    client.set(key, "something else")
+    lapse()
+    before = ScriptJob.get("1").hgetall()
+
+    assert raw(transitions.recover("jobs", "jobs:queue", NOW)) == ["OK", "0", "0", "0"]
+    assert ScriptJob.get("1").hgetall() == before
+    assert client.zscore("jobs:leases", held.ident) > client.time()[0] + 30
+    assert client.hget("jobs:claims", held.ident) == held.token
+
+    client.delete(key)
+    lapse()
+    assert raw(transitions.recover("jobs", "jobs:queue", NOW)) == ["OK", "1", "0", "0", held.ident]
 
 
 def test_recover_takes_at_most_100_at_a_time() -> None:
