@@ -7,10 +7,12 @@ methods, keys and results, in one script: whoever reads, a script or another pro
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from limpyd import fields as limpyd_fields
+from limpyd.exceptions import ImplementationError
+from redis import Redis
 from redis.client import Pipeline
 
 from . import lua, recipes, transitions
@@ -35,15 +37,12 @@ class InstanceHashField(limpyd_fields.InstanceHashField):
 def needs_limpyd(model: Any, name: str, *values: Any) -> bool:
     """Must limpyd write a field?
 
-    To check a unique value, for a number that Lua reads in another way (`1_000`), and, in a pipeline, for an index that
-    no script knows: there is no reply yet, after which it could be repaired.
+    To check a unique value, or for a number that Lua reads in another way (`1_000`).
 
     Raises:
         InvalidArgument: the field cannot hold the value.
     """
     if model.get_class_field(name).unique:
-        return True
-    if recipes.has_foreign_index(model, name) and isinstance(model.get_connection(), Pipeline):
         return True
     if not recipes.has_number_index(model, name) or all(PLAIN_NUMBER.fullmatch(str(value)) for value in values):
         return False
@@ -71,9 +70,12 @@ def write(instance: Any, command: str, names: Sequence[str], names_and_values: l
     model: Any = type(instance)
     call = transitions.write(instance.key, recipes.recipe(model), pk, must_exist, command, names_and_values)
     client = instance.connection
-    if isinstance(client, Pipeline):
-        return queue_in_pipeline(client, call)
     foreign = [name for name in names if recipes.has_foreign_index(model, name)]
+    if isinstance(client, Pipeline):
+        if foreign:
+            new = dict(zip(names_and_values[::2], names_and_values[1::2], strict=True)) if command == "hset" else {}
+            queue_indexes(client, model, instance.key, pk, command, {name: new.get(name) for name in foreign})
+        return queue_in_pipeline(client, call)
     old = client.hmget(instance.key, foreign) if foreign else ()
     result = transitions.send(client, call)
     instance._connected = True
@@ -87,3 +89,21 @@ def queue_in_pipeline(pipeline: Any, call: transitions.Call[Any]) -> Any:
     script = pipeline.register_script(lua.load(call.script).text)
     flat = call.arguments()
     return script(keys=flat[: len(call.keys)], args=flat[len(call.keys) :], client=pipeline)
+
+
+def queue_indexes(pipeline: Any, model: Any, key: str, pk: str, command: str, values: Mapping[str, str | None]) -> None:
+    """Let a pipeline bring the indexes that no script knows in step with what it will write.
+
+    Raises:
+        ImplementationError: what the command will write is not known yet.
+    """
+    if command not in ("hset", "hdel"):
+        raise ImplementationError(f"{command} on a field with such an index cannot be sent in a pipeline: {[*values]}")
+    former = Redis(connection_pool=pipeline.connection_pool).hmget(key, list(values))
+    for (name, value), old in zip(values.items(), former, strict=True):
+        for index in model.get_field(name)._indexes:
+            if old is not None:
+                index.remove(pk, old)
+            if value is not None:
+                index.add(pk, value, check_uniqueness=False)
+            index._reset_rollback_cache(pk)

@@ -7,11 +7,10 @@ import glob
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from optparse import OptionParser
 
 from ..exceptions import ConfigurationException
 from ..workers import WorkerConfig
-from ..workers.config import import_path, show_name, split_program
+from ..workers.config import DiscreetParser, import_path, show_name, split_program
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -50,7 +49,8 @@ def find_directories(patterns: Iterable[str]) -> list[str]:
 
 def load_config_class(path: str, program: str) -> type[WorkerConfig]:
     """The class that `--worker-config` names; ends the program when there is none."""
-    parser = OptionParser(prog=program, usage=f"%prog [options]\n\n{WorkerConfig.help}")
+    parser = DiscreetParser(prog=program, usage=f"%prog [options]\n\n{WorkerConfig.help}")
+    parser.secrets = (path,)
     try:
         found = import_path(path)
     except ConfigurationException as error:

@@ -64,6 +64,7 @@ class Worker(BaseWorker):
         self._worker_key = new_worker_key()
         self._claims_made = 0
         self._held_claims: dict[str, Claim] = {}
+        self._current_job: Any = None
         self._alarm = Alarm()
         self._doorbell: Doorbell | None = None
 
@@ -234,9 +235,14 @@ class Worker(BaseWorker):
             self._namespace,
             self.lease_seconds,
             self._held_claims,
-            on_lost=lambda claim: self.log(f"The lease of {claim.ident} is lost", level="warning"),
+            on_lost=self._warn_of_lost_lease,
             on_error=lambda error: self.log(f"Unable to renew leases: {error}", level="error"),
         )
+
+    def _warn_of_lost_lease(self, claim: Claim) -> None:
+        """Called by the heartbeat: unless the job has given its lease back itself, in its run or at its end."""
+        if self._current_job is not None and self._current_job._claim is claim:
+            self.log(f"The lease of {claim.ident} is lost", level="warning")
 
     def _prepare_queues(self) -> None:
         """Wait until one of the queues exists, and let their delayed jobs in."""
@@ -442,7 +448,7 @@ class Worker(BaseWorker):
     def _process_taken(self, queue: Any, job: Any) -> None:
         """Do with a taken job what its status says."""
         self.set_status("running")
-        claim = job._claim
+        claim, self._current_job = job._claim, job
         try:
             job._cached_status = job._cached_status or job.status.hget()
             if job._cached_status == STATUSES.WAITING:
@@ -450,6 +456,7 @@ class Worker(BaseWorker):
             else:
                 self._pass_over(queue, job)
         finally:
+            self._current_job = None
             if claim is not None:
                 self._held_claims.pop(claim.ident, None)
 

@@ -78,7 +78,7 @@ class WorkerConfig:
         self.worker: Any = None
         self._counts = JobCounts()
         self.parser = self.create_parser()
-        if isinstance(self.parser, _Parser):
+        if isinstance(self.parser, DiscreetParser):
             self.parser.secrets = tuple(self._arguments)
         self.options = Values()
         self.manage_options()
@@ -95,7 +95,7 @@ class WorkerConfig:
 
     def create_parser(self) -> OptionParser:
         """A parser for the options in `option_list`."""
-        return _Parser(
+        return DiscreetParser(
             prog=self.prog_name,
             usage=self.usage(),
             version=f"%prog {self.get_version()}",
@@ -318,14 +318,15 @@ class WorkerConfig:
             self._counts.may_be_old = False
 
 
-class _Parser(OptionParser):
+class DiscreetParser(OptionParser):
     """Its errors quote what was typed, which may hold a password."""
 
     secrets: tuple[str, ...] = ()  # the arguments of the command line that may hold one
 
     def error(self, msg: str) -> NoReturn:
         for argument in self.secrets:
-            for text in (argument, argument.partition("=")[2]):
+            value = argument.partition("=")[2] or argument
+            for text in (argument, value, value.rpartition(".")[0]):  # the last: of what looks like a dotted path
                 if text and hide_secret(text) != text:
                     msg = msg.replace(text, hide_secret(text)).replace(repr(text)[1:-1], hide_secret(text))
         super().error(msg)

@@ -404,3 +404,20 @@ def test_a_worker_refuses_an_option_by_name(database: Any, name: str, value: Any
 def test_a_worker_warns_of_an_unknown_option(database: Any) -> None:
     with pytest.warns(UserWarning, match="max_lops"):
         Worker("q", max_lops=5)
+
+
+@pytest.mark.parametrize("value", [None, 5, True, b"q"])
+@pytest.mark.parametrize(
+    "ask",
+    [
+        Queue.count_waiting_jobs,
+        Queue.count_delayed_jobs,
+        Queue.get_all,
+        Queue.get_all_by_priority,
+        Queue.get_waiting_keys,
+    ],
+    ids=lambda ask: ask.__name__,
+)
+def test_what_names_no_queues_is_refused(database: Any, ask: Any, value: Any) -> None:
+    with refused("names", value):
+        ask(value)

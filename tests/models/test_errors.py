@@ -12,7 +12,7 @@ from limpyd_jobs import Error, Job
 from limpyd_jobs.models import BaseJobsModel
 from limpyd_jobs.utils import utcnow
 
-from .support import assert_filters_equal_hashes, counted_round_trips, fail, run_worker
+from .support import assert_filters_equal_hashes, assert_indexes_as_rebuilt, counted_round_trips, fail, run_worker
 
 WHEN = datetime(2017, 5, 6, 7, 8, 9, 123456)
 
@@ -270,3 +270,32 @@ def test_e17_a_deleted_error_is_not_found(error: Any) -> None:
 def test_e_error_is_a_model_of_the_base(database: Any) -> None:
     assert issubclass(Error, BaseJobsModel)
     assert Error.namespace == "jobs"
+
+
+# --- In a pipeline of limpyd, before whose end nobody has seen a reply
+
+
+@pytest.mark.parametrize("transaction", [True, False])
+@pytest.mark.parametrize("method", ["hset", "hmset"])
+def test_e05_a_date_time_written_in_a_pipeline_is_found_at_its_new_date_only(
+    error: Any, method: str, transaction: bool
+) -> None:
+    new = "2031-01-02 03:04:05"
+
+    with BaseJobsModel.database.pipeline(transaction=transaction) as pipeline:
+        error.date_time.hset(new) if method == "hset" else error.hmset(date_time=new, message="moved")
+        pipeline.execute()
+
+    assert error.date_time.hget() == new
+    assert pks(*Error.collection(date_time__gt="2030-01-01").instances()) == pks(error)
+    assert list(Error.collection(date_time__lt="2030-01-01")) == []
+    assert_indexes_as_rebuilt(Error)
+
+
+def test_e05_a_date_time_deleted_in_a_pipeline_is_found_no_more(error: Any) -> None:
+    with BaseJobsModel.database.pipeline() as pipeline:
+        error.date_time.hdel()
+        pipeline.execute()
+
+    assert error.date_time.hget() is None
+    assert list(Error.collection(date_time__gt="2000-01-01")) == []

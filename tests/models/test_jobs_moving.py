@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 from limpyd.exceptions import DoesNotExist
 
-from limpyd_jobs import STATUSES, Job, LimpydJobsException, Queue
+from limpyd_jobs import STATUSES, ConfigurationException, Job, LimpydJobsException, Queue
 from limpyd_jobs.exceptions import JobNotInStatus
 from limpyd_jobs.utils import parse_datetime, utcnow
 
@@ -413,3 +414,55 @@ def test_j_a_failure_of_a_job_that_cannot_be_saved_as_text_is_recorded(database:
     run_worker("q", callback=fail_without_words)
 
     assert job.status.hget() == STATUSES.ERROR
+
+
+# --- A queue model that makes other queues than it is asked for
+
+
+class LowQueue(Queue):
+    """Knows its queues in lower case only."""
+
+    @classmethod
+    def get_queue(cls, name: str, priority: Any = 0, **fields_if_new: Any) -> Any:
+        return super().get_queue(name.lower(), priority, **fields_if_new)
+
+
+@pytest.mark.parametrize("put", [Job.requeue, Job.enqueue_or_delay])
+def test_a_queue_that_a_get_queue_never_makes_is_named_and_nothing_is_written(
+    database: Any, monkeypatch: Any, put: Callable[..., None]
+) -> None:
+    job = failed_job(priority=3)
+    LowQueue.get_queue("mail", 3)
+    before = dump()
+
+    with (
+        counted_round_trips(monkeypatch) as sent,
+        pytest.raises(ConfigurationException, match=r"LowQueue\.get_queue\('MAIL', 3\)"),
+    ):
+        put(job, queue_name="MAIL", queue_model=LowQueue)
+
+    assert len(sent) < 10
+    assert dump() == before
+
+
+def test_a_queued_job_stays_where_it_is_when_a_get_queue_never_makes_its_new_queue(
+    database: Any, monkeypatch: Any
+) -> None:
+    job = Job.add_job("a", "q", 3)
+    LowQueue.get_queue("mail", 3)
+    before = dump()
+
+    with counted_round_trips(monkeypatch) as sent, pytest.raises(ConfigurationException, match="MAIL"):
+        Job.add_job("a", "MAIL", 1, prepend=True, queue_model=LowQueue)
+
+    assert len(sent) < 10
+    assert dump() == before
+    assert_only_place(job, "waiting", Queue.get_queue("q", 3))
+
+
+def test_a_get_queue_that_makes_the_queue_it_is_asked_for_may_do_it_in_its_own_way(database: Any) -> None:
+    job = failed_job(priority=3)
+
+    job.requeue(queue_name="mail", queue_model=LowQueue)
+
+    assert_only_place(job, "waiting", LowQueue.get_queue("MAIL", 3))

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from limpyd_jobs import STATUSES, Error, Job, Queue
+from limpyd_jobs import STATUSES, Error, Job, Queue, models, utils
 from limpyd_jobs.exceptions import InvalidArgument
 from limpyd_jobs.models import datetime_to_score
 from limpyd_jobs.utils import parse_datetime, utcnow
 
-from .support import assert_only_place, dump, failed_job, run_worker
+from .support import assert_only_place, connection, dump, failed_job, run_worker
 
 NAIVE = datetime(2050, 1, 2, 3, 4, 5, 678901)
 SCORE = 2524705445.678901  # `date --utc --date='2050-01-02 03:04:05' +%s`
@@ -259,3 +259,61 @@ def test_j37_a_local_datetime_with_its_zone_is_converted(database: Any, zone: st
     job = Job.add_job("a", "q", delayed_until=local)
 
     assert Queue.get_queue("q").delayed.zscore(job.ident) == pytest.approx(time.time() + 300, abs=2)
+
+
+# --- The clock of Redis
+
+
+class ByHookJob(Job):
+    """Is called when one of its jobs is put somewhere: not the script alone puts it there."""
+
+    queue_name = "q"
+
+    def enqueue_or_delay(self, *args: Any, **kwargs: Any) -> None:
+        super().enqueue_or_delay(*args, **kwargs)
+
+
+class ByHookQueue(Queue):
+    def delay_job(self, job: Any, delayed_until: datetime) -> None:
+        super().delay_job(job, delayed_until)
+
+
+@pytest.fixture(params=[-7200, 7200], ids=["slow", "fast"])
+def wrong_clock(request: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock of the machine is two hours slow, or fast."""
+
+    def wrong_utcnow() -> datetime:
+        return utcnow() + timedelta(seconds=request.param)
+
+    monkeypatch.setattr(utils, "utcnow", wrong_utcnow)
+    monkeypatch.setattr(models, "utcnow", wrong_utcnow)
+
+
+def seconds_until_due(job: Any, queue: Any) -> float:
+    """By the clock of Redis."""
+    seconds, micros = connection().time()
+    return float(queue.delayed.zscore(job.ident)) - seconds - micros / 1_000_000
+
+
+@pytest.mark.parametrize("queue_model", [Queue, ByHookQueue])
+@pytest.mark.parametrize("model", [Job, ByHookJob])
+def test_a_job_is_delayed_by_the_clock_of_redis(database: Any, wrong_clock: None, model: Any, queue_model: Any) -> None:
+    job = model.add_job("a", "q", queue_model=queue_model, delayed_for=600)
+
+    queue = queue_model.get_queue("q")
+    assert seconds_until_due(job, queue) == pytest.approx(600, abs=5)
+    assert datetime_to_score(parse_datetime(job.delayed_until.hget())) == pytest.approx(
+        queue.delayed.zscore(job.ident), abs=0.001
+    )
+
+
+@pytest.mark.parametrize("queue_model", [Queue, ByHookQueue])
+@pytest.mark.parametrize("model", [Job, ByHookJob])
+def test_a_job_is_requeued_by_the_clock_of_redis(
+    database: Any, wrong_clock: None, model: Any, queue_model: Any
+) -> None:
+    job = failed_job(model)
+
+    job.requeue("q", queue_model=queue_model, delayed_for=600)
+
+    assert seconds_until_due(job, queue_model.get_queue("q")) == pytest.approx(600, abs=5)

@@ -27,7 +27,7 @@ class ScriptJob(Job):
 class KeyedQueue(Queue):
     """A queue whose primary key is the program's."""
 
-    key = fields.PKField()
+    code = fields.PKField()
 
 
 def send(call: transitions.Call[Any]) -> Any:
@@ -196,7 +196,7 @@ def test_get_queue_finds_the_same_queue_among_primary_keys_of_all_kinds() -> Non
     """Numbers first: compared in pairs as text or as numbers, `2 < 10 < 1a < 2` is no order, and Lua says so."""
     pks = [*map(str, range(2, 40)), *(f"{number}a" for number in range(1, 40)), "x", "-1b"]
     for pk in pks:
-        KeyedQueue(key=pk, name="q", priority=3)
+        KeyedQueue(code=pk, name="q", priority=3)
     found, record = KeyedQueue._target("q", 3)
 
     assert record is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -497,6 +498,82 @@ def test_c21_a_database_that_cannot_be_read_is_refused(
     assert message.startswith("Invalid database ")
     assert "secret" not in message + from_environment
     assert from_environment == f"{message} (from the environment variable LIMPYD_JOBS_DATABASE)"
+
+
+# Each holds the password s3cr3t, in a form that redis-py, version 2 or a hurried user may write.
+SECRETS = [
+    "redis://:s3cr3t@h/0",
+    "redis://bob:s3cr3t@h:6379/0",
+    "rediss://bob:s3cr3t@h:6379/0",
+    "REDIS://bob:s3cr3t@h:6379/0",
+    "redis://:s3cr3t with spaces@h/0",
+    "redis://:a'quoted\"s3cr3t@h/0",
+    "redis://:s3cr3t@more@h/0",
+    "redis://:s3cr3t/more@h/0",
+    "redis://:s3cr3t\n@h/0",
+    "redis://h/0?password=s3cr3t",
+    "redis://h/0?db=1&PASSWORD=s3cr3t",
+    "unix:///tmp/x.sock?password=s3cr3t",
+    "unix://bob:s3cr3t@/tmp/x.sock",
+    "bob:s3cr3t@h:6379:0",
+    "http://bob:s3cr3t@h/0",
+]
+PLACES: dict[str, Callable[[str], list[str]]] = {
+    "as the database": lambda secret: [f"--database={secret}"],
+    "as the database, apart": lambda secret: ["--database", secret],
+    "as the database, abbreviated": lambda secret: [f"--data={secret}"],
+    "as an argument": lambda secret: [secret],
+    "as a level": lambda secret: [f"--logger-level={secret}"],
+    "as a level, apart": lambda secret: ["--logger-level", secret],
+    "as a number": lambda secret: [f"--max-loops={secret}"],
+    "as seconds": lambda secret: [f"--timeout={secret}"],
+    "as a callback": lambda secret: [f"--callback={secret}"],
+    "as a class": lambda secret: [f"--worker-class={secret}"],
+    "as a config": lambda secret: [f"--worker-config={secret}"],
+    "as an unknown option": lambda secret: [f"--databse={secret}"],
+    "as the value of a switch": lambda secret: [f"--no-title={secret}"],
+    "before a mistake": lambda secret: [f"--database={secret}", "--max-loops=x"],
+    "with its own title": lambda secret: [f"--database={secret}", "--no-title"],
+    "in the environment": lambda secret: [],
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("secret", SECRETS)
+def test_c21_a_password_is_shown_in_no_title_and_in_no_line(
+    secret: str,
+    place: str,
+    titles: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if place == "in the environment":
+        monkeypatch.setenv("LIMPYD_JOBS_DATABASE", secret)
+    monkeypatch.setattr(WorkerConfig, "prepare_models", lambda self: None)
+    monkeypatch.setattr(WorkerConfig, "run", lambda self: None)
+
+    with contextlib.suppress(SystemExit):
+        script.main(["test-script", "--queues=foo", "--print-options", *PLACES[place](secret)])
+
+    captured = capsys.readouterr()
+    assert "s3cr3t" not in captured.out + captured.err
+    assert "s3cr3t" not in " ".join(titles)
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+def test_c22_a_password_on_the_command_line_is_hidden_at_once_although_no_title_is_wanted(
+    secret: str, titles: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with contextlib.suppress(SystemExit):
+        configure("--no-title", f"--database={secret}")
+
+    assert titles, "the command line would show it as long as the process runs"
+
+
+def test_c22_a_command_line_without_a_password_is_left_as_it_is(titles: list[str]) -> None:
+    configure("--no-title", "--database=redis://h:6379/0", "--queues=foo")
+
+    assert titles == []
 
 
 # --- printing the options ---

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import timedelta
+from types import ModuleType
 from typing import Any, ClassVar
 
 import pytest
+from limpyd import fields
 from redis.exceptions import ConnectionError
 
 from limpyd_jobs import STATUSES, Error, Job, Queue, Worker, lua, transitions
-from limpyd_jobs.exceptions import LeaseLost
+from limpyd_jobs.exceptions import JobNotInStatus, LeaseLost
 from limpyd_jobs.transitions import Claim
 from limpyd_jobs.utils import utcnow
+from limpyd_jobs.workers.heartbeat import Heartbeat
 
 from ..base import wait_until
 from .base import Log, Running, claim_call, client, idle, leased, run, wait_until_lapsed, work
@@ -36,6 +42,11 @@ class LeasesJob(Job):
 
 class WithoutHooksJob(Job):
     queue_name = "test"
+
+
+class NewerJob(Job):
+    queue_name = "test"
+    start = fields.InstanceHashField(indexable=True)
 
 
 @pytest.fixture(autouse=True)
@@ -427,6 +438,23 @@ def test_the_loser_of_a_recovered_job_that_ended_writes_nothing() -> None:
     assert snapshot() == before
 
 
+def test_a_job_that_is_put_back_before_its_second_entry_is_skipped_stays_queued() -> None:
+    job, queue = LeasesJob.add_job("one"), Queue.get_queue("test")
+    work(1)
+    queue.waiting.rpush(job.ident)  # of a job that has ended by now
+
+    class PuttingBackWorker(Worker):
+        def job_skipped(self, job: Any, queue: Any) -> None:
+            LeasesJob.get(job.pk.get()).enqueue_or_delay()  # as another client may, between the claim and the skip
+            super().job_skipped(job, queue)
+
+    work(1, worker_class=PuttingBackWorker)
+
+    assert job.hmget("status", "queued") == [STATUSES.WAITING, "1"]
+    assert queue.waiting.lmembers() == [job.ident]
+    assert LeasesJob.add_job("one").pk.get() == job.pk.get()
+
+
 # --- Replies that are lost on the wire
 
 
@@ -557,6 +585,145 @@ def test_a_running_worker_tells_of_a_lost_lease_before_the_job_ends(log: Log) ->
         go.set()
 
     assert job.status.hget() == STATUSES.RUNNING
+
+
+@pytest.mark.parametrize("hook", ["on_success", "on_error", "on_requeued", "on_skipped", "on_delayed"])
+def test_a_slow_hook_after_the_end_of_a_job_is_not_told_of_a_lost_lease(
+    hook: str, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beats: list[float] = []
+    beat = Heartbeat.beat
+
+    def count_beat(self: Heartbeat) -> None:
+        beat(self)
+        beats.append(time.monotonic())
+
+    def be_slow(*args: Any) -> None:
+        before = len(beats)
+        wait_until(lambda: len(beats) >= before + 2, message="the heart beats twice")
+        called.append(hook)
+
+    def run_job(job: Any, queue: Any) -> None:
+        if hook != "on_success":
+            raise ValueError("boo")
+
+    called: list[str] = []
+    monkeypatch.setattr(Heartbeat, "beat", count_beat)
+    monkeypatch.setattr(LeasesJob, hook, be_slow, raising=False)
+    job = LeasesJob.add_job("one")
+    if hook in ("on_skipped", "on_delayed"):
+        job.status.hset(STATUSES.CANCELED if hook == "on_skipped" else STATUSES.DELAYED)
+
+    work(1, lease_seconds=0.15, callback=run_job, requeue_times=1)
+
+    assert called == [hook]
+    assert [line for line in log.lines if "lease" in line.lower()] == []
+
+
+def test_a_job_that_puts_itself_in_a_queue_again_is_not_told_of_a_lost_lease(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beats: list[Heartbeat] = []
+    beat = Heartbeat.beat
+
+    def count_beat(self: Heartbeat) -> None:
+        beat(self)
+        beats.append(self)
+
+    def go_later(job: Any, queue: Any) -> None:
+        job.enqueue_or_delay(delayed_until=utcnow() + timedelta(hours=1))
+        before = len(beats)
+        wait_until(lambda: len(beats) >= before + 2, message="the heart beats twice")
+
+    monkeypatch.setattr(Heartbeat, "beat", count_beat)
+    job = LeasesJob.add_job("one")
+
+    work(1, lease_seconds=0.15, callback=go_later)
+
+    assert job.status.hget() == STATUSES.DELAYED
+    assert [line for line in log.lines if "lease" in line.lower()] == []
+
+
+# --- A class that moved to another module, and is still to be had from the old one
+
+
+OLD_HOME = "a_module_that_was_left"
+
+
+@pytest.fixture
+def old_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType(OLD_HOME)
+    module.LeasesJob = LeasesJob  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, OLD_HOME, module)
+
+
+def under_the_old_name(job: Any) -> str:
+    """What a program that had the class in the old module has written."""
+    return f"{OLD_HOME}.LeasesJob:{job.pk.get()}"
+
+
+def test_a_job_under_the_old_name_of_its_class_is_leased_and_recorded_under_the_new_one(old_home: None) -> None:
+    job, queue = LeasesJob.add_job("one"), Queue.get_queue("test")
+    queue.waiting.delete()
+    queue.waiting.rpush(under_the_old_name(job))
+    seen: list[list[str]] = []
+
+    work(1, callback=lambda job, queue: seen.append(leased()))
+
+    assert seen == [[job.ident]]
+    assert queue.success.lmembers() == [job.ident]
+    assert leased() == []
+
+
+def test_a_job_that_is_due_under_the_old_name_of_its_class_runs_once_under_the_new_one(old_home: None) -> None:
+    job, queue = LeasesJob.add_job("one", delayed_for=100), Queue.get_queue("test")
+    queue.delayed.delete()
+    queue.delayed.zadd({under_the_old_name(job): 1})
+    runs: list[str] = []
+
+    work(1, callback=lambda job, queue: runs.append(job.ident))
+
+    assert runs == [job.ident]
+    assert queue.success.lmembers() == [job.ident]
+    assert (queue.waiting.lmembers(), queue.delayed.zmembers()) == ([], [])
+
+
+def test_a_job_under_both_names_of_its_class_runs_once(old_home: None) -> None:
+    job, queue = LeasesJob.add_job("one"), Queue.get_queue("test")
+    queue.waiting.rpush(under_the_old_name(job))
+    runs: list[str] = []
+
+    with Running(idle(callback=lambda job, queue: runs.append(job.ident))):
+        wait_until(lambda: not queue.waiting.llen() and not leased(), message="both entries are taken")
+
+    assert runs == [job.ident]
+    assert job.hmget("status", "tries") == [STATUSES.SUCCESS, "1"]
+
+
+def test_a_job_that_is_leased_cannot_be_moved_under_any_name_of_its_class(old_home: None) -> None:
+    job, queue = LeasesJob.add_job("one"), Queue.get_queue("test")
+    queue.waiting.delete()
+    queue.waiting.rpush(under_the_old_name(job))
+    LeasesJob.register("jobs", under_the_old_name(job).partition(":")[0])
+    claim()
+    job.status.hset(STATUSES.CANCELED)
+
+    with pytest.raises(JobNotInStatus):
+        job.enqueue_or_delay()
+
+    assert queue.waiting.lmembers() == []
+    assert leased() == [job.ident]
+
+
+def test_a_worker_with_newer_code_of_a_class_keeps_the_indexes_that_the_code_wants() -> None:
+    job = NewerJob.add_job("one")
+    recipe = json.loads(client().hget("jobs:models", NewerJob.get_model_repr()))
+    del recipe["indexes"]["start"]  # as the program that added it knows the class
+    client().hset("jobs:models", NewerJob.get_model_repr(), json.dumps(recipe))
+
+    work(1, callback=lambda job, queue: None)
+
+    assert NewerJob.collection(start=job.start.hget()) == [job.pk.get()]
 
 
 # --- wait_for_job of a subclass: jobs without a claim, as in version 2

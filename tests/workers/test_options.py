@@ -453,3 +453,70 @@ def test_w33_handle_end_signal_can_be_overridden() -> None:
     OwnSignalsWorker("test")
 
     assert calls == ["handle"]
+
+
+# --- The ends of what is accepted
+
+
+CENTURY_SECONDS = 36525 * 24 * 3600
+
+
+@pytest.mark.parametrize("value", [CENTURY_SECONDS, timedelta(seconds=CENTURY_SECONDS), 0])
+def test_w9_a_max_duration_of_up_to_a_century_is_accepted(value: Any) -> None:
+    worker = Worker("test", max_duration=value, max_loops=0)
+
+    worker.run()
+
+    assert worker.wanted_end_date == worker.start_date + worker.max_duration
+
+
+@pytest.mark.parametrize("value", [CENTURY_SECONDS + 1, timedelta.max, 1e15, -1, timedelta(seconds=-1)])
+def test_w9_a_max_duration_that_no_date_can_hold_is_refused(value: Any) -> None:
+    with pytest.raises(ConfigurationException, match="max_duration"):
+        Worker("test", max_duration=value)
+
+
+@pytest.mark.parametrize(("priority", "delta"), [(2**53, 1), (2**53, 2**53), (-(2**53), -1), (-(2**53), -(2**53))])
+def test_w18_a_requeued_job_keeps_a_priority_that_a_queue_can_have(priority: int, delta: int) -> None:
+    job = OptionsJob.add_job("one", "test", priority=priority)
+
+    def fail(job: Any, queue: Any) -> None:
+        raise ValueError("boo")
+
+    work(1, callback=fail, requeue_times=1, requeue_priority_delta=delta, requeue_delay_delta=0)
+
+    assert job.hmget("status", "priority") == ["w", str(priority)]
+    assert Queue.get_queue("test", priority).waiting.lmembers() == [job.ident]
+
+
+# --- Several workers of one process, and its signals
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2), (0, 2, 1)])
+def test_w10_workers_of_one_process_give_the_signals_back_in_any_order(order: tuple[int, ...]) -> None:
+    def program_handler(number: int, frame: Any) -> None:
+        pass
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, program_handler)
+    workers = [Worker("test", max_loops=0) for _ in range(3)]
+    left = list(workers)
+
+    for position in order:
+        workers[position].run()
+        left.remove(workers[position])
+
+        expected = left[-1].catch_end_signal if left else program_handler
+        assert signal.getsignal(signal.SIGTERM) == signal.getsignal(signal.SIGINT) == expected
+
+
+def test_w10_a_handler_that_the_program_sets_while_a_worker_runs_is_kept() -> None:
+    def program_handler(number: int, frame: Any) -> None:
+        pass
+
+    worker = Worker("test", max_loops=0)
+    signal.signal(signal.SIGTERM, program_handler)
+
+    worker.run()
+
+    assert signal.getsignal(signal.SIGTERM) is program_handler

@@ -17,6 +17,7 @@ import pytest
 from limpyd_jobs import STATUSES, Job, Queue, Worker
 from limpyd_jobs.utils import score_to_datetime, utcnow
 from limpyd_jobs.workers import blocking
+from limpyd_jobs.workers.doorbell import Alarm
 
 from ..base import Process, RedisServer, wait_until
 from .base import Running, client, idle, wait_until_idle
@@ -29,6 +30,7 @@ POLL_SECONDS = 30  # patched: what happens before is not the poll
 # A worker process with a poll of 30 seconds.
 PATIENT_PROGRAM = f"""
 from limpyd_jobs.workers import blocking
+from limpyd_jobs.workers.doorbell import Alarm
 blocking.POLL_SECONDS = {POLL_SECONDS}
 from limpyd_jobs.scripts.worker import main
 main()
@@ -237,7 +239,51 @@ def test_an_idle_worker_asks_little_of_redis(worker: Worker) -> None:
     assert after - before <= 5
 
 
+@pytest.mark.parametrize("change", ["renamed", "deleted"])
+def test_a_queue_with_due_jobs_that_was_renamed_or_deleted_does_not_keep_a_worker_busy(
+    change: str, patient: None
+) -> None:
+    queue = Queue.get_queue("test")
+    WaitingJob.add_job("one", "test", delayed_for=100)
+    WaitingJob.add_job("two", "test", priority=1, delayed_for=100)
+    pk = queue.pk.get()
+    client().zadd("jobs:due:queue:test", {pk: 1})
+    queue.name.hset("other") if change == "renamed" else queue.delete()
+    before = client().info("stats")
+
+    with Running(idle()):
+        wait_until(lambda: client().zscore("jobs:due:queue:test", pk) is None, 5, "the note is forgotten")
+        wait_until_idle()
+        after = client().info("stats")
+
+    # 50 scripts and new connections a second, while the note is there
+    assert after["total_connections_received"] - before["total_connections_received"] < 5
+
+
 # --- The end
+
+
+@pytest.mark.parametrize("delayed_for", [None, 60])
+def test_w61_a_job_that_comes_when_a_waiting_worker_is_told_to_stop_is_left_to_others(
+    delayed_for: int | None, patient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ring = Alarm.ring
+
+    def ring_after_a_job(self: Alarm) -> None:
+        WaitingJob.add_job("late", "test")  # at the moment when `end_forced` is true and the worker still sleeps
+        ring(self)
+
+    WaitingJob.add_job("one", "test", delayed_for=delayed_for) if delayed_for else Queue.get_queue("test")
+    running = Running(idle(timeout=30))
+    with running as worker:
+        wait_until_idle()
+        monkeypatch.setattr(Alarm, "ring", ring_after_a_job)
+        worker.end_forced = True
+        running.join()
+
+    (late,) = WaitingJob.collection(identifier="late").instances()
+    assert late.hmget("status", "tries") == [STATUSES.WAITING, None]
+    assert worker.num_loops == 0
 
 
 def test_w25_end_forced_from_another_thread_ends_a_waiting_worker_at_once(patient: None) -> None:

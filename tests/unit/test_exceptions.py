@@ -1,0 +1,100 @@
+"""The errors travel: to other processes, with all that they say. No Redis."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import pytest
+
+from limpyd_jobs import STATUSES, Job, exceptions
+from limpyd_jobs.exceptions import (
+    ConfigurationException,
+    DatabaseException,
+    EmbeddedServerError,
+    InvalidArgument,
+    InvalidDatabaseURL,
+    JobAlreadyExists,
+    JobAlreadyQueued,
+    JobClassError,
+    JobNotInStatus,
+    LeaseLost,
+    LimpydJobsException,
+    ServerTooOld,
+)
+
+SAMPLES: list[LimpydJobsException] = [
+    LimpydJobsException("Queue's name not defined"),
+    ConfigurationException("The callback is not callable"),
+    InvalidArgument("priority", "high", "an integer"),
+    InvalidDatabaseURL("redis://***", "the port must be a number"),
+    DatabaseException("refused"),
+    ServerTooOld("5.0.7", "6.2"),
+    EmbeddedServerError("no binary"),
+    JobNotInStatus("app.Job:1", "w", "requeue"),
+    JobAlreadyQueued("app.Job:1", "app.Job:2"),
+    JobAlreadyExists("The value of 'code' belongs to another job"),
+    JobClassError("app.Gone:1", "No module named 'app'"),
+    LeaseLost("app.Job:1"),
+]
+
+
+def test_each_error_has_a_sample() -> None:
+    found = {
+        kind for _, kind in inspect.getmembers(exceptions, inspect.isclass) if kind.__module__ == exceptions.__name__
+    }
+    assert {type(error) for error in SAMPLES} == found
+
+
+@pytest.mark.parametrize("error", SAMPLES, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_an_error_is_pickled_with_its_facts_and_its_message(error: LimpydJobsException, protocol: int) -> None:
+    found = pickle.loads(pickle.dumps(error, protocol))
+
+    assert type(found) is type(error)
+    assert (str(found), repr(found), found.args, vars(found)) == (str(error), repr(error), error.args, vars(error))
+
+
+@pytest.mark.parametrize("error", SAMPLES, ids=lambda error: type(error).__name__)
+def test_an_error_is_copied_with_its_facts_and_its_message(error: LimpydJobsException) -> None:
+    found = copy.deepcopy(error)
+
+    assert (type(found), str(found), vars(found)) == (type(error), str(error), vars(error))
+
+
+def refuse() -> None:
+    raise InvalidArgument("priority", "high", "an integer")
+
+
+def test_an_error_of_a_process_of_a_pool_is_raised_here_and_the_pool_goes_on() -> None:
+    with ProcessPoolExecutor(1) as pool:
+        with pytest.raises(InvalidArgument) as raised:
+            pool.submit(refuse).result(20)
+        assert pool.submit(len, "abc").result(20) == 3
+
+    assert (raised.value.argument, raised.value.value, raised.value.accepted) == ("priority", "high", "an integer")
+
+
+# --- attributes that are not there
+
+
+def test_the_statuses_can_be_copied_and_pickled() -> None:
+    assert copy.deepcopy(STATUSES) == copy.copy(STATUSES) == pickle.loads(pickle.dumps(STATUSES)) == STATUSES
+
+
+@pytest.mark.parametrize("name", ["__wrapped__", "__deepcopy__", "__anything__"])
+def test_the_statuses_can_be_asked_for_what_python_looks_for(name: str) -> None:
+    assert not hasattr(STATUSES, name)
+
+
+def test_a_property_of_a_job_that_raises_an_attribute_error_says_which() -> None:
+    class PropertyJob(Job):
+        @property
+        def customer(self) -> Any:
+            return self.missing_thing
+
+    with pytest.raises(AttributeError, match="missing_thing"):
+        _ = PropertyJob.from_pk("1").customer
