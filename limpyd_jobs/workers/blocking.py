@@ -52,6 +52,7 @@ class Worker(BaseWorker):
         self._next_due: float | None = None  # by the monotonic clock, as all that follow
         self._looked_at_keys = self._looked_at_delayed = self._updated_keys = self._recovered_at = float("-inf")
         self._poll_seconds: float = POLL_SECONDS
+        self._give_up_at: float | None = None  # trying to record an end; once for all that is left to record
         self._said_no_queues = False
         self._outage = Outage(lambda message: self.log(message, level="error"))
         own_keys = _overrides(type(self), Worker, "update_keys")
@@ -85,17 +86,17 @@ class Worker(BaseWorker):
 
         A worker that must stop gives up after a while: the lease of the job lapses then, and it runs again.
         """
-        deadline = time.monotonic() + LAST_TRIES_SECONDS
         while True:
             try:
                 result = send()
             except (ConnectionError, TimeoutError) as error:
-                if not self.end_forced:
-                    deadline = time.monotonic() + LAST_TRIES_SECONDS
-                elif time.monotonic() > deadline:
+                if self.end_forced and self._give_up_at is None:
+                    self._give_up_at = time.monotonic() + LAST_TRIES_SECONDS
+                if self._give_up_at is not None and time.monotonic() > self._give_up_at:
                     raise
                 self._alarm.wait(self._outage.next_pause(error))
             else:
+                self._give_up_at = None
                 self._outage.end()
                 return result
 
@@ -280,7 +281,9 @@ class Worker(BaseWorker):
                     self._process_taken(*found)
             except RedisError as error:
                 # A job whose end could not be recorded keeps its lease until that lapses, and then runs again.
-                self._alarm.wait(self._outage.next_pause(error))
+                pause = self._outage.next_pause(error)
+                if not self.must_stop():
+                    self._alarm.wait(pause)
             except Exception:  # an override of a method that takes jobs
                 self.logger.exception("[%s] Unable to get job", self.id)
                 self._alarm.wait(self._outage.next_pause(None))
