@@ -99,6 +99,8 @@ def send_mails(database: str) -> None:
             worker.terminate()  # SIGTERM: end after the current job
             worker.wait()
     print_summary(mails, started)
+    if any(mail.queued.hget() for mail in mails):
+        sys.exit("The workers ended before all mails were sent")
 
 
 def add_mails() -> list[Mail]:
