@@ -19,6 +19,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import socket
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, TypeAlias
 from urllib.parse import quote, unquote
@@ -39,6 +40,17 @@ DEFAULT_DATABASE = "redis://localhost:6379/0"
 MINIMUM_VERSION = (6, 2)
 # An unreachable server must be told of in seconds; redis-py 5 to 7 would wait for the operating system, for minutes.
 CHECK_TIMEOUT_SECONDS = 5.0
+
+# Longer than any command of ours takes, and the time in which a connection that is open at this end only is noticed.
+SOCKET_TIMEOUT_SECONDS = 10.0
+HEALTH_CHECK_SECONDS = 30
+KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}  # noticed by the system after a minute
+
+# What Redis says while it cannot be used; within the message of a script error, too.
+OUTAGE_CLASSES = (redis.exceptions.ReadOnlyError, redis.exceptions.OutOfMemoryError)
+OUTAGE_CODES = re.compile(
+    r"(?:^|[-\s])(READONLY|OOM|LOADING|BUSY|MISCONF|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|NOREPLICAS)\b"
+)
 
 HIDDEN = "***"
 SECRETS = ("password", "ssl_password")
@@ -322,17 +334,56 @@ def client_settings(settings: Mapping[str, Any]) -> Settings:
     return found
 
 
+def is_outage(error: BaseException) -> bool:
+    """Is it Redis that cannot be used now, so that the same call may succeed later?
+
+    No connection or no reply, a server that loads its data or runs a long script, a replica, no memory, no disk.
+    """
+    if isinstance(error, (redis.ConnectionError, redis.TimeoutError, *OUTAGE_CLASSES)):
+        return True
+    return isinstance(error, redis.ResponseError) and OUTAGE_CODES.search(str(error)) is not None
+
+
+def leave_replica(client: redis.Redis, error: BaseException) -> None:
+    """Close the connections of a client that has come upon a replica: who was the master, behind a name or a proxy."""
+    if isinstance(error, redis.exceptions.ReadOnlyError) or "READONLY" in str(error):
+        client.connection_pool.disconnect(inuse_connections=False)
+
+
 def new_client(settings: Mapping[str, Any], **changes: Any) -> redis.Redis:
     """A client of its own for a database; it has no connection yet.
+
+    Each socket has a timeout and keepalive, so that a connection to a machine that is gone does not hang; one that was
+    idle is tried first. Texts that are not UTF-8 are read with surrogates, rather than not at all. redis-py repeats a
+    command once, at once, when the connection breaks: it may be an old one.
 
     RESP2, unless the settings say otherwise: redis-py 8 would choose RESP3, where some replies have other types than in
     redis-py 5 to 7.
     """
-    client = redis.Redis(**{"protocol": 2, **client_settings(settings), **changes, "decode_responses": True})
+    wanted = {**client_settings(settings), **changes}
+    client = redis.Redis(**{**_client_defaults(wanted), **wanted, "decode_responses": True})
     if "embedded" in settings:
         attributes = {"embedded_directory": settings["embedded"]}
         client.connection_pool.connection_class = type("EmbeddedConnection", (_EmbeddedConnection,), attributes)
     return client
+
+
+def _client_defaults(settings: Settings) -> Settings:
+    checks_host = settings.get("ssl") and settings.get("ssl_cert_reqs") != "none"  # redis-py 5 would not
+    return {
+        **({"ssl_check_hostname": True} if checks_host else {}),
+        "protocol": 2,
+        "encoding_errors": "surrogateescape",
+        "socket_timeout": SOCKET_TIMEOUT_SECONDS,
+        "socket_connect_timeout": CHECK_TIMEOUT_SECONDS,
+        "socket_keepalive": True,
+        "socket_keepalive_options": {
+            getattr(socket, name): value for name, value in KEEPALIVE.items() if hasattr(socket, name)
+        },
+        "health_check_interval": HEALTH_CHECK_SECONDS,
+        "retry": Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),  # type: ignore[no-untyped-call,unused-ignore]
+        "retry_on_error": [redis.ConnectionError],
+    }
 
 
 class _EmbeddedConnection(redis.UnixDomainSocketConnection):
@@ -367,7 +418,7 @@ def check_server(settings: Mapping[str, Any]) -> tuple[int, ...]:
         name: settings.get(name) or CHECK_TIMEOUT_SECONDS for name in ("socket_timeout", "socket_connect_timeout")
     }
     # no retries: whoever connects wants to know now
-    client = new_client(settings, **limits, retry=Retry(NoBackoff(), 0))
+    client = new_client(settings, **limits, health_check_interval=0, retry=Retry(NoBackoff(), 0))
     try:
         return _supported_version(str(client.info("server").get("redis_version")))
     except (redis.RedisError, OSError, UnicodeError) as error:

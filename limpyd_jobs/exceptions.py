@@ -11,7 +11,10 @@
     ├── JobAlreadyQueued            another job with the identifier is queued
     ├── JobAlreadyExists            (also limpyd's UniquenessError) the primary key or a unique value is taken
     ├── JobClassError               an ident names a class that cannot be used
-    └── LeaseLost                   the job belongs to another worker by now
+    ├── LeaseLost                   the job belongs to another worker by now
+    ├── QueueDeleted                the job was to be given back to a queue that is gone
+    ├── WorkerLost                  the job was given back too often: each worker that ran it was lost
+    └── WrongKeyType                something else is in Redis under a key of ours
 
 What concerns a missing record stays limpyd's own `DoesNotExist`.
 """
@@ -107,6 +110,30 @@ class LeaseLost(LimpydJobsException):
     def __init__(self, ident: str) -> None:
         self.ident = ident
         super().__init__(f"The lease of {ident} is lost: its end is not recorded by this worker")
+
+
+class WorkerLost(LimpydJobsException):
+    """Each worker that ran the job died, or lost its lease; it is not tried again."""
+
+    def __init__(self, ident: str, times: int) -> None:
+        self.ident, self.times = ident, times
+        super().__init__(f"{ident} is not given back any more: {times} times its worker died, or lost the lease")
+
+
+class QueueDeleted(LimpydJobsException):
+    """The worker of the job died, and the queue to give it back to was deleted."""
+
+    def __init__(self, ident: str) -> None:
+        self.ident = ident
+        super().__init__(f"{ident} cannot be given back, as its worker died: its queue was deleted")
+
+
+class WrongKeyType(LimpydJobsException):
+    """Something of another type is in Redis under a key of ours; nothing was written."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        super().__init__(f"The key {shorten(key)} cannot be used: Redis holds something of another type under it")
 
 
 def shorten(value: Any, limit: int = 80) -> str:

@@ -3,30 +3,41 @@
 from __future__ import annotations
 
 import os
+import random
+import re
+import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
+from importlib import import_module
 from typing import Any
 
 from limpyd import fields
 from limpyd.contrib.indexes import SimpleDateTimeIndex
 from limpyd.contrib.related import RelatedModel
+from redis.exceptions import RedisError
 
 from . import recipes, transitions
-from .database import JobsDatabase
+from .database import JobsDatabase, is_outage, leave_replica
 from .exceptions import ConfigurationException, InvalidArgument, JobClassError, LimpydJobsException
 from .fields import InstanceHashField, needs_limpyd, upgrade, write
+from .modules import allowed_modules, is_dotted_name
 from .statuses import STATUSES
 from .transitions import Changes, Claim, Delay, Hold, Subject, Target
 from .utils import (
     check_datetime,
     compute_delayed_until,
     datetime_to_score,
-    import_class,
     parse_datetime,
     utcnow,
 )
 
 __all__ = ["STATUSES", "BaseJobsModel", "Error", "Job", "LimpydJobsException", "Queue", "datetime_to_score"]
+
+
+FIRST_PAUSE_SECONDS = 0.1  # between two tries of a producer; twice as long each time
+LONGEST_PK = 1000
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def _no_fields() -> tuple[Any, ...]:
@@ -109,8 +120,19 @@ class BaseJobsModel(RelatedModel):
         return write(self, "hdel", names, list(names))
 
     @classmethod
-    def _send(cls, call: transitions.Call[Any]) -> Any:
-        return transitions.send(cls.database.connection, call)
+    def _send(cls, call: transitions.Call[Any], retry_for: float = 0) -> Any:
+        """Send a call; while Redis cannot be used, again for `retry_for` seconds: only what is safe to repeat."""
+        give_up_at = time.monotonic() + retry_for
+        pause = FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                return transitions.send(cls.database.connection, call)
+            except RedisError as error:
+                leave_replica(cls.database.connection, error)
+                if not is_outage(error) or time.monotonic() + pause > give_up_at:
+                    raise
+            time.sleep(pause * random.uniform(0.5, 1))
+            pause = min(pause * 2, 1)
 
     @classmethod
     def _create(cls, **values: Any) -> Any:
@@ -333,6 +355,21 @@ def all_job_models() -> Iterator[Any]:
     yield from _subclasses(Job)
 
 
+def is_pk(text: str) -> bool:
+    """Can this be the primary key of a job? At most 1,000 characters, none of them a control character."""
+    return 0 < len(text) <= LONGEST_PK and not CONTROL_CHARACTERS.search(text)
+
+
+def _import_allowed(ident: str, module_name: str) -> Any:
+    if not allowed_modules.allows(module_name):
+        hint = f"allow it with --job-modules={module_name}, or import it in the worker"
+        raise JobClassError(ident, f"the module {module_name} is not imported, and may not be: {hint}")
+    try:
+        return import_module(module_name)
+    except (Exception, SystemExit) as error:  # whatever the module raises while it is imported
+        raise JobClassError(ident, str(error) or type(error).__name__) from error
+
+
 def _subclasses(model: Any) -> Iterator[Any]:
     for child in model.__subclasses__():
         yield child
@@ -356,10 +393,14 @@ class Job(BaseJobsModel):
     queued = InstanceHashField(indexable=True)
     cancel_on_error = InstanceHashField()
     queue_key = InstanceHashField()  # the key prefix of the queue that it is, or was last, in: `jobs:queue:3`
+    recoveries = InstanceHashField()  # how often the lease lapsed while it ran, since it was queued
 
     queue_model: Any = Queue
     queue_name: str | None = None
     always_cancel_on_error = False
+    lease_seconds: float | None = None  # the worker's own when None
+    max_recoveries: int | None = None  # the worker's own when None
+    retry_for: float = 5  # how long a producer tries again while Redis cannot be used, in seconds
 
     # What this process knows from the transition that gave it the job; not stored.
     _claim: Claim | None = None
@@ -377,22 +418,23 @@ class Job(BaseJobsModel):
 
     @classmethod
     def class_of(cls, ident: str) -> Any:
-        """The class that an ident names.
+        """The class that an ident names: one that this process knows, or of a module that it may import.
 
         Raises:
-            JobClassError: it cannot be imported, or is not a Job.
+            JobClassError: the ident is none; there is no such class; it is not a concrete subclass of Job; or its
+                module is not imported yet, and not among the allowed ones (`modules.allowed_modules`).
         """
         model_repr, separator, pk = ident.partition(":")
-        if not separator or not pk:
+        module_name, dot, name = model_repr.rpartition(".")
+        if not separator or not dot or not is_dotted_name(model_repr) or not is_pk(pk):
             raise JobClassError(ident, "it is not of the form module.Class:pk")
         for model in all_job_models():
-            if model.get_model_repr() == model_repr:
+            if model.get_model_repr() == model_repr and not model.abstract:
                 return model
-        try:
-            model = import_class(model_repr)
-        except Exception as error:  # whatever the module raises while it is imported
-            raise JobClassError(ident, str(error) or type(error).__name__) from error
-        if not isinstance(model, type) or not issubclass(model, Job):
+        module = sys.modules.get(module_name) or _import_allowed(ident, module_name)
+        model = vars(module).get(name)
+        # nothing of what the module holds is touched before it is known to be a class of ours
+        if not isinstance(model, type) or not issubclass(model, Job) or model.abstract:
             raise JobClassError(ident, f"{model_repr} is not a subclass of Job")
         return model
 
@@ -416,7 +458,8 @@ class Job(BaseJobsModel):
 
     @classmethod
     def _class_subject(cls, pk: str = "", model_repr: str | None = None) -> Subject:
-        return Subject(model_repr or cls.get_model_repr(), recipes.job_recipe(cls), pk)
+        model: Any = cls
+        return Subject(model_repr or cls.get_model_repr(), recipes.job_recipe(model), pk)
 
     def _subject(self) -> Subject:
         return self._class_subject(self.pk.get())
@@ -424,6 +467,11 @@ class Job(BaseJobsModel):
     @property
     def _token(self) -> str:
         return self._claim.token if self._claim else ""
+
+    @property
+    def _patience(self) -> float:
+        """How long a transition of this job is tried again; a worker sees to that itself."""
+        return 0 if self._claim is not None and self._claim.worker else self.retry_for
 
     @classmethod
     def _get_queue_name(cls, queue_name: str | None = None) -> str:
@@ -455,6 +503,7 @@ class Job(BaseJobsModel):
         prepend: bool = False,
         delayed_for: float | timedelta | None = None,
         delayed_until: datetime | None = None,
+        retry_for: float | None = None,
         **fields_if_new: Any,
     ) -> Any:
         """Add a job to a queue, unless one with its identifier is queued already.
@@ -468,14 +517,18 @@ class Job(BaseJobsModel):
             prepend: at the start of the waiting list; an existing job moves there.
             delayed_for: from now, in seconds (int, float) or a timedelta; not with `delayed_until`.
             delayed_until: naive datetimes are UTC. In the past: at once.
+            retry_for: how long to try again while Redis cannot be used, in seconds; the class' own (5) when None. After
+                that the error of redis-py is raised, and the job may be there or not: adding it again is safe.
             fields_if_new: further fields of a new job; ignored when it exists.
         Raises:
             LimpydJobsException: no queue name.
-            InvalidArgument: a value is not accepted. JobAlreadyExists: a unique value is taken. Nothing was written.
+            InvalidArgument: a value is not accepted. JobAlreadyExists: a unique value is taken. WrongKeyType: something
+                else is under the keys of the queue. Nothing was written.
         Redis: add.lua.
         """
         queue_model = cls._get_queue_model(queue_model)
         name, until = cls._get_queue_name(queue_name), compute_delayed_until(delayed_for, delayed_until)
+        patience = _seconds("retry_for", cls.retry_for if retry_for is None else retry_for)
         target = queue_model._target_for_jobs(name, priority)
         text = recipes.to_text("identifier", identifier)
         values = {"added": str(utcnow()), **fields_if_new, "identifier": text, "priority": target.priority}
@@ -484,7 +537,7 @@ class Job(BaseJobsModel):
         hold = Hold(os.urandom(8).hex()) if is_held else Hold()
         delay = _delay(delayed_for, until)
         call = transitions.add(cls._class_subject(), record.text, target, text, prepend, delay, hold)
-        added = cls._send_with_queue(call, queue_model, name)
+        added = cls._send_with_queue(call, queue_model, name, patience)
         job = cls.from_pk(added.pk)
         repair_indexes(added.changes)
         if is_held and added.kind != "EXISTING":
@@ -541,7 +594,7 @@ class Job(BaseJobsModel):
         delay = _delay(delayed_for, until)
         worker = self._claim.worker if self._claim and self._claim.worker else os.urandom(8).hex()
         call = transitions.requeue(self._subject(), target, priority is None, delay, self._token, hold, worker)
-        moved = self._send_with_queue(call, queue_model, name)
+        moved = self._send_with_queue(call, queue_model, name, self._patience)
         self._claim = Claim(self.ident, hold.token, "", moved.queue_key) if is_held else None
         self._moved = moved
         repair_indexes(moved.changes)
@@ -578,7 +631,7 @@ class Job(BaseJobsModel):
         hold = Hold(os.urandom(8).hex()) if is_held else Hold()
         delay = _delay(None, until)
         call = transitions.move(self._subject(), target, priority is None, prepend, delay, self._token, hold)
-        moved = self._send_with_queue(call, queue_model, name)
+        moved = self._send_with_queue(call, queue_model, name, self._patience)
         self._claim = Claim(self.ident, hold.token, "", moved.queue_key) if is_held else None
         self._moved = moved
         repair_indexes(moved.changes)
@@ -586,14 +639,14 @@ class Job(BaseJobsModel):
             self._place_by_hooks(queue_model, name, _parse_until(moved.delayed_until), prepend)
 
     @classmethod
-    def _send_with_queue(cls, call: transitions.Call[Any], queue_model: Any, name: str) -> Any:
+    def _send_with_queue(cls, call: transitions.Call[Any], queue_model: Any, name: str, retry_for: float) -> Any:
         """Send a call that may need a queue of another priority than given: only the script knows the job's own.
 
         Raises:
             ConfigurationException: `get_queue` is overridden, and does not make the queue that it is asked for.
         """
         made: set[str] = set()  # several: another client may change the priority meanwhile
-        while (done := cls._send(call)).kind == "NO_QUEUE":
+        while (done := cls._send(call, retry_for)).kind == "NO_QUEUE":
             if done.queue_priority in made:
                 wanted = f"{queue_model.__name__}.get_queue({name!r}, {done.queue_priority})"
                 raise ConfigurationException(f"{wanted} made no queue of this name and priority; nothing was written")
@@ -608,6 +661,12 @@ class Job(BaseJobsModel):
         else:
             queue.enqueue_job(self, prepend)
         self._claim = None
+
+
+def _seconds(argument: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+        raise InvalidArgument(argument, value, "a number of seconds, 0 or more")
+    return value
 
 
 def _delay(delayed_for: float | timedelta | None, until: datetime | None) -> Delay:
@@ -699,13 +758,13 @@ class Error(BaseJobsModel):
             "date": str(moment.date()),
             "time": str(moment.time()),
             "type": type(error).__name__,
-            "message": printable(error),
+            "message": shortened(printable(error), MAX_MESSAGE),
         }
-        code = getattr(error, "code", None)
+        code = _code_of(error)
         if code is not None:
-            values["code"] = printable(code)
+            values["code"] = shortened(printable(code), MAX_CODE)
         if trace:
-            values["traceback"] = printable(trace)
+            values["traceback"] = shortened(printable(trace), MAX_TRACEBACK)
         return values
 
     @classmethod
@@ -719,13 +778,35 @@ class Error(BaseJobsModel):
         return parse_datetime(self.date_time.hget())
 
 
+# What an Error holds at most, in characters; of what is longer the start and the end are kept.
+MAX_MESSAGE = 10_000
+MAX_TRACEBACK = 100_000
+MAX_CODE = 500
+
+
+def _code_of(error: BaseException) -> Any:
+    try:
+        return getattr(error, "code", None)
+    except Exception:  # a property of the user's
+        return None
+
+
 def printable(value: Any) -> str:
     """The text of any object, whatever its `__str__` does, as UTF-8 can hold it."""
     try:
         text = str(value)
-    except Exception as error:  # an exception of a job may do anything
+    except BaseException as error:  # an exception of a job may do anything
         text = f"<{type(value).__name__}, whose text raises {type(error).__name__}>"
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def shortened(text: str, limit: int) -> str:
+    """A text of at most `limit` characters: of a longer one the start and the end, and how much is left out."""
+    if len(text) <= limit:
+        return text
+    cut = f"\n... {len(text) - limit} characters left out ...\n"
+    kept = max(limit - len(cut), 0)
+    return text[: kept - kept // 2] + cut + text[len(text) - kept // 2 :]
 
 
 def repair_indexes(changes: Changes) -> None:

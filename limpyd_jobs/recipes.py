@@ -19,9 +19,10 @@ from limpyd.contrib.indexes import MultiIndexes
 from limpyd.fields import FieldLock
 from limpyd.indexes import BaseIndex, EqualIndex, NumberRangeIndex, TextRangeIndex
 
-from .exceptions import InvalidArgument
+from .exceptions import ConfigurationException, InvalidArgument
 
 MAX_ARGUMENTS = 1000  # of one command in a script; Lua cannot unpack more than some 8,000 (an even number, for pairs)
+LONGEST_SECONDS = 36525 * 86400  # a century
 MAX_PRIORITY = 2**53  # the integers that Lua and the scores of Redis hold exactly
 
 # The fields that transitions write; the registry knows the indexes of these alone.
@@ -35,7 +36,9 @@ TRANSITION_FIELDS = (
     "delayed_until",
     "queued",
     "queue_key",
+    "recoveries",
 )
+JOB_OPTIONS = ("lease_seconds", "max_recoveries")  # attributes of a class of jobs that scripts must know
 QUEUE_FIELDS = ("name", "priority")
 
 
@@ -130,9 +133,30 @@ def recipe(model: Any, only: tuple[str, ...] | None = None) -> str:
     return json.dumps({"repr": repr_, "key": model._name, "indexes": described}, sort_keys=True)
 
 
+@cache
 def job_recipe(model: Any) -> str:
-    """The recipe of a class of jobs, as the registry holds it."""
-    return recipe(model, TRANSITION_FIELDS)
+    """The recipe of a class of jobs, as the registry holds it: with its own `lease_seconds` and `max_recoveries`.
+
+    Raises:
+        ConfigurationException: one of these is not accepted.
+    """
+    options = {name: getattr(model, name, None) for name in JOB_OPTIONS}
+    for name, value in options.items():
+        check_job_option(model.__name__, name, value)
+    given = {name: value for name, value in options.items() if value is not None}
+    return json.dumps({**json.loads(recipe(model, TRANSITION_FIELDS)), **given}, sort_keys=True)
+
+
+def check_job_option(owner: str, name: str, value: Any) -> None:
+    """Raise ConfigurationException when a number of seconds, or of recoveries, cannot be used; None is accepted."""
+    if value is None:
+        return
+    if name == "lease_seconds":
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or not 0 < value <= LONGEST_SECONDS:
+            raise ConfigurationException(f"Invalid {owner}.{name}: {value!r}: must be more than 0, and finite")
+    elif not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_PRIORITY:
+        raise ConfigurationException(f"Invalid {owner}.{name}: {value!r}: must be an integer, 0 or more")
 
 
 def queue_recipe(model: Any) -> str:

@@ -17,7 +17,7 @@ from redis.client import Pipeline
 from redis.exceptions import NoScriptError
 
 from . import lua
-from .exceptions import JobAlreadyExists, JobAlreadyQueued, JobNotInStatus, LeaseLost
+from .exceptions import JobAlreadyExists, JobAlreadyQueued, JobNotInStatus, LeaseLost, WrongKeyType
 
 T = TypeVar("T")
 Reply = list[Any]
@@ -131,6 +131,7 @@ class Claim:
     tries: int = 0
     cancel_on_error: str = ""
     start: str = ""
+    lease_seconds: float = 30
     changes: Changes = field(default=(), compare=False)
 
 
@@ -158,7 +159,7 @@ class Moved:
 
 @dataclass(frozen=True)
 class Taken:
-    """What `claim` found: `kind` is CLAIMED, STALE, GONE, UNKNOWN or EMPTY.
+    """What `claim` found: `kind` is CLAIMED, STALE, GONE, UNKNOWN, UNREADABLE, BROKEN (`queue_key`) or EMPTY.
 
     Attributes:
         next_due: seconds until the first delayed job is due, None when there is none.
@@ -174,6 +175,19 @@ class Taken:
 
 
 @dataclass(frozen=True)
+class History:
+    """The list `success` or `errors` of a queue, after a job was added.
+
+    Attributes:
+        length: how many idents it has; -1: it is not a list; -2: its queue was deleted.
+        keep: what the queue says to keep of it, as text; '' when it says nothing.
+    """
+
+    length: int = 0
+    keep: str = ""
+
+
+@dataclass(frozen=True)
 class Ended:
     """What `finish`, `fail` or `skip` did: `kind` is OK, ALREADY, LOST, GONE, or CHANGED to `status`."""
 
@@ -182,6 +196,7 @@ class Ended:
     error_pk: str = ""
     to_be_requeued: bool = False
     priority: str = "0"
+    history: History = History()
     changes: Changes = ()
 
 
@@ -198,11 +213,25 @@ class Promoted:
 
 
 @dataclass(frozen=True)
+class Doomed:
+    """A job that `recover` did not give back: `held` is the caller's, who records the error with `fail`.
+
+    Attributes:
+        reason: LOST (its workers died, too often) or HOMELESS (its queue was deleted).
+        recoveries: how often its lease lapsed.
+    """
+
+    held: Claim
+    reason: str
+    recoveries: int
+
+
+@dataclass(frozen=True)
 class Recovered:
-    """What `recover` did: `idents` wait or are delayed, `homeless` are in ERROR, `unknown` are of unknown classes."""
+    """What `recover` did: `idents` wait or are delayed, `unknown` are of unknown classes."""
 
     idents: tuple[str, ...]
-    homeless: tuple[str, ...] = ()
+    doomed: tuple[Doomed, ...] = ()
     unknown: tuple[str, ...] = ()
     changes: Changes = ()
 
@@ -222,8 +251,14 @@ def _exists(kind: Any, what: str) -> Any:
 
 
 def _not_taken(reply: Reply, what: str) -> None:
+    _not_broken(reply)
     if reply[0] == "TAKEN":
         raise JobAlreadyExists(f"The value of {reply[1]!r} belongs to another {what}; nothing was written")
+
+
+def _not_broken(reply: Reply) -> None:
+    if reply[0] == "BROKEN":
+        raise WrongKeyType(reply[1])
 
 
 # --- Builders
@@ -236,7 +271,10 @@ def _keys(namespace: str) -> dict[str, str]:
 def add(
     subject: Subject, record: str, target: Target, identifier: str, prepend: bool, delay: Delay, hold: Hold
 ) -> Call[Added]:
-    """Create a job in a queue, unless its identifier is queued already. Raises JobAlreadyExists on reading."""
+    """Create a job in a queue, unless its identifier is queued already.
+
+    Raises JobAlreadyExists or WrongKeyType on reading.
+    """
 
     def read(reply: Reply) -> Added:
         _not_taken(reply, "job")
@@ -317,6 +355,7 @@ def _read_moved(subject: Subject, transition: str) -> Callable[[Reply], Moved]:
     def read(reply: Reply) -> Moved:
         kind, ident = reply[0], f"{subject.repr}:{subject.pk}"
         _exists(kind, f"job found with ident {ident}")
+        _not_broken(reply)
         if kind == "RUNNING":
             raise JobNotInStatus(ident, "r", transition)
         if kind == "QUEUED":
@@ -356,7 +395,7 @@ def move(
 ) -> Call[Moved]:
     """Put a job in a queue, from wherever it is.
 
-    Raises JobNotInStatus (it runs), JobAlreadyQueued or DoesNotExist on reading.
+    Raises JobNotInStatus (it runs), JobAlreadyQueued, WrongKeyType or DoesNotExist on reading.
     """
     args = _moving(subject, target, keeps_priority, delay, token, hold, prepend="1" if prepend else "0")
     return Call("move", _keys(target.namespace), args, _read_moved(subject, "move"))
@@ -367,7 +406,7 @@ def requeue(
 ) -> Call[Moved]:
     """Put a job that failed back; `worker` (the holder, or a random name) is where a repeated call finds it done.
 
-    Raises JobNotInStatus, JobAlreadyQueued or DoesNotExist on reading.
+    Raises JobNotInStatus, JobAlreadyQueued, WrongKeyType or DoesNotExist on reading.
     """
     args = _moving(subject, target, keeps_priority, delay, token, hold, worker=worker)
     return Call("requeue", _keys(target.namespace), args, _read_moved(subject, "requeue"))
@@ -376,11 +415,15 @@ def requeue(
 def place(
     subject: Subject, namespace: str, queue_recipe: str, queue_pk: str, prepend: bool, delay: Delay, token: str
 ) -> Call[Changes]:
-    """Put a job in one queue. Raises JobNotInStatus (it runs), JobAlreadyQueued or DoesNotExist on reading."""
+    """Put a job in one queue.
+
+    Raises JobNotInStatus (it runs), JobAlreadyQueued, WrongKeyType or DoesNotExist on reading.
+    """
 
     def read(reply: Reply) -> Changes:
         ident = f"{subject.repr}:{subject.pk}"
         _exists(reply[0], f"job found with ident {ident}, or no queue with pk {queue_pk}")
+        _not_broken(reply)
         if reply[0] == "RUNNING":
             raise JobNotInStatus(ident, "r", "place")
         if reply[0] == "QUEUED":
@@ -412,6 +455,7 @@ def claim(
     names: Sequence[str],
     keys: Sequence[str] = (),
     by_keys: bool = False,
+    broken: Iterable[str] = (),
 ) -> Call[Taken]:
     """Take the next job.
 
@@ -420,18 +464,21 @@ def claim(
         start: what the field `start` of the job becomes.
         names: of queues, in the order of preference between equal priorities.
         keys: of waiting lists to look at too; with `by_keys` in their order, and nowhere else.
+        broken: keys that are known to be of a wrong type; their queues are passed over.
     """
 
     def read(reply: Reply) -> Taken:
         kind = reply[0]
         if kind == "EMPTY":
             return Taken(kind, _seconds(reply[1]))
-        if kind == "UNKNOWN":
+        if kind == "BROKEN":
+            return Taken(kind, queue_key=reply[1])
+        if kind in ("UNKNOWN", "UNREADABLE"):
             return Taken(kind, None, reply[1], reply[2])
         _, ident, queue_key, name, due, *rest = reply
         if kind != "CLAIMED":
             return Taken(kind, _seconds(due), ident, queue_key, name, rest[0] if rest else "")
-        status, identifier, priority, tries, cancel, *changes = rest
+        status, identifier, priority, tries, cancel, seconds, *changes = rest
         held = Claim(
             ident,
             token,
@@ -441,9 +488,10 @@ def claim(
             status,
             identifier,
             priority,
-            int(tries),
+            _integer(tries),
             cancel,
             start,
+            float(seconds),
             _changes(changes),
         )
         return Taken(kind, _seconds(due), ident, queue_key, name, status, held)
@@ -456,9 +504,18 @@ def claim(
         "start": start,
         "by_keys": "1" if by_keys else "0",
         "names_count": str(len(names)),
-        "names_and_keys": [*names, *keys],
+        "keys_count": str(len(keys)),
+        "names_keys_and_broken": [*names, *keys, *broken],
     }
     return Call("claim", _keys(namespace), args, read)
+
+
+def _integer(text: str) -> int:
+    """A count from a record, which may hold anything."""
+    try:
+        return int(text)
+    except ValueError:
+        return 0
 
 
 def _seconds(text: str) -> float | None:
@@ -479,9 +536,14 @@ def finish(namespace: str, held: Claim, end: str) -> Call[Ended]:
     def read(reply: Reply) -> Ended:
         if reply[0] == "CHANGED":
             return Ended(reply[0], reply[1])
-        return Ended(_not_lost(reply[0], held), changes=_changes(reply[1:]))
+        kind = _not_lost(reply[0], held)
+        return Ended(kind, history=_history(reply[1:3]), changes=_changes(reply[3:]))
 
     return Call("finish", _keys(namespace), args, read)
+
+
+def _history(items: Sequence[str]) -> History:
+    return History(int(items[0]), items[1]) if items else History()
 
 
 def _not_lost(kind: str, held: Claim) -> str:
@@ -513,8 +575,8 @@ def fail(namespace: str, held: Claim, end: str, requeue_times: int | None, recor
         kind = _not_lost(reply[0], held)
         if kind == "GONE":
             return Ended(kind)
-        _, error_pk, to_be_requeued, priority, *changes = reply
-        return Ended(kind, "e", error_pk, to_be_requeued == "1", priority, _changes(changes))
+        _, error_pk, to_be_requeued, priority, *more = reply
+        return Ended(kind, "e", error_pk, to_be_requeued == "1", priority, _history(more[:2]), _changes(more[2:]))
 
     return Call("fail", _keys(namespace), args, read)
 
@@ -533,12 +595,13 @@ def skip(namespace: str, held: Claim) -> Call[Ended]:
 def promote(
     namespace: str, queue_model: str, queue_pk: str, limit: int = 100, unresolvable: Sequence[str] = ()
 ) -> Call[Promoted]:
-    """Move the due jobs of a queue to its waiting list, `limit` of them at most."""
+    """Move the due jobs of a queue to its waiting list, `limit` of them at most. Raises WrongKeyType on reading."""
 
     def read(reply: Reply) -> Promoted:
         kind = reply[0]
         if kind == "UNKNOWN":
             return Promoted(kind, ident=reply[1], is_due=reply[2] == "1")
+        _not_broken(reply)
         if kind == "LOCKED":
             return Promoted(kind)
         rest = reply[4:]
@@ -555,35 +618,66 @@ def promote(
     return Call("promote", _keys(namespace), args, read)
 
 
-def recover(namespace: str, queue_model: str, end: str) -> Call[Recovered]:
-    """Give the jobs whose lease lapsed back; `end` is what the field becomes of those that have no queue any more."""
+def recover(
+    namespace: str, queue_model: str, token: str, worker: str, lease_seconds: float, max_recoveries: int
+) -> Call[Recovered]:
+    """Give the jobs whose lease lapsed back.
+
+    Args:
+        token: unlike any other; the doomed jobs are held under it and a number.
+        lease_seconds: for the doomed jobs.
+        max_recoveries: how often a job is given back, if its class does not say.
+    """
 
     def read(reply: Reply) -> Recovered:
-        counts, rest = map(int, reply[1:4]), iter(reply[4:])
-        recovered, homeless, unknown = (tuple(islice(rest, count)) for count in counts)
-        return Recovered(recovered, homeless, unknown, _changes(list(rest)))
+        counts, rest = [int(count) for count in reply[1:4]], iter(reply[4:])
+        idents = tuple(islice(rest, counts[0]))
+        doomed = tuple(_doomed(list(islice(rest, 7)), worker) for _ in range(counts[1]))
+        unknown = tuple(islice(rest, counts[2]))
+        return Recovered(idents, doomed, unknown, _changes(list(rest)))
 
-    args = {"namespace": namespace, "queue_model": queue_model, "end": end}
+    args = {
+        "namespace": namespace,
+        "queue_model": queue_model,
+        "token": token,
+        "lease_seconds": repr(lease_seconds),
+        "max_recoveries": str(max_recoveries),
+    }
     return Call("recover", _keys(namespace), args, read)
 
 
-def renew(namespace: str, lease_seconds: float, held: Iterable[Claim]) -> Call[tuple[str, ...]]:
+def _doomed(items: Sequence[str], worker: str) -> Doomed:
+    ident, token, reason, queue, name, identifier, recoveries = items
+    return Doomed(Claim(ident, token, worker, queue, name, identifier=identifier), reason, _integer(recoveries))
+
+
+def release(namespace: str, queue_model: str, tokens: Sequence[str]) -> Call[tuple[tuple[str, ...], Changes]]:
+    """Give the jobs that are held under some tokens back to the head of their queues, without counting the try.
+
+    Answers the idents of those that were given back, and the changes of their indexes.
+    """
+
+    def read(reply: Reply) -> tuple[tuple[str, ...], Changes]:
+        end = 2 + int(reply[1])
+        return tuple(reply[2:end]), _changes(reply[end:])
+
+    args: dict[str, str | Sequence[str]] = {"namespace": namespace, "queue_model": queue_model, "tokens": tokens}
+    return Call("release", _keys(namespace), args, read)
+
+
+def renew(namespace: str, held: Iterable[Claim]) -> Call[tuple[str, ...]]:
     """Prolong leases; answers the idents that are lost."""
-    pairs = [text for one in held for text in (one.ident, one.token)]
-    args: dict[str, str | Sequence[str]] = {
-        "namespace": namespace,
-        "lease_seconds": repr(lease_seconds),
-        "idents_and_tokens": pairs,
-    }
+    triples = [text for one in held for text in (one.ident, one.token, repr(one.lease_seconds))]
+    args: dict[str, str | Sequence[str]] = {"namespace": namespace, "idents_tokens_and_seconds": triples}
     return Call("renew", _keys(namespace), args, lambda reply: tuple(reply[1:]))
 
 
-def reject(namespace: str, queue_key: str, ident: str, record: str) -> Call[bool]:
-    """Move an ident that nobody can run to the errors of its queue; False when it waits there no longer."""
+def reject(namespace: str, queue_key: str, ident: str, record: str) -> Call[str]:
+    """Move an ident that nobody can run to the errors of its queue; answers the primary key of its Error, or ''."""
 
-    def read(reply: Reply) -> bool:
+    def read(reply: Reply) -> str:
         _not_taken(reply, "error")
-        return bool(reply[0] == "OK")
+        return str(reply[1]) if reply[0] == "OK" else ""
 
     return Call("reject", _keys(namespace), {"queue": queue_key, "ident": ident, "record": record}, read)
 

@@ -19,6 +19,12 @@ local LAST_SECOND = 253402300799  -- of the year 9999, the last one that dates a
 
 local changed = {}  -- repr, pk, field, old, new: what indexes that no recipe describes have yet to learn
 
+-- Redis refuses whatever takes memory when it is full, but not to a script that has written something already: what runs
+-- comes to its end, and what waits is worked off.
+local function allow_when_full(namespace)
+  redis.call('HDEL', namespace .. ':claims', '')
+end
+
 local function now()
   local time = redis.call('TIME')
   return tonumber(time[1]) + tonumber(time[2]) / 1000000
@@ -220,7 +226,12 @@ end
 -- Wake those who wait for this queue name: `times` of them at most.
 local function ring(namespace, queue_model, name, times)
   local doorbell = side(namespace, 'doorbell', queue_model, name)
-  local room = MAX_RINGS - redis.call('LLEN', doorbell)
+  local length = redis.pcall('LLEN', doorbell)
+  if type(length) == 'table' then  -- not a list: what is in it means nothing, so it goes
+    redis.call('DEL', doorbell)
+    length = 0
+  end
+  local room = MAX_RINGS - length
   for _ = 1, math.min(times or 1, room) do redis.call('RPUSH', doorbell, '1') end
 end
 
@@ -248,10 +259,19 @@ local function enter(namespace, queue_model, name, queue, ident, due, prepend)
   ring(namespace, queue_model, name)
 end
 
--- Would a write to a queue fail, because something else is under its keys?
-local function is_broken(queue)
-  local waiting, delayed = redis.call('TYPE', queue .. ':waiting').ok, redis.call('TYPE', queue .. ':delayed').ok
-  return (waiting ~= 'list' and waiting ~= 'none') or (delayed ~= 'zset' and delayed ~= 'none')
+-- The key that makes a write to a queue impossible, because something of another type is there; or nil.
+local function broken_key(namespace, queue_model, name, queue)
+  local keys = {
+    {queue .. ':waiting', 'list'},
+    {queue .. ':delayed', 'zset'},
+    {side(namespace, 'ready', queue_model, name), 'zset'},
+    {side(namespace, 'due', queue_model, name), 'zset'},
+  }
+  for _, pair in ipairs(keys) do
+    local found = redis.call('TYPE', pair[1]).ok
+    if found ~= pair[2] and found ~= 'none' then return pair[1] end
+  end
+  return nil
 end
 
 local function leave(queue, ident)
@@ -335,6 +355,45 @@ local function guard(namespace, ident, token, worker, step)
   if worker ~= '' and redis.call('GET', namespace .. ':done:' .. worker) == token .. step then return 'ALREADY' end
   if token == '' then return holder and 'LOST' or 'OK' end
   return holder == token and 'OK' or 'LOST'
+end
+
+-- Put a job that nobody runs any more back to where it belongs, under the lease `token`; the lease goes when that is
+-- written. Answers 'OK'; 'ENDED' (there was nothing to put back); or, with the lease kept, 'HOMELESS' (its queue was
+-- deleted) or 'BROKEN' (something else is under the keys of the queue).
+local function give_back(namespace, queue_model, recipe, pk, ident, token)
+  local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'status', 'queued', 'queue_key', 'delayed_until')
+  local status, queue = values[1], values[3]
+  local is_to_run = status == 'r' or status == 'w' or status == 'd' or (status == 'e' and values[2])
+  if not is_to_run then
+    if status == 'c' then write_fields(recipe, pk, {'queued'}, {false}) end
+    drop_lease(namespace, ident, token)
+    return 'ENDED'
+  end
+  local is_ours = queue and string.sub(queue, 1, #queue_model + 1) == queue_model .. ':'
+  local owner = is_ours and queue_model or string.match(queue or '', '^(.*):[^:]*$')
+  local name = queue and redis.call('HGET', queue .. ':hash', 'name')
+  if not owner or not name then return 'HOMELESS' end
+  if broken_key(namespace, owner, name, queue) then return 'BROKEN' end
+  local due = status == 'd' and (parse_date(values[4]) or now() + 60)
+  if due and due > now() then
+    write_fields(recipe, pk, {'delayed_until'}, {format_date(due)})
+    enter(namespace, owner, name, queue, ident, due)
+  else
+    write_fields(recipe, pk, {'status', 'start', 'end', 'delayed_until'}, {'w', false, false, false})
+    enter(namespace, owner, name, queue, ident, nil, true)
+  end
+  drop_lease(namespace, ident, token)
+  return 'OK'
+end
+
+-- Add an ended job to a history of its queue. Answers its length, -1 when it cannot be written, -2 when the queue is gone,
+-- and how much of it the queue says to keep.
+local function push_history(queue, history, ident)
+  local values = redis.pcall('HMGET', queue .. ':hash', 'name', 'keep_' .. history)
+  if values.err then return -1, '' end
+  if not values[1] then return -2, '' end
+  local length = redis.pcall('RPUSH', queue .. ':' .. history, ident)
+  return type(length) == 'number' and length or -1, values[2] or ''
 end
 
 local function mark_done(namespace, token, worker, step)

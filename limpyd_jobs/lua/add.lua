@@ -7,6 +7,7 @@
 --   EXISTING pk                the queued job stays as it is: it runs, or nothing asked to move it
 --   NO_QUEUE priority          the job belongs in a queue that does not exist, and of which there is no record: create
 --                              it (the existing job keeps this priority; or the model needs a primary key), ask again
+--   BROKEN key                 something of another type is under this key of the queue; nothing was written
 --   TAKEN field                the primary key or a unique value belongs to another job
 -- Invariants: at most one queued job for an identifier and class; a running job is never touched; all or nothing.
 local namespace, repr, identifier, name, priority = ARGV[1], ARGV[2], ARGV[7], ARGV[8], ARGV[9]
@@ -17,6 +18,10 @@ local due = due_time(ARGV[11], ARGV[12])
 
 local function queue_of(wanted)
   return find_queue(namespace, queue_recipe, name, wanted)
+end
+
+local function broken_key_of(queue)
+  return broken_key(namespace, queue_recipe.key, name, queue or queue_recipe.key .. ':0')
 end
 
 local function new_queue()
@@ -46,6 +51,8 @@ local function raise_or_move(pk)
   local wanted = is_higher and priority or values[2] or '0'
   local queue = queue_of(wanted)
   if not queue and (wanted ~= priority or queue_record == cjson.null) then return {'NO_QUEUE', wanted} end
+  local broken = broken_key_of(queue)
+  if broken then return {'BROKEN', broken} end
   queue = queue or new_queue()
   register(namespace, repr, ARGV[3])
   leave_anywhere(queue_recipe, recipe, pk, ident)
@@ -62,6 +69,8 @@ local conflict = taken(record)
 if conflict then return {'TAKEN', conflict} end
 local queue = queue_of(priority)
 if not queue and queue_record == cjson.null then return {'NO_QUEUE', priority} end
+local broken = broken_key_of(queue)
+if broken then return {'BROKEN', broken} end
 register(namespace, repr, ARGV[3])
 queue = queue or new_queue()
 local pk = create(record)

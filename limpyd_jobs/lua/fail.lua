@@ -5,19 +5,22 @@
 -- `cancel_on_error`, and was not canceled meanwhile, is to be requeued: its lease stays, so that it is safe until it is.
 -- '' as `requeue_times`: never. The priority in the reply is the queue's.
 -- Replies:
---   OK error_pk to_be_requeued priority changed...      error_pk is '' without a record
+--   OK error_pk to_be_requeued priority length keep changed...
+--                              error_pk is '' without a record; length and keep as for `finish`, of the list `errors`
 --   ALREADY '' to_be_requeued priority      this end is recorded: the call was repeated
 --   LOST                       the job is no longer the caller's; nothing was written
 --   GONE                       the record of the job does not exist; the lease is dropped
 --   TAKEN field                a unique value of the Error belongs to another; nothing was written
 local namespace, ident, token, worker, queue = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local requeue_times = tonumber(ARGV[7])
+allow_when_full(namespace)
 local state = guard(namespace, ident, token, worker, '/fail')
 if state == 'LOST' then return {state} end
 local repr, pk = split_ident(ident)
 local recipe = recipe_of(namespace, repr)
 local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'status', 'tries', 'cancel_on_error')
-local queue_priority = redis.call('HGET', queue .. ':hash', 'priority') or '0'
+local found = redis.pcall('HGET', queue .. ':hash', 'priority')
+local queue_priority = type(found) == 'string' and found or '0'
 if not values[1] then
   drop_lease(namespace, ident, token)
   return {'GONE'}
@@ -38,7 +41,7 @@ else
   write_fields(recipe, pk, {'status', 'end', 'queued'}, {'e', ARGV[6], false})
   drop_lease(namespace, ident, token)
 end
-redis.call('RPUSH', queue .. ':errors', ident)
+local length, keep = push_history(queue, 'errors', ident)
 local error_pk = record and create(record) or ''
 mark_done(namespace, token, worker, '/fail')
-return {'OK', error_pk, to_be_requeued and '1' or '0', queue_priority, unpack(changed)}
+return {'OK', error_pk, to_be_requeued and '1' or '0', queue_priority, tostring(length), keep, unpack(changed)}

@@ -1,13 +1,14 @@
 -- move: put a job in a queue, now or later, from wherever it is.
 -- KEYS: models
 -- ARGV: namespace repr recipe pk queue_recipe queue_record queue_name priority delay_kind delay_value token hold lease_seconds prepend
--- An ended job begins anew, without its `start` and `end`. `priority` is '' for the job's own; `queue_record` is for the given one. With `hold`, the job is leased under this
+-- An ended job begins anew, without its `start`, `end` and `recoveries`. `priority` is '' for the job's own; `queue_record` is for the given one. With `hold`, the job is leased under this
 -- token instead of entering the queue: the caller puts it there with `place`.
 -- Replies:
 --   OK queue priority delayed_until changed...      delayed_until is '' when it waits
 --   NO_QUEUE priority          the job keeps its priority, and this queue does not exist: create it, ask again
 --   RUNNING                    another worker runs the job; nothing was written
 --   QUEUED pk                  another job with this identifier is queued; nothing was written
+--   BROKEN key                 something of another type is under this key of the queue; nothing was written
 --   GONE                       the record does not exist
 local namespace, repr, pk, name = ARGV[1], ARGV[2], ARGV[4], ARGV[7]
 local token, hold, lease_seconds, prepend = ARGV[11], ARGV[12], tonumber(ARGV[13]), ARGV[14] == '1'
@@ -26,6 +27,8 @@ local priority = ARGV[8] ~= '' and ARGV[8] or redis.call('HGET', recipe.key .. '
 local queue = find_queue(namespace, queue_recipe, name, priority)
 local queue_record = cjson.decode(ARGV[6])
 if not queue and (ARGV[8] == '' or queue_record == cjson.null) then return {'NO_QUEUE', priority} end
+local broken = broken_key(namespace, queue_recipe.key, name, queue or queue_recipe.key .. ':0')
+if broken then return {'BROKEN', broken} end
 
 local rival = rival_of(recipe, pk)
 if rival then return {'QUEUED', rival} end
@@ -34,7 +37,7 @@ register(namespace, repr, ARGV[3])
 if holder then drop_lease(namespace, ident, holder) else leave_anywhere(queue_recipe, recipe, pk, ident) end
 write_fields(recipe, pk, {'status', 'queued', 'priority', 'delayed_until', 'queue_key'},
   {due and 'd' or 'w', '1', priority, due and format_date(due) or false, queue})
-if status == 's' or status == 'e' then write_fields(recipe, pk, {'start', 'end'}, {false, false}) end
+if status == 's' or status == 'e' then write_fields(recipe, pk, {'start', 'end', 'recoveries'}, {false, false, false}) end
 if hold ~= '' then
   take_lease(namespace, ident, hold, now() + lease_seconds)
 else

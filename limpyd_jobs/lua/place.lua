@@ -1,11 +1,12 @@
 -- place: put a job in the waiting list or the delayed set of one queue; it leaves every other place.
 -- KEYS: models
 -- ARGV: namespace repr recipe pk queue_recipe queue_pk prepend delay_kind delay_value token
--- An ended job begins anew, without its `start` and `end`; a canceled one stays so, and is skipped when it is taken.
+-- An ended job begins anew, without its `start`, `end` and `recoveries`; a canceled one stays so, and is skipped when it is taken.
 -- Replies:
 --   OK changed...
 --   RUNNING                    another worker runs the job; nothing was written
 --   QUEUED pk                  another job with this identifier is queued; nothing was written
+--   BROKEN key                 something of another type is under this key of the queue; nothing was written
 --   GONE                       the record of the job or of the queue does not exist
 local namespace, repr, pk, prepend, token = ARGV[1], ARGV[2], ARGV[4], ARGV[7] == '1', ARGV[10]
 local queue_recipe, ident = cjson.decode(ARGV[5]), repr .. ':' .. pk
@@ -20,11 +21,13 @@ local holder = redis.call('HGET', namespace .. ':claims', ident)
 local status = redis.call('HGET', hash, 'status')
 if (status == 'r' and not holder) or (holder and holder ~= token) then return {'RUNNING'} end
 
+local broken = broken_key(namespace, queue_recipe.key, name, queue)
+if broken then return {'BROKEN', broken} end
 local rival = rival_of(recipe, pk)
 if rival then return {'QUEUED', rival} end
 register(namespace, repr, ARGV[3])
 if holder then drop_lease(namespace, ident, token) else leave_anywhere(queue_recipe, recipe, pk, ident) end
-if status == 's' or status == 'e' then write_fields(recipe, pk, {'start', 'end'}, {false, false}) end
+if status == 's' or status == 'e' then write_fields(recipe, pk, {'start', 'end', 'recoveries'}, {false, false, false}) end
 if status ~= 'c' then status = due and 'd' or 'w' end
 write_fields(recipe, pk, {'status', 'queued', 'delayed_until', 'queue_key'},
   {status, '1', due and format_date(due) or false, queue})

@@ -8,6 +8,7 @@
 --   OK more failed changed_count changed... gone...
 --                              more: 1 when others may be due; failed: how many idents had no record
 --   UNKNOWN ident is_due       the class is not in the registry: register it or name it as unresolvable
+--   BROKEN key                 something of another type is under this key of the queue; nothing was written
 --   LOCKED                     a worker of version 2 does it
 local namespace, queue_model, limit = ARGV[1], ARGV[2], tonumber(ARGV[4])
 local queue = queue_model .. ':' .. ARGV[3]
@@ -15,8 +16,11 @@ local delayed = queue .. ':delayed'
 if redis.call('EXISTS', queue .. ':requeue_all_delayed_ready_jobs') == 1 then return {'LOCKED'} end
 local name = redis.call('HGET', queue .. ':hash', 'name')
 if not name then return {'OK', '0', '0', '0'} end
+local broken = broken_key(namespace, queue_model, name, queue)
+if broken then return {'BROKEN', broken} end
 
 local unresolvable = {}
+allow_when_full(namespace)
 for position = 5, #ARGV do unresolvable[ARGV[position]] = true end
 local current = now()
 
@@ -28,7 +32,8 @@ for position = 1, #seen, 2 do
   if not recipe and not unresolvable[ident] then return {'UNKNOWN', ident, due <= current and '1' or '0'} end
   local status, delayed_until
   if recipe then
-    local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'status', 'delayed_until')
+    local values = redis.pcall('HMGET', recipe.key .. ':' .. pk .. ':hash', 'status', 'delayed_until')
+    if values.err then values = {'', false} end  -- no hash: the worker that takes it says so
     status, delayed_until = values[1], parse_date(values[2])
   end
   local shift = delayed_until and math.abs(delayed_until - due) or 0
@@ -44,7 +49,6 @@ end
 
 local gone, moved = {}, 0
 for _, job in ipairs(jobs) do
-  redis.call('ZREM', delayed, job.entry)
   local is_leased = redis.call('HEXISTS', namespace .. ':claims', job.ident) == 1
   if job.recipe and not job.status then
     gone[#gone + 1] = job.ident
@@ -55,6 +59,7 @@ for _, job in ipairs(jobs) do
     redis.call('RPUSH', queue .. ':waiting', job.ident)
     moved = moved + 1
   end
+  redis.call('ZREM', delayed, job.entry)
 end
 if moved > 0 then
   note_ready(namespace, queue_model, name, queue)

@@ -1,71 +1,74 @@
 -- recover: give the jobs whose lease lapsed back to the head of their waiting lists, at most 100 a call.
 -- KEYS: models
--- ARGV: namespace queue_model end
+-- ARGV: namespace queue_model token lease_seconds max_recoveries
 -- A job that had failed and was about to be requeued waits again, without its `start` and `end`; one that was about to
--- be delayed is delayed; a canceled one is let go; one whose queue was deleted ends in ERROR. What cannot be decided now
--- (a class that the registry lost, something else under the keys of the queue) keeps its lease for another minute.
+-- be delayed is delayed; a canceled one is let go. A job that ran counts in `recoveries`; one that did so more often than
+-- `max_recoveries` (its class may say another number), and one whose queue was deleted, is *doomed*: the caller gets its
+-- lease, under `token` and a number, and records the error with `fail`. What cannot be decided now (a class that the
+-- registry lost, something else under the keys of the queue, or of the record) keeps its lease for another minute.
 -- Jobs of version 2's workers have no lease: they are never touched.
 -- Replies:
---   OK recovered_count homeless_count unknown_count idents... changed...
---              recovered: they wait or are delayed; homeless: they are in ERROR; unknown: register their classes
-local namespace, queue_model = ARGV[1], ARGV[2]
+--   OK recovered_count doomed_count unknown_count idents... doomed... unknown... changed...
+--                              idents: they wait or are delayed; doomed: ident, token, reason ('LOST' or 'HOMELESS'),
+--                              queue, queue name, identifier, recoveries; unknown: register their classes
+local namespace, queue_model, token = ARGV[1], ARGV[2], ARGV[3]
+local lease_seconds, max_recoveries = tonumber(ARGV[4]), tonumber(ARGV[5])
 local leases, claims = namespace .. ':leases', namespace .. ':claims'
 local current = now()
-local recovered, homeless, unknown = {}, {}, {}
+local recovered, doomed, doomed_count, unknown = {}, {}, 0, {}
+allow_when_full(namespace)
 
 local function postpone(ident)
   redis.call('ZADD', leases, score(current + 60), ident)
 end
 
-local function delay(recipe, pk, name, owner, queue, ident, delayed_until)
-  local due = parse_date(delayed_until) or current + 60
-  if due > current then
-    write_fields(recipe, pk, {'delayed_until'}, {format_date(due)})
-    enter(namespace, owner, name, queue, ident, due)
-  else
-    write_fields(recipe, pk, {'status', 'delayed_until'}, {'w', false})
-    enter(namespace, owner, name, queue, ident, nil, true)
+local function doom(recipe, pk, ident, old_token, reason)
+  doomed_count = doomed_count + 1
+  local new_token = token .. '-' .. doomed_count
+  local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'queue_key', 'identifier', 'recoveries')
+  local name = values[1] and redis.call('HGET', values[1] .. ':hash', 'name')
+  drop_lease(namespace, ident, old_token)
+  take_lease(namespace, ident, new_token, current + lease_seconds)
+  for _, item in ipairs({ident, new_token, reason, values[1] or '', name or '', values[2] or '', values[3] or '0'}) do
+    doomed[#doomed + 1] = item
   end
 end
 
--- What becomes of a job nobody runs any more; its lease goes when that is written.
-local function give_back(ident, recipe, pk)
-  local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'status', 'queued', 'queue_key', 'delayed_until')
-  local status, queue = values[1], values[3]
-  local is_ours = queue and string.sub(queue, 1, #queue_model + 1) == queue_model .. ':'
-  local owner = is_ours and queue_model or string.match(queue or '', '^(.*):[^:]*$')
-  local name = queue and redis.call('HGET', queue .. ':hash', 'name')
-  local is_to_run = status == 'r' or status == 'w' or status == 'd' or (status == 'e' and values[2])
-  if is_to_run and name and is_broken(queue) then return postpone(ident) end
-  drop_lease(namespace, ident, redis.call('HGET', claims, ident) or '')
-  if is_to_run and not name then
-    write_fields(recipe, pk, {'status', 'end', 'queued'}, {'e', ARGV[3], false})
-    homeless[#homeless + 1] = ident
-  elseif status == 'd' then
-    delay(recipe, pk, name, owner, queue, ident, values[4])
+local function decide(ident, recipe, pk)
+  local old_token = redis.call('HGET', claims, ident) or ''
+  local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'status', 'recoveries')
+  local count
+  if values[1] == 'r' then
+    count = (tonumber(values[2] or '0') or 0) + 1
+    if count > (recipe.max_recoveries or max_recoveries) then
+      write_fields(recipe, pk, {'recoveries'}, {tostring(count)})
+      return doom(recipe, pk, ident, old_token, 'LOST')
+    end
+  end
+  local done = give_back(namespace, queue_model, recipe, pk, ident, old_token)
+  if done == 'HOMELESS' then
+    doom(recipe, pk, ident, old_token, done)
+  elseif done == 'BROKEN' then
+    postpone(ident)
+  elseif done == 'OK' then
+    if count then write_fields(recipe, pk, {'recoveries'}, {tostring(count)}) end
     recovered[#recovered + 1] = ident
-  elseif is_to_run then
-    write_fields(recipe, pk, {'status', 'start', 'end'}, {'w', false, false})
-    enter(namespace, owner, name, queue, ident, nil, true)
-    recovered[#recovered + 1] = ident
-  elseif status == 'c' then
-    write_fields(recipe, pk, {'queued'}, {false})
   end
 end
 
 for _, ident in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', score(current), 'LIMIT', 0, 100)) do
   local repr, pk = split_ident(ident)
   local recipe = repr and recipe_of(namespace, repr)
-  if recipe then
-    give_back(ident, recipe, pk)
-  else
+  if not recipe then
     postpone(ident)
     unknown[#unknown + 1] = ident
+  elseif not pcall(decide, ident, recipe, pk) then
+    postpone(ident)  -- not a hash, or not a set under an index: nobody can decide, and the others must go on
   end
 end
 
-local reply = {'OK', tostring(#recovered), tostring(#homeless), tostring(#unknown)}
-for _, list in ipairs({recovered, homeless, unknown, changed}) do
+local reply = {'OK', tostring(#recovered), tostring(doomed_count), tostring(#unknown)}
+for _, list in ipairs({recovered, doomed, unknown, changed}) do
   for _, item in ipairs(list) do reply[#reply + 1] = item end
 end
 return reply

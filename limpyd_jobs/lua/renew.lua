@@ -1,14 +1,15 @@
 -- renew: prolong the leases of the jobs that a process runs.
 -- KEYS: models
--- ARGV: namespace lease_seconds idents_and_tokens...
+-- ARGV: namespace idents_tokens_and_seconds...
 -- Replies:
 --   OK lost...                 the idents that belong to somebody else by now
-local namespace, deadline = ARGV[1], now() + tonumber(ARGV[2])
+local namespace, current = ARGV[1], now()
 local lost = {'OK'}
-for position = 3, #ARGV, 2 do
+allow_when_full(namespace)
+for position = 2, #ARGV, 3 do
   local ident, token = ARGV[position], ARGV[position + 1]
   if redis.call('HGET', namespace .. ':claims', ident) == token then
-    redis.call('ZADD', namespace .. ':leases', score(deadline), ident)
+    redis.call('ZADD', namespace .. ':leases', score(current + tonumber(ARGV[position + 2])), ident)
   else
     lost[#lost + 1] = ident
   end

@@ -1,13 +1,14 @@
 -- requeue: put a job that failed back in a queue, now or later.
 -- KEYS: models
 -- ARGV: namespace repr recipe pk queue_recipe queue_record queue_name priority delay_kind delay_value token hold lease_seconds worker
--- As `move`, from ERROR only; `start` and `end` are cleared. A call that is repeated gets the first reply.
+-- As `move`, from ERROR only; `start`, `end` and `recoveries` are cleared. A call that is repeated gets the first reply.
 -- Replies:
 --   OK queue priority delayed_until changed...      delayed_until is '' when it waits
 --   NO_QUEUE priority          the job keeps its priority, and this queue does not exist: create it, ask again
 --   NOT_IN_STATUS status       the job is not in ERROR; nothing was written
 --   RUNNING                    another worker has not done with the job; nothing was written
 --   QUEUED pk                  another job with this identifier is queued; nothing was written
+--   BROKEN key                 something of another type is under this key of the queue; nothing was written
 --   GONE                       the record does not exist
 local namespace, repr, pk, name = ARGV[1], ARGV[2], ARGV[4], ARGV[7]
 local token, hold, lease_seconds, worker = ARGV[11], ARGV[12], tonumber(ARGV[13]), ARGV[14]
@@ -15,6 +16,7 @@ local queue_recipe, ident = cjson.decode(ARGV[5]), repr .. ':' .. pk
 local recipe = cjson.decode(ARGV[3])
 local due = due_time(ARGV[9], ARGV[10])
 
+allow_when_full(namespace)
 if redis.call('SISMEMBER', recipe.key .. ':collection', pk) == 0 then return {'GONE'} end
 local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'status', 'priority', 'queued')
 local holder = redis.call('HGET', namespace .. ':claims', ident)
@@ -29,6 +31,8 @@ local priority = ARGV[8] ~= '' and ARGV[8] or values[2] or '0'
 local queue = find_queue(namespace, queue_recipe, name, priority)
 local queue_record = cjson.decode(ARGV[6])
 if not queue and (ARGV[8] == '' or queue_record == cjson.null) then return {'NO_QUEUE', priority} end
+local broken = broken_key(namespace, queue_recipe.key, name, queue or queue_recipe.key .. ':0')
+if broken then return {'BROKEN', broken} end
 
 local rival = rival_of(recipe, pk)
 if rival then return {'QUEUED', rival} end
@@ -39,8 +43,8 @@ if holder then
 elseif values[3] then
   leave_anywhere(queue_recipe, recipe, pk, ident)  -- somebody wrote ERROR on a job that waits
 end
-write_fields(recipe, pk, {'status', 'queued', 'priority', 'delayed_until', 'queue_key', 'start', 'end'},
-  {due and 'd' or 'w', '1', priority, due and format_date(due) or false, queue, false, false})
+write_fields(recipe, pk, {'status', 'queued', 'priority', 'delayed_until', 'queue_key', 'start', 'end', 'recoveries'},
+  {due and 'd' or 'w', '1', priority, due and format_date(due) or false, queue, false, false, false})
 if hold ~= '' then
   take_lease(namespace, ident, hold, now() + lease_seconds)
 else

@@ -7,6 +7,7 @@
 --   LOST                       another worker runs the job, or it is queued again; nothing was written
 --   GONE                       the record does not exist; the lease is dropped
 local namespace, ident, token, worker = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+allow_when_full(namespace)
 local state = guard(namespace, ident, token, worker, '/skip')
 if state ~= 'OK' then return {state} end
 local repr, pk = split_ident(ident)

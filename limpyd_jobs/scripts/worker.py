@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Sequence
 
 from ..exceptions import ConfigurationException
+from ..modules import allowed_modules
 from ..workers import WorkerConfig
 from ..workers.config import DiscreetParser, import_path, show_name, split_program
 
@@ -25,7 +26,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     program, arguments = split_program(argv)
     early = read_early_options(arguments)
-    sys.path[:0] = find_directories(filter(None, early.pythonpath))
+    directories = find_directories(filter(None, early.pythonpath))
+    sys.path[:0] = directories
+    allowed_modules.add_directories(directories)
     path = early.worker_config
     config_class = load_config_class(path, os.path.basename(program)) if path else WorkerConfig
     # without arguments as in version 2, and for subclasses whose __init__ takes none

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 import os
+import re
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable
@@ -15,13 +18,15 @@ from typing import Any
 
 from .. import recipes
 from ..exceptions import ConfigurationException, InvalidArgument
-from ..models import Error, Job, Queue
+from ..models import MAX_MESSAGE, Error, Job, Queue, printable, shortened
+from ..modules import allowed_modules, is_dotted_name
 from ..statuses import STATUSES
 from ..utils import get_delta, utcnow
 from .doorbell import Alarm
 
 LOGGER_NAME = "limpyd-jobs"
-LONGEST_DURATION = timedelta(days=36525)  # a century: dates end with the year 9999
+LONGEST_DURATION = timedelta(seconds=recipes.LONGEST_SECONDS)  # dates end with the year 9999
+STOPPED_EXIT_CODE = 3  # of a process that gave its job back
 
 
 class BaseWorker:
@@ -49,6 +54,9 @@ class BaseWorker:
     requeue_priority_delta = -1
     requeue_delay_delta: float = 30
     lease_seconds: float = 30
+    max_recoveries = 3
+    stop_timeout: float | None = None
+    job_modules: Any = ()
 
     parameters: tuple[str, ...] = (
         "queues",
@@ -69,14 +77,20 @@ class BaseWorker:
         "requeue_priority_delta",
         "requeue_delay_delta",
     )
-    more_parameters: tuple[str, ...] = ("terminate_gracefully", "lease_seconds")
+    more_parameters: tuple[str, ...] = (
+        "terminate_gracefully",
+        "lease_seconds",
+        "max_recoveries",
+        "stop_timeout",
+        "job_modules",
+    )
 
     def __init__(self, queues: Any = None, **kwargs: Any) -> None:
         """Take and check the options, prepare the logger and the signals.
 
         Args:
             queues: names as a list, a tuple, or a string with commas.
-            kwargs: any of `parameters`, and `lease_seconds`.
+            kwargs: any of `parameters` and `more_parameters`.
         Raises:
             ConfigurationException: an option cannot work.
         """
@@ -86,6 +100,8 @@ class BaseWorker:
         self._assert_correct_model(self.error_model, Error, "error")
         self._check_numbers()
         self._prepare_callback()
+        allowed_modules.add(self.job_modules)
+        allowed_modules.add(self._given_modules())
 
         self._id = str(threading.get_ident())[-6:]
         self._alarm = Alarm()
@@ -100,6 +116,7 @@ class BaseWorker:
         self.wanted_end_date: datetime | None = None
         self._former_handlers: dict[int, Any] = {}
         self._handles_signals = False
+        self._stop_timer: threading.Timer | None = None
         self.set_logger()
         if self.terminate_gracefuly:
             self.handle_end_signal()
@@ -160,15 +177,21 @@ class BaseWorker:
             raise ConfigurationException(
                 f"Invalid requeue_priority_delta: {self.requeue_priority_delta}: must be at most 2^53"
             )
-        self._check_seconds("lease_seconds", self.lease_seconds)
-        if not 0 < self.lease_seconds <= LONGEST_DURATION.total_seconds():
-            accepted = "more than 0, and finite"
-            raise ConfigurationException(f"Invalid lease_seconds: {self.lease_seconds!r}: must be {accepted}")
+        for name in recipes.JOB_OPTIONS:
+            recipes.check_job_option(type(self).__name__, name, getattr(self, name))
+        if self.stop_timeout is not None:
+            self._check_seconds("stop_timeout", self.stop_timeout)
 
     @staticmethod
     def _check_seconds(name: str, value: Any) -> None:
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not value >= 0:
             raise ConfigurationException(f"Invalid {name}: {value!r}: must be a number, 0 or more")
+
+    def _given_modules(self) -> list[str]:
+        """The modules that the options of this worker come from."""
+        given = (type(self), self.queue_model, self.error_model, self.callback)
+        names = (getattr(value, "__module__", None) for value in given)
+        return [name for name in names if isinstance(name, str) and is_dotted_name(name)]
 
     def _prepare_callback(self) -> None:
         """Without a callback, `execute`; a function of two arguments on the class is one, not a method."""
@@ -201,6 +224,7 @@ class BaseWorker:
         self._handles_signals = True
         for number in (signal.SIGINT, signal.SIGTERM):
             self._former_handlers[number] = signal.signal(number, self.catch_end_signal)
+        self._former_handlers[signal.SIGQUIT] = signal.signal(signal.SIGQUIT, self.catch_quit_signal)
 
     def stop_handling_end_signal(self) -> None:
         """Put back the handlers that `handle_end_signal` found."""
@@ -208,7 +232,7 @@ class BaseWorker:
             return
         self._handles_signals = False
         for number in self._former_handlers:
-            if signal.getsignal(number) == self.catch_end_signal:
+            if signal.getsignal(number) in (self.catch_end_signal, self.catch_quit_signal):
                 signal.signal(number, self._former_handler(number))
 
     def _former_handler(self, number: int) -> Any:
@@ -226,6 +250,22 @@ class BaseWorker:
         when = "after current job" if self.status == "running" else "now"
         self.log(f"Caught {name} signal: stopping {when}", level="critical")
         self.end_signal_caught = self.end_forced = True
+
+        if self.stop_timeout is not None and self._stop_timer is None:
+            self._stop_timer = threading.Timer(self.stop_timeout, self.stop_now)
+            self._stop_timer.daemon = True
+            self._stop_timer.start()
+
+    def catch_quit_signal(self, signum: int | None, frame: FrameType | None) -> None:
+        """Give the running job back, and end at once."""
+        self.log("Caught SIGQUIT signal: stopping at once", level="critical")
+        self.end_signal_caught = self.end_forced = True
+        # in a thread: the signal may have come in the middle of a write to the log, or to Redis
+        threading.Thread(target=self.stop_now, daemon=True).start()
+
+    def stop_now(self) -> None:
+        """End the process with the exit code 3, in the middle of its job: that may run elsewhere by now."""
+        end_process(STOPPED_EXIT_CODE)
 
     @property
     def end_forced(self) -> bool:
@@ -269,8 +309,12 @@ class BaseWorker:
         self._status_callbacks.append(callback)
 
     def log(self, message: str, level: str = "info") -> None:
-        """Log a message with the id of the worker in front."""
-        getattr(self.logger, level)("[%s] %s", self.id, message)
+        """Log a message, as one line, with the id of the worker in front."""
+        getattr(self.logger, level)("[%s] %s", self.id, safe_line(message))
+
+    def _log_exception(self, message: str) -> None:
+        """Log a message with the traceback of what is being handled."""
+        self.logger.exception("[%s] %s", self.id, safe_line(message))
 
     # --- The run
 
@@ -321,7 +365,7 @@ class BaseWorker:
     ) -> str:
         """What `job_error` logs."""
         end = "requeued" if to_be_requeued else "NOT requeued"
-        return f"{self._place_of(job, queue)} error: {exception} [{end}]"
+        return f"{self._place_of(job, queue)} error: {shortened(printable(exception), MAX_MESSAGE)} [{end}]"
 
     def job_requeue_message(self, job: Job, queue: Queue) -> str:
         """What `requeue_job` logs."""
@@ -345,6 +389,24 @@ class BaseWorker:
             return job._moved.priority, job._moved.delayed_until
         priority, until = job.hmget("priority", "delayed_until")
         return priority or "0", until
+
+
+# What could end a line, or begin another, or write over one: in the name of a job, or in the message of an exception.
+UNSAFE_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def safe_line(text: str) -> str:
+    """A text with its control characters escaped, so that it cannot pass for another line of the log."""
+    return UNSAFE_CHARACTERS.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
+
+
+def end_process(code: int) -> None:
+    """End the process at once, without its `finally` blocks and `atexit`; what it printed and logged is kept."""
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(code)
 
 
 def new_worker_key() -> str:

@@ -5,28 +5,35 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import signal
+import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
+from types import FrameType
 from typing import Any
 
 from limpyd.exceptions import DoesNotExist
-from redis.exceptions import ConnectionError, RedisError, TimeoutError
+from redis.exceptions import RedisError, ResponseError
 
 from .. import recipes, transitions
-from ..exceptions import JobClassError, LeaseLost, LimpydJobsException
-from ..models import Error, Job, Queue, _overrides, all_job_models, repair_indexes
+from ..database import is_outage, leave_replica
+from ..exceptions import JobClassError, LeaseLost, LimpydJobsException, QueueDeleted, WorkerLost, WrongKeyType
+from ..models import Error, Job, Queue, _overrides, all_job_models, printable, repair_indexes
+from ..modules import ANY, allowed_modules
 from ..statuses import STATUSES
-from ..transitions import Claim, Taken
+from ..transitions import Claim, Doomed, Taken
 from ..utils import parse_datetime, score_to_datetime, utcnow
 from .base import BaseWorker, new_worker_key
 from .doorbell import Alarm, Doorbell
-from .heartbeat import Heartbeat
+from .heartbeat import Heartbeat, own_client
 from .outage import Outage
 
 LAST_TRIES_SECONDS = 5  # for recording an end, when the worker must stop
 POLL_SECONDS = 1  # how often the waiting lists themselves are looked at, for programs that fill them and do not ring
+FAILING_SECONDS = 0.5  # how often a worker that cannot renew its leases looks whether it can again
+BROKEN_SECONDS = 60  # how long a queue is left alone when something else is under one of its keys
 DELAY_SECONDS = 60  # of a job that asks to be delayed and does not say until when
 
 
@@ -54,6 +61,8 @@ class Worker(BaseWorker):
         self._poll_seconds: float = POLL_SECONDS
         self._give_up_at: float | None = None  # trying to record an end; once for all that is left to record
         self._said_no_queues = False
+        self._broken: dict[str, float] = {}  # keys of a wrong type -> when to look at them again
+        self._was_interrupted = False
         self._outage = Outage(lambda message: self.log(message, level="error"))
         own_keys = _overrides(type(self), Worker, "update_keys")
         self._has_own_keys = own_keys or _overrides(self.queue_model, Queue, "get_waiting_keys", "get_all_by_priority")
@@ -68,6 +77,7 @@ class Worker(BaseWorker):
         self._current_job: Any = None
         self._alarm = Alarm()
         self._doorbell: Doorbell | None = None
+        self._heartbeat: Heartbeat | None = None
 
     @property
     def connection(self) -> Any:
@@ -89,16 +99,23 @@ class Worker(BaseWorker):
         while True:
             try:
                 result = send()
-            except (ConnectionError, TimeoutError) as error:
+            except RedisError as error:
+                if not is_outage(error):
+                    raise
                 if self.end_forced and self._give_up_at is None:
                     self._give_up_at = time.monotonic() + LAST_TRIES_SECONDS
                 if self._give_up_at is not None and time.monotonic() > self._give_up_at:
                     raise
-                self._alarm.wait(self._outage.next_pause(error))
+                self._alarm.wait(self._pause_after(error))
             else:
                 self._give_up_at = None
                 self._outage.end()
                 return result
+
+    def _pause_after(self, error: RedisError) -> float:
+        """How long to wait before the next try, in seconds."""
+        leave_replica(self.connection, error)
+        return self._outage.next_pause(error)
 
     # --- The queues
 
@@ -135,32 +152,60 @@ class Worker(BaseWorker):
         """Let the queues of this worker move their delayed jobs that are due to the waiting lists."""
         self._next_due = None
         for queue in self._queues_to_promote():
-            for ident, reason in queue.requeue_delayed_jobs():
-                self.log(f"Unable to requeue {ident}: {reason}")
+            try:
+                failures = queue.requeue_delayed_jobs()
+            except WrongKeyType as error:
+                self._set_aside(error.key)
+            else:
+                for ident, reason in failures:
+                    self.log(f"Unable to requeue {ident}: {reason}")
+
+    def _set_aside(self, key: str) -> None:
+        """Leave what a key belongs to alone for a while, and say so: something of another type is under it."""
+        if key not in self._broken_keys():
+            self.log(f"{WrongKeyType(key)}; it is left alone for {BROKEN_SECONDS} seconds", level="error")
+        self._broken[key] = time.monotonic() + BROKEN_SECONDS
+
+    def _broken_keys(self) -> list[str]:
+        """The keys that are left alone."""
+        if self._broken:
+            now = time.monotonic()
+            self._broken = {key: until for key, until in self._broken.items() if until > now}
+        return list(self._broken)
 
     def _queues_to_promote(self) -> list[Any]:
         """Those with due jobs; from time to time all with delayed ones, for programs that do not note what is due."""
         if self._is_time("_looked_at_delayed", self.fetch_delayed_delay):
             queues = self.queue_model.get_all_by_priority(self.queues)
-            sizes = self._ask_pipeline(lambda pipeline: [pipeline.zcard(queue.delayed.key) for queue in queues])
+            sizes = self._ask_keys("zcard", [queue.delayed.key for queue in queues])
             return [queue for queue, size in zip(queues, sizes, strict=True) if size]
-        keys = [self._side_key("due", name) for name in self.queues]
-        (seconds, micros), *found = self._ask_pipeline(
-            lambda pipeline: [pipeline.time(), *(pipeline.zrange(key, 0, 99, withscores=True) for key in keys)]
-        )
+        seconds, micros = self.connection.time()
         now = seconds + micros / 1_000_000
-        noted = [
-            (name, key, pk)
-            for name, key, pairs in zip(self.queues, keys, found, strict=True)
-            for pk, due in pairs
-            if due <= now
-        ]
-        return self._still_named(noted)
+        keys = [self._side_key("due", name) for name in self.queues]
+        found = self._ask_keys("zrangebyscore", keys, "-inf", now, 0, 100)
+        pairs = zip(self.queues, keys, found, strict=True)
+        return self._still_named([(name, key, pk) for name, key, pks in pairs for pk in pks or ()])
+
+    def _ask_keys(self, command: str, keys: list[str], *args: Any) -> list[Any]:
+        """The replies for some keys; None for those of a wrong type, which are left alone for a while."""
+        broken = set(self._broken_keys())
+        good = [key for key in keys if key not in broken]
+        pipeline = self.connection.pipeline(transaction=False)
+        for key in good:
+            getattr(pipeline, command)(key, *args)
+        replies = dict(zip(good, pipeline.execute(raise_on_error=False), strict=True))
+        for key, reply in replies.items():
+            if isinstance(reply, ResponseError) and "WRONGTYPE" in str(reply):
+                self._set_aside(key)
+                replies[key] = None
+            elif isinstance(reply, Exception):
+                raise reply
+        return [replies.get(key) for key in keys]
 
     def _still_named(self, noted: list[tuple[str, str, str]]) -> list[Any]:
         """The queues that have the name under which something is noted; of the others the note is forgotten."""
         queues = [self.queue_model.from_pk(pk) for _, _, pk in noted]
-        names = self._ask_pipeline(lambda pipeline: [pipeline.hget(queue.key, "name") for queue in queues])
+        names = self._ask_keys("hget", [queue.key for queue in queues], "name")
         found = []
         for (name, key, pk), queue, current in zip(noted, queues, names, strict=True):
             if current == name:
@@ -168,12 +213,6 @@ class Worker(BaseWorker):
             else:
                 self.connection.zrem(key, pk)
         return found
-
-    def _ask_pipeline(self, fill: Callable[[Any], Any]) -> list[Any]:
-        pipeline = self.connection.pipeline(transaction=False)
-        fill(pipeline)
-        result: list[Any] = pipeline.execute()
-        return result
 
     def _side_key(self, kind: str, name: str) -> str:
         return f"{self._namespace}:{kind}:{self.queue_model._name[len(self._namespace) + 1 :]}:{name}"
@@ -204,18 +243,67 @@ class Worker(BaseWorker):
             self.wanted_end_date = self.start_date + self.max_duration
         self.set_status("starting")
         try:
-            self._run_prepared()
+            with self._noticing_interrupts():
+                self._run_prepared()
             self.end_date = utcnow()
             self.set_status("terminated")
             self.run_ended()
         finally:
+            if self._stop_timer is not None:
+                self._stop_timer.cancel()
             if self.terminate_gracefuly:
                 self.stop_handling_end_signal()
+
+    @contextlib.contextmanager
+    def _noticing_interrupts(self) -> Iterator[None]:
+        """Tell a KeyboardInterrupt of SIGINT, which ends the worker, from one that a job raises itself."""
+        is_main = threading.current_thread() is threading.main_thread()
+        if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+            yield
+            return
+        signal.signal(signal.SIGINT, self._interrupt)
+        try:
+            yield
+        finally:
+            if signal.getsignal(signal.SIGINT) == self._interrupt:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _interrupt(self, signum: int, frame: FrameType | None) -> None:
+        self._was_interrupted = True
+        signal.default_int_handler(signum, frame)
+
+    def stop_now(self) -> None:
+        """Give the job back to the head of its queue, its try not counted, and end the process with the exit code 3."""
+        try:
+            held = [claim.token for claim in list(self._held_claims.values())]
+            self._give_back([*held, self._next_token()])
+        finally:
+            super().stop_now()
+
+    def _give_back(self, tokens: list[str]) -> None:
+        """Give jobs back by their tokens. While Redis cannot be used for some seconds: their leases lapse."""
+        client = own_client(self.connection, LAST_TRIES_SECONDS)
+        give_up_at = time.monotonic() + LAST_TRIES_SECONDS
+        outage = Outage(lambda message: self.log(message, level="error"))
+        call = transitions.release(self._namespace, self.queue_model._name, tokens)
+        while True:
+            try:
+                idents, changes = transitions.send(client, call)
+            except RedisError as error:
+                pause = outage.next_pause(error)
+                if not is_outage(error) or time.monotonic() + pause > give_up_at:
+                    return
+                time.sleep(pause)
+            else:
+                break
+        for ident in idents:
+            self.log(f"{ident} is given back: this worker ends at once", level="warning")
+        repair_indexes(changes)
 
     def _run_prepared(self) -> None:
         if self.must_stop():
             return
-        heartbeat = self._new_heartbeat()
+        self._heartbeat = heartbeat = self._new_heartbeat()
         self._doorbell = Doorbell(
             self.connection, [self._side_key("doorbell", name) for name in self.queues], self._alarm
         )
@@ -227,6 +315,7 @@ class Worker(BaseWorker):
                 self._main_loop()
         finally:
             heartbeat.stop()
+            self._heartbeat = None
             self._doorbell.close()
             self._doorbell = None
 
@@ -237,7 +326,7 @@ class Worker(BaseWorker):
             self.lease_seconds,
             self._held_claims,
             on_lost=self._warn_of_lost_lease,
-            on_error=lambda error: self.log(f"Unable to renew leases: {error}", level="error"),
+            log=lambda message: self.log(message, level="error"),
         )
 
     def _warn_of_lost_lease(self, claim: Claim) -> None:
@@ -251,13 +340,28 @@ class Worker(BaseWorker):
             try:
                 self._refresh_keys()
                 if self.keys:
+                    self._warn_of_risks()
                     self._refresh_registry()
                     self.requeue_delayed_jobs()
                     return
                 self._wait_for_ring(POLL_SECONDS)
                 self._outage.end()
             except RedisError as error:
-                self._alarm.wait(self._outage.next_pause(error))
+                self._alarm.wait(self._pause_after(error))
+
+    def _warn_of_risks(self) -> None:
+        """Say at the start what this worker does not protect from."""
+        if ANY in allowed_modules.names:
+            message = "job_modules is *: whoever can write to Redis can have any module imported here"
+            self.log(message, level="warning")
+        self._warn_of_eviction()
+
+    def _warn_of_eviction(self) -> None:
+        """Say it when Redis may remove keys by itself: jobs, and what is known of them."""
+        with contextlib.suppress(ResponseError):  # not every user of Redis may ask
+            policy = self.connection.info("memory").get("maxmemory_policy", "noeviction")
+            if policy != "noeviction":
+                self.log(f"Redis may evict jobs: its maxmemory-policy is {policy}, not noeviction", level="warning")
 
     def _refresh_registry(self) -> None:
         """Tell the registry what the classes that it knows mean now: their code may be newer here."""
@@ -281,11 +385,11 @@ class Worker(BaseWorker):
                     self._process_taken(*found)
             except RedisError as error:
                 # A job whose end could not be recorded keeps its lease until that lapses, and then runs again.
-                pause = self._outage.next_pause(error)
+                pause = self._pause_after(error)
                 if not self.must_stop():
                     self._alarm.wait(pause)
             except Exception:  # an override of a method that takes jobs
-                self.logger.exception("[%s] Unable to get job", self.id)
+                self._log_exception("Unable to get job")
                 self._alarm.wait(self._outage.next_pause(None))
 
     # --- Taking a job
@@ -300,8 +404,7 @@ class Worker(BaseWorker):
         deadline = time.monotonic() + self.timeout if self.timeout else float("inf")
         is_first = True
         while True:
-            self._do_rounds()
-            found = self._take_job()
+            found = self._look_for_job()
             if found is not None:
                 return found
             if is_first:
@@ -312,6 +415,13 @@ class Worker(BaseWorker):
                 self._wait_for_ring(min(left, POLL_SECONDS), self._seconds_until_due())
             if left <= 0 or self.must_stop():
                 return None
+
+    def _look_for_job(self) -> tuple[Any, Any] | None:
+        if self._heartbeat is not None and self._heartbeat.is_failing:
+            self._alarm.wait(FAILING_SECONDS)  # what it takes now it may not be able to keep
+            return None
+        self._do_rounds()
+        return self._take_job()
 
     def _do_rounds(self) -> None:
         """What is to be done from time to time, between two jobs."""
@@ -324,16 +434,31 @@ class Worker(BaseWorker):
             self._recover_lapsed()
 
     def _recover_lapsed(self) -> None:
-        done = self._send_call(transitions.recover(self._namespace, self.queue_model._name, str(utcnow())))
+        call = transitions.recover(
+            self._namespace,
+            self.queue_model._name,
+            new_worker_key(),
+            self._worker_key,
+            self.lease_seconds,
+            self.max_recoveries,
+        )
+        done = self._send_call(call)
         repair_indexes(done.changes)
         for ident in done.idents:
             self.log(f"{ident} is given back: the lease of its worker lapsed", level="warning")
-        for ident in done.homeless:
-            self.log(f"{ident} is in error: the lease of its worker lapsed, and its queue is gone", level="error")
-            self._save_error_of_unseen(ident, "", LeaseLost(ident))
+        for doomed in done.doomed:
+            self._end_doomed(doomed)
         for ident in done.unknown:
             with contextlib.suppress(JobClassError):
                 Job.class_of(ident).register(self._namespace)
+
+    def _end_doomed(self, doomed: Doomed) -> None:
+        """Record the error of a job that is not given back. When that fails, its lease lapses, and it comes again."""
+        ident = doomed.held.ident
+        error = WorkerLost(ident, doomed.recoveries) if doomed.reason == "LOST" else QueueDeleted(ident)
+        self.log(f"{error}: it is in error", level="error")
+        with contextlib.suppress(LeaseLost):
+            self._write_error_of_unseen(doomed.held, error)
 
     def _wanted_end(self) -> float:
         if self.wanted_end_date is None:
@@ -342,7 +467,9 @@ class Worker(BaseWorker):
 
     def _seconds_until_due(self) -> float:
         # Not less than 20 ms: while a worker of version 2 holds the lock of a queue, its due jobs stay due.
-        return float("inf") if self._next_due is None else max(self._next_due - time.monotonic(), 0.02)
+        # Nor than a second while something is wrong with a queue: its jobs stay due, too.
+        shortest = 1 if self._broken_keys() else 0.02
+        return float("inf") if self._next_due is None else max(self._next_due - time.monotonic(), shortest)
 
     def _wait_for_ring(self, seconds: float, until_due: float = float("inf")) -> None:
         if self._doorbell is None:  # `wait_for_job` is called without `run`
@@ -363,14 +490,25 @@ class Worker(BaseWorker):
                 self._next_due = time.monotonic() + taken.next_due
             if taken.kind == "EMPTY":
                 return None
-            if taken.kind == "UNKNOWN":
-                self._resolve_class(taken)
-            elif taken.kind == "GONE":
-                self.log(f"Unable to get job: no record of {taken.ident}", level="error")
+            if taken.kind in ("CLAIMED", "STALE"):
+                found = self._accept_taken(taken)
+                if found is not None:
+                    return found
             else:
-                return self._accept_taken(taken)
+                self._clear_away(taken)
             if self.must_stop():
                 return None
+
+    def _clear_away(self, taken: Taken) -> None:
+        """See to what stands in the way of the next job."""
+        if taken.kind == "UNKNOWN":
+            self._resolve_class(taken)
+        elif taken.kind == "UNREADABLE":
+            self._reject_ident(taken, WrongKeyType(f"of {taken.ident}"))
+        elif taken.kind == "BROKEN":
+            self._set_aside(taken.queue_key)
+        else:
+            self.log(f"Unable to get job: no record of {taken.ident}", level="error")
 
     def _looks_at_keys(self) -> bool:
         return self._has_own_keys or self._is_time("_looked_at_keys", self._poll_seconds)
@@ -379,20 +517,29 @@ class Worker(BaseWorker):
         return transitions.claim(
             self._namespace,
             self.queue_model._name,
-            f"{self._worker_key}-{self._claims_made + 1}",
+            self._next_token(),
             self._worker_key,
             self.lease_seconds,
             str(utcnow()),
             self.queues,
             self.keys if looks_at_keys else (),
             self._has_own_keys,
+            self._broken_keys(),
         )
 
-    def _accept_taken(self, taken: Taken) -> tuple[Any, Any]:
-        """The queue and the job of a claim. When that fails, the lease lapses, or the job is in error at once."""
+    def _next_token(self) -> str:
+        """The token of the claim that is to be made, or is under way."""
+        return f"{self._worker_key}-{self._claims_made + 1}"
+
+    def _accept_taken(self, taken: Taken) -> tuple[Any, Any] | None:
+        """The queue and the job of a claim. When that fails, the lease lapses, or the job is in error at once.
+
+        Returns:
+            None when the class of the job cannot be had: it is in error.
+        """
         try:
             if taken.claim is not None:
-                self._held_claims[taken.ident] = taken.claim
+                self._hold(taken.claim)
                 repair_indexes(taken.claim.changes)
             self.set_status("running")
             key = f"{taken.queue_key}:waiting"
@@ -401,11 +548,19 @@ class Worker(BaseWorker):
             queue, job = self.get_queue(key), self.get_job(taken.ident)
         except BaseException as error:
             self._held_claims.pop(taken.ident, None)
-            if isinstance(error, Exception) and not isinstance(error, RedisError):  # of an override
-                self._write_error_of_unseen(taken, error)
-            raise
+            if isinstance(error, Exception) and not isinstance(error, RedisError) and taken.claim is not None:
+                self._write_error_of_unseen(taken.claim, error)
+                if isinstance(error, JobClassError):
+                    self.log(f"Unable to get job: {error}", level="error")
+                    return None
+            raise  # of an override
         job._claim, job._cached_status = taken.claim, taken.status
         return queue, job
+
+    def _hold(self, claim: Claim) -> None:
+        self._held_claims[claim.ident] = claim
+        if self._heartbeat is not None:
+            self._heartbeat.follow(claim)
 
     def get_job(self, job_ident: str) -> Any:
         """The job of an ident.
@@ -422,29 +577,44 @@ class Worker(BaseWorker):
         try:
             Job.class_of(taken.ident).register(self._namespace, taken.ident.partition(":")[0])
         except JobClassError as error:
-            self.log(f"Unable to get job: {error}", level="error")
             self._reject_ident(taken, error)
 
-    def _reject_ident(self, taken: Taken, error: JobClassError) -> None:
+    def _reject_ident(self, taken: Taken, error: LimpydJobsException) -> None:
+        """Move an ident that nobody can run to the errors of its queue, with an Error."""
+        self.log(f"Unable to get job: {error}", level="error")
         name = self.connection.hget(f"{taken.queue_key}:hash", "name") or ""
-        if self._send_call(transitions.reject(self._namespace, taken.queue_key, taken.ident, "")):
-            self._save_error_of_unseen(taken.ident, name, error)
+        record = self._record_of_unseen(taken.ident, name, "", error)
+        error_pk = self._send_call(
+            transitions.reject(self._namespace, taken.queue_key, taken.ident, record.text if record else "")
+        )
+        self._write_late(record, error_pk)
 
-    def _write_error_of_unseen(self, taken: Taken, error: Exception) -> None:
-        """Record the error of a job that was claimed and cannot be had."""
-        if taken.claim is not None:
-            self._send_call(transitions.fail(self._namespace, taken.claim, str(utcnow()), None, ""))
-            self._save_error_of_unseen(taken.ident, taken.queue_name, error, taken.claim.identifier)
+    def _write_error_of_unseen(self, claim: Claim, error: Exception) -> None:
+        """Record the error of a job that this worker holds and cannot have."""
+        record = self._record_of_unseen(claim.ident, claim.queue_name, claim.identifier, error)
+        text = record.text if record else ""
+        ended = self._send_call(transitions.fail(self._namespace, claim, str(utcnow()), None, text))
+        repair_indexes(ended.changes)
+        self._write_late(record, ended.error_pk)
 
-    def _save_error_of_unseen(self, ident: str, queue_name: str, error: Exception, identifier: str = "") -> None:
-        """Save the Error of a job of which there is only the ident; an Error model that refuses it is logged."""
+    def _record_of_unseen(
+        self, ident: str, queue_name: str, identifier: str, error: Exception
+    ) -> recipes.Record | None:
+        """The Error of a job of which there is only the ident; an Error model that refuses it is logged."""
         if not self.save_errors:
-            return
+            return None
         model_repr, _, pk = ident.partition(":")
+        name, model_repr, pk, identifier = (printable(text) for text in (queue_name, model_repr, pk, identifier))
         try:
-            self.error_model._create(**Error._values(queue_name, model_repr, pk, identifier, error, None, None))
+            values = Error._values(name, model_repr, pk, identifier, error, None, None)
+            return recipes.Record(self.error_model, values)
         except (LimpydJobsException, ValueError):
-            self.logger.exception("[%s] Unable to save the error of %s", self.id, ident)
+            self._log_exception(f"Unable to save the error of {ident}")
+            return None
+
+    def _write_late(self, record: recipes.Record | None, error_pk: str) -> None:
+        if record is not None and error_pk:
+            record.write_late(self.error_model.from_pk(error_pk))
 
     # --- Running a job
 
@@ -477,13 +647,24 @@ class Worker(BaseWorker):
         is_ours = job._claim is not None
         try:
             result = self.callback(job, queue)
-        except Exception as exception:
-            trace = traceback.format_exc() if self.save_tracebacks else None
+        except BaseException as exception:  # of every kind: what a job raises is its error, not the end of the worker
+            if self._was_interrupted and isinstance(exception, KeyboardInterrupt):
+                self._give_back([job._claim.token] if job._claim else [])
+                raise
+            trace = self._format_trace() if self.save_tracebacks else None
             self._end_in_error(queue, job, exception, trace, is_ours)
         else:
             self._end_in_success(queue, job, result, is_ours)
 
-    def _end_in_error(self, queue: Any, job: Any, exception: Exception, trace: str | None, is_ours: bool) -> None:
+    @staticmethod
+    def _format_trace() -> str:
+        """The traceback of what is being handled, whatever formatting it raises."""
+        try:
+            return traceback.format_exc()
+        except BaseException as error:  # the exception of a job may do anything
+            return f"<no traceback: formatting it raised {type(error).__name__}>"
+
+    def _end_in_error(self, queue: Any, job: Any, exception: BaseException, trace: str | None, is_ours: bool) -> None:
         if is_ours and job._claim is None:
             self._moved_itself(job, queue)
             self._log_message(job, self.job_error_message, queue, True, exception, trace, level="error")
@@ -521,9 +702,16 @@ class Worker(BaseWorker):
             hook(job, queue, *args)
         except LeaseLost as lost:
             self._tell_lost_lease(job, queue, lost)
-        except Exception as error:
+        except BaseException as error:
+            if self._must_not_be_caught(error):
+                raise
             job._is_in_doubt = isinstance(error, RedisError)  # a requeue may be pending: then `recover` makes it
-            self.logger.exception("[%s] %s raised, in %s", self.id, self._ident_of(job), hook.__name__)
+            self._log_exception(f"{self._ident_of(job)} raised, in {hook.__name__}")
+
+    def _must_not_be_caught(self, error: BaseException) -> bool:
+        """Is it no error of a hook, but a message of ours, or SIGINT?"""
+        is_interrupt = self._was_interrupted and isinstance(error, KeyboardInterrupt)
+        return is_interrupt or isinstance(error, _StatusChanged)
 
     def _tell_lost_lease(self, job: Any, queue: Any, lost: LeaseLost) -> None:
         job._claim = None
@@ -536,7 +724,7 @@ class Worker(BaseWorker):
             text = message(job, *args)
         except Exception:
             name = getattr(message, "__name__", message)
-            self.logger.exception("[%s] %s raised, in %s", self.id, self._ident_of(job), name)
+            self._log_exception(f"{self._ident_of(job)} raised, in {name}")
         else:
             self.log(text, level=level)
 
@@ -547,8 +735,10 @@ class Worker(BaseWorker):
             return
         try:
             method(*args)
-        except Exception:
-            self.logger.exception("[%s] %s raised, in %s", self.id, self._ident_of(job), name)
+        except BaseException as error:
+            if self._must_not_be_caught(error):
+                raise
+            self._log_exception(f"{self._ident_of(job)} raised, in {name}")
 
     def _settle_end(self, job: Any, queue: Any, write: Callable[..., Any], *args: Any) -> None:
         """Record the end of a job whose hook did not, because it is overridden or raised before it came to that."""
@@ -606,7 +796,7 @@ class Worker(BaseWorker):
         self._release_claim(job)
         repair_indexes(ended.changes)
 
-    def job_error(self, job: Any, queue: Any, exception: Exception, trace: str | None = None) -> None:
+    def job_error(self, job: Any, queue: Any, exception: BaseException, trace: str | None = None) -> None:
         """A job failed: it is in ERROR, in the list `errors` of its queue, with an Error; then requeued, if allowed."""
         ended = self._write_error(job, queue, exception, trace)
         self._log_message(job, self.job_error_message, queue, ended.to_be_requeued, exception, trace, level="error")
@@ -619,7 +809,7 @@ class Worker(BaseWorker):
         priority = max(-recipes.MAX_PRIORITY, min(wanted, recipes.MAX_PRIORITY))
         self.requeue_job(job, queue, priority, delayed_for=self.requeue_delay_delta)
 
-    def _write_error(self, job: Any, queue: Any, exception: Exception, trace: str | None) -> transitions.Ended:
+    def _write_error(self, job: Any, queue: Any, exception: BaseException, trace: str | None) -> transitions.Ended:
         claim = self._claim_for(job, queue)
         record = self._error_record(job, queue, exception, trace) if self.save_errors else None
         text = record.text if record and not record.late else ""
@@ -635,7 +825,7 @@ class Worker(BaseWorker):
             self.error_model.add_error(queue.name.hget(), job, exception, trace=trace, **fields)
         return ended
 
-    def _write_plain_error(self, job: Any, queue: Any, exception: Exception, trace: str | None) -> None:
+    def _write_plain_error(self, job: Any, queue: Any, exception: BaseException, trace: str | None) -> None:
         """As `_write_error`, without anything that a subclass may have made to raise."""
         call = transitions.fail(self._namespace, self._claim_for(job, queue), str(utcnow()), None, "")
         ended = self._until_answered(lambda: self._send_call(call))
@@ -648,10 +838,10 @@ class Worker(BaseWorker):
         if not ended.to_be_requeued:
             self._release_claim(job)
 
-    def _save_error(self, job: Any, queue: Any, exception: Exception, trace: str | None) -> None:
+    def _save_error(self, job: Any, queue: Any, exception: BaseException, trace: str | None) -> None:
         self.error_model.add_error(queue.name.hget(), job, exception, trace=trace)
 
-    def _error_record(self, job: Any, queue: Any, exception: Exception, trace: str | None) -> recipes.Record | None:
+    def _error_record(self, job: Any, queue: Any, exception: BaseException, trace: str | None) -> recipes.Record | None:
         """The Error as the transition writes it; None when a subclass wants to do that itself."""
         if _overrides(self.error_model, Error, "add_error"):
             return None

@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
-from redis import Redis
+from redis import ConnectionPool, Redis
 
 from .. import transitions
 from ..transitions import Claim
+from .outage import Outage
+
+LONGEST_ANSWER_SECONDS = 5.0
+
+
+def own_client(client: Any, answer_seconds: float) -> Any:
+    """A client with a connection of its own, that waits at most so long for a reply."""
+    pool = client.connection_pool
+    settings = dict(pool.connection_kwargs)
+    limits = ["socket_timeout", *(["socket_connect_timeout"] if "host" in settings else [])]
+    for name in limits:
+        settings[name] = min(settings.get(name) or answer_seconds, answer_seconds)
+    return Redis(connection_pool=ConnectionPool(connection_class=pool.connection_class, **settings))
 
 
 class Heartbeat:
-    """A thread that renews leases, every third of `lease_seconds`, while the jobs run.
+    """A thread that renews leases, every third of the shortest one, while the jobs run. It has a connection of its own.
 
     Args:
+        lease_seconds: of the jobs whose class does not say.
         held: the claims of this process by ident; read at each beat.
         on_lost: called with a claim that belongs to somebody else by now.
-        on_error: called with what went wrong in a beat; the next one tries again.
+        log: called with a line when beats fail, once a minute, and when they succeed again.
     """
 
     def __init__(
@@ -28,14 +43,18 @@ class Heartbeat:
         lease_seconds: float,
         held: dict[str, Claim],
         on_lost: Callable[[Claim], None],
-        on_error: Callable[[Exception], None],
+        log: Callable[[str], None],
     ) -> None:
-        self._client = Redis(connection_pool=client.connection_pool)
+        self._client = own_client(client, min(max(lease_seconds / 3, 0.05), LONGEST_ANSWER_SECONDS))
         self._namespace = namespace
         self._lease_seconds = lease_seconds
         self._held = held
-        self._on_lost, self._on_error = on_lost, on_error
-        self._stop = threading.Event()
+        self._on_lost = on_lost
+        self._outage = Outage(log, "Leases cannot be renewed, trying again", "Leases are renewed again")
+        self._has_failed = False
+        self._good_at = time.monotonic()
+        self._must_stop = False
+        self._wake = threading.Event()
         self._thread = threading.Thread(target=self._beat_until_stopped, name="limpyd-jobs-heartbeat", daemon=True)
 
     def start(self) -> None:
@@ -44,22 +63,52 @@ class Heartbeat:
 
     def stop(self) -> None:
         """End, after the beat that is under way."""
-        self._stop.set()
+        self._must_stop = True
+        self._wake.set()
         self._thread.join(timeout=self._lease_seconds)
+        self._client.connection_pool.disconnect()
+
+    def follow(self, claim: Claim) -> None:
+        """Take note of a new claim: its lease may be shorter than the time to the next beat."""
+        if claim.lease_seconds < self._lease_seconds:
+            self._wake.set()
+
+    @property
+    def is_failing(self) -> bool:
+        """Have the beats failed for a whole lease, so that what this process runs may be given to others?"""
+        return self._has_failed and time.monotonic() - self._good_at >= self._lease_seconds
+
+    def _interval(self) -> float:
+        shortest = min((claim.lease_seconds for claim in list(self._held.values())), default=self._lease_seconds)
+        return min(shortest, self._lease_seconds) / 3
 
     def _beat_until_stopped(self) -> None:
-        while not self._stop.wait(self._lease_seconds / 3):
-            try:
-                self.beat()
-            except Exception as error:  # a beat that fails must not be the last
-                self._on_error(error)
+        wanted = time.monotonic() + self._interval()
+        while not self._must_stop:
+            self._wake.wait(max(wanted - time.monotonic(), 0))
+            self._wake.clear()
+            wanted = min(wanted, time.monotonic() + self._interval())
+            if not self._must_stop and time.monotonic() >= wanted:
+                wanted = time.monotonic() + self._try_to_beat()
+
+    def _try_to_beat(self) -> float:
+        """Beat, and say when to do so again, in seconds."""
+        try:
+            self.beat()
+        except Exception as error:  # a beat that fails must not be the last
+            self._has_failed = True
+            self._client.connection_pool.disconnect()  # it may lead to what was the master once
+            return min(self._outage.next_pause(error), self._interval())
+        self._has_failed, self._good_at = False, time.monotonic()
+        self._outage.end()
+        return self._interval()
 
     def beat(self) -> None:
-        """Renew once."""
+        """Renew once; without a job only to see whether it works again."""
         claims = list(self._held.values())
-        if not claims:
+        if not claims and not self._has_failed:
             return
-        lost = transitions.send(self._client, transitions.renew(self._namespace, self._lease_seconds, claims))
+        lost = transitions.send(self._client, transitions.renew(self._namespace, claims))
         for claim in claims:
             if claim.ident in lost and self._held.get(claim.ident) is claim:
                 self._held.pop(claim.ident, None)  # the worker may be letting go of it at this moment

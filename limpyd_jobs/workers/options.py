@@ -138,6 +138,28 @@ OPTIONS: tuple[Option, ...] = (
         help="How long a job that is put back is delayed, in seconds, e.g. --requeue-delay-delta=15 (default: 30)",
     ),
     make_option(
+        "--lease-seconds",
+        type="seconds",
+        help="How long a job belongs to a worker that gives no sign of life, in seconds, e.g. --lease-seconds=120 "
+        "(default: 30)",
+    ),
+    make_option(
+        "--max-recoveries",
+        type="int",
+        help="How many times a job whose worker was lost is given back, before it is put in the errors (default: 3)",
+    ),
+    make_option(
+        "--stop-timeout",
+        type="seconds",
+        help="How long the current job may go on after SIGINT or SIGTERM, in seconds; then it is given back to its "
+        "queue and the worker ends with the exit code 3, as it does at once at SIGQUIT (default: no limit)",
+    ),
+    make_option(
+        "--job-modules",
+        help="Modules and packages, with commas, that the jobs in Redis may have imported to find their classes, "
+        "besides what is in --pythonpath, e.g. --job-modules=my.jobs,my.other; * for any (default: none)",
+    ),
+    make_option(
         "--database",
         help="The Redis database: redis://[user:password@]host:port/db, rediss://..., unix:///path?db=0, "
         "embedded:///directory or host:port:db (default: the environment variable LIMPYD_JOBS_DATABASE, where a "
@@ -161,6 +183,9 @@ LIMITS: dict[str, tuple[int, bool]] = {
     "fetch_delayed_delay": (0, False),
     "requeue_times": (0, True),
     "requeue_delay_delta": (0, True),
+    "lease_seconds": (0, False),
+    "max_recoveries": (0, True),
+    "stop_timeout": (0, True),
 }
 
 

@@ -16,10 +16,16 @@ class Outage:
 
     Args:
         log: called with a line at the first failure, then once a minute, and when it is over.
+        what, over: how these lines begin.
     """
 
-    def __init__(self, log: Callable[[str], None]) -> None:
-        self._log = log
+    def __init__(
+        self,
+        log: Callable[[str], None],
+        what: str = "Redis cannot be used, trying again",
+        over: str = "Redis can be used again",
+    ) -> None:
+        self._log, self._what, self._over = log, what, over
         self._pause = FIRST_PAUSE_SECONDS
         self._is_on = False
         self._last_line = float("-inf")
@@ -32,7 +38,7 @@ class Outage:
         """
         if error is not None and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
-            self._log(f"Redis cannot be used, trying again: {error}")
+            self._log(f"{self._what}: {error}")
         self._is_on = self._is_on or error is not None
         pause, self._pause = self._pause, min(self._pause * 2, LONGEST_PAUSE_SECONDS)
         return pause * random.uniform(0.5, 1)
@@ -40,5 +46,5 @@ class Outage:
     def end(self) -> None:
         """Redis answers."""
         if self._is_on:
-            self._log("Redis can be used again")
+            self._log(self._over)
         self._is_on, self._pause, self._last_line = False, FIRST_PAUSE_SECONDS, float("-inf")

@@ -36,7 +36,7 @@ def note(job, queue):
     while client.scard("test:crew") < {CHILDREN}:  # hold the first job of each, else one may do all of them
         time.sleep(0.01)
 
-worker = Worker("race", callback=note, max_duration=30)
+worker = Worker("race", callback=note, max_duration=30, job_modules="tests.acceptance.jobs")
 
 def fork():
     pid = os.fork()

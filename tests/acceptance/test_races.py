@@ -316,7 +316,9 @@ def test_workers_that_recover_at_once_give_a_job_back_once() -> None:
 
     recovered = at_once(
         8,
-        lambda number: transitions.send(connection(), transitions.recover("jobs", "jobs:queue", "2026-01-01 00:00:00")),
+        lambda number: transitions.send(
+            connection(), transitions.recover("jobs", "jobs:queue", f"r{number}", "recoverer", 30, 3)
+        ),
     )
 
     assert sorted(found.idents for found in recovered)[-2:] == [(), (job.ident,)]

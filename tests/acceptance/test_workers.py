@@ -20,7 +20,7 @@ QUICK_HEART = "--worker-class=tests.acceptance.jobs.QuickHeartWorker"
 
 
 def start(redis_server: RedisServer, *arguments: str) -> WorkerProcess:
-    return WorkerProcess(*arguments, database=redis_server.url)
+    return WorkerProcess("--job-modules=tests.acceptance.jobs", *arguments, database=redis_server.url)
 
 
 @contextmanager

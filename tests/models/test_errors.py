@@ -124,7 +124,7 @@ def test_e11_the_message_is_the_text_of_the_exception(error: Any) -> None:
     assert error.message.hget() == "not found"
 
 
-@pytest.mark.parametrize("message", ["", "é ☃", "two\nlines", "nul\0byte", "lone \ud800 surrogate", "x" * 100_000])
+@pytest.mark.parametrize("message", ["", "é ☃", "two\nlines", "nul\0byte", "lone \ud800 surrogate", "x" * 10_000])
 def test_e11_any_message_can_be_stored(job: Any, message: str) -> None:
     error = Error.add_error("q", job, ValueError(message))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -61,6 +62,15 @@ def claim(token: str = "w-1", **more: Any) -> Claim:
     return held
 
 
+NOT_ALLOWED = (
+    "the module {0} is not imported, and may not be: allow it with --job-modules={0}, or import it in the worker"
+)
+
+
+def recover_call(max_recoveries: int = 3) -> transitions.Call[Any]:
+    return transitions.recover("jobs", "jobs:queue", "r", "recoverer", 30, max_recoveries)
+
+
 def lapse() -> None:
     """Let all leases lapse."""
     client = Job.database.connection
@@ -88,8 +98,9 @@ SAMPLES = {
     "requeue": lambda: transitions.requeue(ScriptJob._class_subject("1"), target(), False, Delay(), "", Hold(), "w"),
     "place": lambda: transitions.place(ScriptJob._class_subject("1"), "jobs", "{}", "1", False, Delay(), ""),
     "promote": lambda: transitions.promote("jobs", "jobs:queue", "1"),
-    "recover": lambda: transitions.recover("jobs", "jobs:queue", NOW),
-    "renew": lambda: transitions.renew("jobs", 30, ()),
+    "recover": lambda: recover_call(),
+    "renew": lambda: transitions.renew("jobs", ()),
+    "release": lambda: transitions.release("jobs", "jobs:queue", ["t"]),
     "reject": lambda: transitions.reject("jobs", "jobs:queue:1", "a:1", ""),
     "register": lambda: transitions.register("jobs", ScriptJob._class_subject()),
 }
@@ -376,7 +387,7 @@ def test_an_end_is_recorded_once(held: Claim, name: str) -> None:
 @pytest.mark.parametrize("name", sorted(ENDS))
 def test_an_end_is_refused_to_whoever_lost_the_lease(held: Claim, name: str) -> None:
     lapse()
-    assert send(transitions.recover("jobs", "jobs:queue", NOW)).idents == (held.ident,)
+    assert send(recover_call()).idents == (held.ident,)
     other = claim("other-1")
     before = ScriptJob.get("1").hgetall()
 
@@ -403,7 +414,7 @@ def test_finish_answers_changed_for_a_job_that_was_canceled_or_delayed_while_it_
 
 def test_fail_keeps_the_lease_of_a_job_that_is_to_be_requeued(held: Claim) -> None:
     call = transitions.fail("jobs", held, NOW, 1, "")
-    assert raw(call) == ["OK", "", "1", "0"]
+    assert raw(call) == ["OK", "", "1", "0", "1", ""]
     assert raw(call) == ["ALREADY", "", "1", "0"]
     assert ScriptJob.get("1").hmget("status", "queued") == ["e", "1"]
     assert Queue.get_queue("q").errors.llen() == 1
@@ -612,10 +623,11 @@ def test_promote_reports_what_has_no_record_and_what_no_registry_knows() -> None
     assert raw(transitions.promote("jobs", "jobs:queue", "1")) == ["UNKNOWN", "no.such.Model:1", "1"]
     assert queue.requeue_delayed_jobs() == [
         (f"{ScriptJob.get_model_repr()}:9", "No ScriptJob found with pk 9"),
-        ("no.such.Model:1", "No module named 'no'"),
+        ("no.such.Model:1", NOT_ALLOWED.format("no.such")),
     ]
     assert queue.waiting.lmembers() == ["no.such.Model:1"]
-    assert send(transitions.reject("jobs", "jobs:queue:1", "no.such.Model:1", "")) is True
+    assert send(transitions.reject("jobs", "jobs:queue:1", "no.such.Model:1", "")) == ""
+    assert queue.waiting.lmembers() == []
 
 
 @pytest.mark.parametrize("hours", [-5, 5.75])
@@ -658,13 +670,13 @@ def test_a_date_at_the_last_moment_of_a_day_is_one_that_python_reads(seconds: fl
 def test_recover_gives_a_running_job_back_to_the_head_of_its_list(held: Claim) -> None:
     send(add_call("b"))
     lapse()
-    assert raw(transitions.recover("jobs", "jobs:queue", NOW)) == ["OK", "1", "0", "0", held.ident]
+    assert raw(recover_call()) == ["OK", "1", "0", "0", held.ident]
     assert Queue.get_queue("q").waiting.lmembers()[0] == held.ident
     assert ScriptJob.get("1").hmget("status", "start", "queued") == ["w", None, "1"]
 
 
 def test_recover_leaves_leases_that_hold_and_running_jobs_of_version_2(held: Claim) -> None:
-    assert raw(transitions.recover("jobs", "jobs:queue", NOW)) == ["OK", "0", "0", "0"]
+    assert raw(recover_call()) == ["OK", "0", "0", "0"]
 
 
 def test_recover_delays_a_job_that_had_asked_for_it_and_lets_go_of_a_canceled_one() -> None:
@@ -673,7 +685,7 @@ def test_recover_delays_a_job_that_had_asked_for_it_and_lets_go_of_a_canceled_on
     delayed.hmset(status=STATUSES.DELAYED, delayed_until=str(utcnow() + timedelta(seconds=100)))
     canceled.status.hset(STATUSES.CANCELED)
     lapse()
-    send(transitions.recover("jobs", "jobs:queue", NOW))
+    send(recover_call())
     assert Queue.get_queue("q").delayed.zmembers() == [delayed.ident]
     assert canceled.queued.hget() is None
 
@@ -682,7 +694,9 @@ def test_recover_ends_a_job_in_error_whose_queue_was_deleted(held: Claim) -> Non
     Queue.get_queue("q").delete()
     lapse()
 
-    assert raw(transitions.recover("jobs", "jobs:queue", NOW)) == ["OK", "0", "1", "0", held.ident]
+    (doomed,) = send(recover_call()).doomed
+    assert (doomed.held.ident, doomed.reason, doomed.held.identifier) == (held.ident, "HOMELESS", "a")
+    assert raw(transitions.fail("jobs", doomed.held, NOW, None, ""))[:3] == ["OK", "", "0"]
 
     assert ScriptJob.get("1").hmget("status", "end", "queued") == ["e", NOW, None]
     assert Job.database.connection.zcard("jobs:leases") == 0
@@ -695,13 +709,13 @@ def test_recover_keeps_the_lease_of_a_job_whose_class_the_registry_lost_until_it
     lapse()
     before = ScriptJob.get("1").hgetall()
 
-    assert raw(transitions.recover("jobs", "jobs:queue", NOW)) == ["OK", "0", "0", "1", held.ident]
+    assert raw(recover_call()) == ["OK", "0", "0", "1", held.ident]
     assert client.zscore("jobs:leases", held.ident) > client.time()[0] + 30
     assert ScriptJob.get("1").hgetall() == before
 
     ScriptJob.register("jobs")
     lapse()
-    assert raw(transitions.recover("jobs", "jobs:queue", NOW)) == ["OK", "1", "0", "0", held.ident]
+    assert raw(recover_call()) == ["OK", "1", "0", "0", held.ident]
     assert Queue.get_queue("q").waiting.lmembers() == [held.ident]
 
 
@@ -714,14 +728,14 @@ def test_recover_writes_nothing_and_keeps_the_lease_while_something_else_is_unde
     lapse()
     before = ScriptJob.get("1").hgetall()
 
-    assert raw(transitions.recover("jobs", "jobs:queue", NOW)) == ["OK", "0", "0", "0"]
+    assert raw(recover_call()) == ["OK", "0", "0", "0"]
     assert ScriptJob.get("1").hgetall() == before
     assert client.zscore("jobs:leases", held.ident) > client.time()[0] + 30
     assert client.hget("jobs:claims", held.ident) == held.token
 
     client.delete(key)
     lapse()
-    assert raw(transitions.recover("jobs", "jobs:queue", NOW)) == ["OK", "1", "0", "0", held.ident]
+    assert raw(recover_call()) == ["OK", "1", "0", "0", held.ident]
 
 
 def test_recover_takes_at_most_100_at_a_time() -> None:
@@ -729,15 +743,15 @@ def test_recover_takes_at_most_100_at_a_time() -> None:
         send(add_call(str(number)))
         claim(f"w-{number}")
     lapse()
-    assert len(send(transitions.recover("jobs", "jobs:queue", NOW)).idents) == 100
-    assert len(send(transitions.recover("jobs", "jobs:queue", NOW)).idents) == 1
+    assert len(send(recover_call()).idents) == 100
+    assert len(send(recover_call()).idents) == 1
 
 
 def test_renew_prolongs_what_is_held_and_names_what_is_lost(held: Claim) -> None:
     client = Job.database.connection
     before = client.zscore("jobs:leases", held.ident)
     stranger = Claim("x:1", "t", "w", "jobs:queue:1")
-    assert send(transitions.renew("jobs", 900, (held, stranger))) == ("x:1",)
+    assert send(transitions.renew("jobs", (replace(held, lease_seconds=900), stranger))) == ("x:1",)
     assert client.zscore("jobs:leases", held.ident) > before + 800
     assert client.zcard("jobs:leases") == 1
 

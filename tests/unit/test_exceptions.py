@@ -23,7 +23,10 @@ from limpyd_jobs.exceptions import (
     JobNotInStatus,
     LeaseLost,
     LimpydJobsException,
+    QueueDeleted,
     ServerTooOld,
+    WorkerLost,
+    WrongKeyType,
 )
 
 SAMPLES: list[LimpydJobsException] = [
@@ -39,6 +42,9 @@ SAMPLES: list[LimpydJobsException] = [
     JobAlreadyExists("The value of 'code' belongs to another job"),
     JobClassError("app.Gone:1", "No module named 'app'"),
     LeaseLost("app.Job:1"),
+    QueueDeleted("app.Job:1"),
+    WorkerLost("app.Job:1", 4),
+    WrongKeyType("jobs:queue:1:waiting"),
 ]
 
 

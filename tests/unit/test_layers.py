@@ -13,7 +13,7 @@ PACKAGE = "limpyd_jobs"
 
 # From the first layer to the last; a module imports only from layers before its own, and inside it without cycles.
 LAYERS: dict[str, list[str]] = {
-    "words": ["exceptions", "statuses", "utils", "outcomes", "version"],
+    "words": ["exceptions", "statuses", "utils", "modules", "outcomes", "version"],
     "store": ["lua", "database", "embedded", "recipes", "transitions", "fields"],
     "models": ["models"],
     "work": ["workers", "admin"],

@@ -50,6 +50,10 @@ OPTION_NAMES = [
     "requeue-times",
     "requeue-priority-delta",
     "requeue-delay-delta",
+    "lease-seconds",
+    "max-recoveries",
+    "stop-timeout",
+    "job-modules",
     "database",
     "no-title",
 ]

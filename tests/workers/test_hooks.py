@@ -5,6 +5,7 @@ For each: write, tell, call. What a hook finds in Redis is compared with what th
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import re
@@ -20,7 +21,7 @@ from limpyd_jobs.fields import InstanceHashField
 from limpyd_jobs.utils import utcnow
 
 from ..base import wait_until
-from .base import Log, Running, idle, leased, run, work
+from .base import Log, Running, idle, leased, work
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -1012,18 +1013,24 @@ def test_hooks_of_a_job_that_raise_are_logged_and_change_nothing(log: Log) -> No
         assert f"RuntimeError('in {name}')" in log.tracebacks
 
 
-def test_what_a_callback_does_with_sys_exit_or_an_interrupt_ends_the_worker_but_not_its_books() -> None:
-    """They are no errors of the job. It is still leased, and recovered when the lease lapses."""
-    job = HookJob.add_job("work")
+@pytest.mark.parametrize("graceful", [True, False])
+@pytest.mark.parametrize(
+    "kind",
+    [SystemExit, KeyboardInterrupt, GeneratorExit, RecursionError, MemoryError, asyncio.CancelledError, BaseException],
+)
+def test_an_exception_of_any_kind_is_the_error_of_the_job(kind: type[BaseException], graceful: bool) -> None:
+    job, other = HookJob.add_job("work"), HookJob.add_job("work other")
 
-    def leave(job: Any, queue: Any) -> None:
-        raise SystemExit(3)
+    def leave(running: Any, queue: Any) -> None:
+        if running.pk.get() == job.pk.get():
+            raise kind(3)
 
-    with pytest.raises(SystemExit):
-        run(Worker("test", terminate_gracefully=False, callback=leave))
+    work(2, callback=leave, terminate_gracefully=graceful)
 
-    assert job.status.hget() == STATUSES.RUNNING
-    assert leased() == [job.ident]
+    assert (state_of(job), state_of(other)) == (ERROR, SUCCESS)
+    (error,) = Error.collection_for_job(job).instances()
+    assert error.hmget("type", "message") == [kind.__name__, "3"]
+    assert leased() == []
 
 
 def test_an_error_whose_text_raises_is_recorded() -> None:

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from types import ModuleType
 from typing import Any, ClassVar
@@ -75,7 +76,7 @@ def vanish(job: Any) -> None:
 
 
 def recover() -> tuple[str, ...]:
-    recovered: tuple[str, ...] = send(transitions.recover("jobs", "jobs:queue", "2026-01-01 00:00:00")).idents
+    recovered: tuple[str, ...] = send(transitions.recover("jobs", "jobs:queue", "r", "recoverer", 30, 3)).idents
     return recovered
 
 
@@ -550,7 +551,7 @@ def test_a_renewal_prolongs_a_lease() -> None:
     held = claim(lease_seconds=5)
     before = client().zscore("jobs:leases", job.ident)
 
-    lost = send(transitions.renew("jobs", 500, [held]))
+    lost = send(transitions.renew("jobs", [replace(held, lease_seconds=500)]))
 
     assert lost == ()
     assert client().zscore("jobs:leases", job.ident) > before + 400
@@ -564,7 +565,7 @@ def test_a_renewal_answers_what_is_lost_and_leaves_it_alone() -> None:
     claim("another-1")
     before = client().zscore("jobs:leases", job.ident)
 
-    lost = send(transitions.renew("jobs", 500, [held, other]))
+    lost = send(transitions.renew("jobs", [replace(claim, lease_seconds=500) for claim in (held, other)]))
 
     assert lost == (job.ident,)
     assert client().zscore("jobs:leases", job.ident) == before

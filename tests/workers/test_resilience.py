@@ -206,7 +206,7 @@ def test_the_job_of_a_dead_worker_whose_queue_was_deleted_ends_in_error(database
         wait_until(lambda: len(Error.collection(job_pk=job.pk.get())) == 1)
 
     assert job.queued.hget() is None
-    assert any("its queue is gone" in line for line in log.lines)
+    assert any("its queue was deleted" in line for line in log.lines)
     assert ResilientJob.add_job("a").pk.get() != job.pk.get()
 
 
@@ -346,7 +346,7 @@ def test_a_class_that_moved_runs_under_its_new_name(database: Any) -> None:
     client().delete("jobs:models")
     client().zadd("jobs:due:queue:test", {queue.pk.get(): 1})
 
-    work(2, callback=nothing)
+    work(2, callback=nothing, job_modules=["tests.workers.old_home"])
 
     assert queue.success.lmembers() == [job.ident, later.ident]
     assert job.status.hget() == later.status.hget() == STATUSES.SUCCESS

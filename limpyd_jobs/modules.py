@@ -1,0 +1,71 @@
+"""Which modules the ident of a job may import.
+
+An ident in Redis names a class. Whoever can write to Redis could have any module imported by it, so that its code runs:
+only the modules that this process was told of are imported.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from importlib.machinery import PathFinder
+
+from .exceptions import ConfigurationException
+
+ANY = "*"
+
+
+class AllowedModules:
+    """The modules that idents may import: by name, with what is below them, and by directory.
+
+    Attributes:
+        names: dotted names; a package includes its modules.
+        directories: all modules found in them.
+    """
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+        self.directories: set[str] = set()
+
+    def add(self, names: str | Iterable[str]) -> None:
+        """Allow modules: dotted names as a list, or in a string with commas; `*` is any module.
+
+        Raises:
+            ConfigurationException: a name that no module can have; nothing was allowed.
+        """
+        self.names |= set(parse_modules(names))
+
+    def add_directories(self, paths: Iterable[str]) -> None:
+        """Allow what can be imported from some directories."""
+        self.directories |= {os.path.abspath(path) for path in paths}
+
+    def allows(self, module: str) -> bool:
+        """May this module be imported? Nothing is imported to find out."""
+        if ANY in self.names or any(module == name or module.startswith(f"{name}.") for name in self.names):
+            return True
+        top = module.partition(".")[0]
+        return bool(self.directories) and PathFinder.find_spec(top, sorted(self.directories)) is not None
+
+
+def parse_modules(names: str | Iterable[str]) -> list[str]:
+    """The names of modules as a list, from a list or a string with commas.
+
+    Raises:
+        ConfigurationException: one of them is no dotted name, nor `*`.
+    """
+    if isinstance(names, bytes) or not isinstance(names, (str, Iterable)):
+        raise ConfigurationException(f"Invalid job_modules: {names!r}: must be names of modules, or *")
+    found = [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
+    for name in found:
+        if name != ANY and not (isinstance(name, str) and is_dotted_name(name)):
+            raise ConfigurationException(f"Invalid job_modules: {name!r}: must be the dotted name of a module, or *")
+    return found
+
+
+def is_dotted_name(text: str) -> bool:
+    """Can a module or a class be imported by this name?"""
+    return all(part.isidentifier() for part in text.split("."))
+
+
+allowed_modules = AllowedModules()
+"""Those of this process."""
