@@ -227,13 +227,9 @@ class _Books:
         else:
             values = (model.from_pk(pk).get_field(field.name).proxy_get() for pk in pks)
         for pk, value in zip(pks, values, strict=True):
-            # limpyd knows how each type of field splits into the values that are indexed
-            many = [value] if isinstance(value, str) else value
-            for parts in field._prepare_index_data(pk, many) if many else ():
-                for index in field._indexes:
-                    for _, key, *more in recipes._entries(index, parts) or []:
-                        score, prefix = more or ("0", "")
-                        wanted[key][f"{prefix}{pk}"] = float(score)
+            for _, key, *more in recipes.index_entries(field, pk, value):
+                score, prefix = more or ("0", "")
+                wanted[key][f"{prefix}{pk}"] = float(score)
 
     def _index_keys(self, model: Any) -> set[str]:
         """The keys of the indexes of a model; those of foreign indexes are taken as they are."""

@@ -170,6 +170,8 @@ class Queue(BaseJobsModel):
     success = fields.ListField()
     errors = fields.ListField()
     delayed = fields.SortedSetField()
+    keep_success = InstanceHashField()  # how much of `success` is kept: `1000` jobs, or for `7d`; see parse_keep
+    keep_errors = InstanceHashField()  # the same for `errors`
 
     @property
     def error(self) -> Any:
@@ -789,6 +791,12 @@ def _code_of(error: BaseException) -> Any:
         return getattr(error, "code", None)
     except Exception:  # a property of the user's
         return None
+
+
+def has_plain_error_indexes(model: Any) -> bool:
+    """Can the errors of a job be found in a model of errors, by the indexes that Error declares?"""
+    names = ("job_model_repr", "job_pk")
+    return all(recipes.has_equal_index(model, name) for name in names)
 
 
 def printable(value: Any) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -171,6 +171,14 @@ def has_foreign_index(model: Any, name: str) -> bool:
 
 
 @cache
+def has_equal_index(model: Any, name: str) -> bool:
+    """Can the records with a value of this field be found in a plain set?"""
+    return bool(model.has_field(name)) and any(
+        _describe(index)[0] == "equal" for index in model.get_field(name)._indexes[:1]
+    )
+
+
+@cache
 def has_number_index(model: Any, name: str) -> bool:
     """Is there an index on this field whose scores Lua may read in another way than Python?"""
     return any(_describe(index)[0] == "number" for index in model.get_field(name)._indexes)
@@ -211,6 +219,43 @@ def _entries(index: BaseIndex, parts: tuple[Any, ...]) -> list[list[str]] | None
         _, score = index.prepare_data_to_store("", parts[-1])
         return [["ZADD", index.get_storage_key(*parts), repr(float(score)), ""]]
     return None
+
+
+def index_entries(field: Any, pk: str, value: Any) -> Iterator[list[str]]:
+    """The entries of a value in the indexes of a field that can be described: command, key, and score and prefix."""
+    # limpyd knows how each type of field splits into the values that are indexed
+    many = [value] if isinstance(value, str) else value
+    for parts in field._prepare_index_data(pk, many) if many else ():
+        for index in field._indexes:
+            yield from _entries(index, parts) or ()
+
+
+@cache
+def indexed_names(model: Any, others: tuple[str, ...] = ()) -> list[str]:
+    """The fields in the hash of a model that have an index, after some others that it has."""
+    indexed = (name for name in model._instancehash_fields if model.get_field(name)._indexes)
+    return list(dict.fromkeys([*(name for name in others if model.has_field(name)), *indexed]))
+
+
+def removal(model: Any, pk: str, values: Mapping[str, str | None]) -> dict[str, Any]:
+    """What a script removes with a record: its index entries, and the keys of its fields.
+
+    Args:
+        values: of the indexed fields in its hash.
+    """
+    commands = []
+    others = [name for name in model._fields if name not in model._instancehash_fields]
+    own_keys = [name for name in others if not isinstance(model.get_field(name), limpyd_fields.PKField)]
+    found = {**values, **{name: _other_value(model, pk, name) for name in own_keys}}
+    for name, value in found.items():
+        for command, key, *more in index_entries(model.get_field(name), pk, value) if value else ():
+            commands.append(["SREM", key, pk] if command == "SADD" else ["ZREM", key, f"{more[1]}{pk}"])
+    return {"key": model._name, "pk": pk, "index": commands, "keys": own_keys}
+
+
+def _other_value(model: Any, pk: str, name: str) -> Any:
+    """The value of a field with a key of its own, where it is needed: for its index."""
+    return model.from_pk(pk).get_field(name).proxy_get() if model.get_field(name)._indexes else None
 
 
 def _unique(index: BaseIndex, name: str, value: str) -> list[str] | None:

@@ -6,6 +6,7 @@ reply to `Call.read`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -224,6 +225,22 @@ class Doomed:
     held: Claim
     reason: str
     recoveries: int
+
+
+@dataclass(frozen=True)
+class Past:
+    """An entry of a history that is not kept.
+
+    Attributes:
+        job: the removal of its record (see recipes.removal), None to keep it.
+        errors: the removals of its Errors.
+        values: what the job had in some fields; one that has others by now is kept.
+    """
+
+    ident: str
+    job: dict[str, Any] | None
+    errors: list[dict[str, Any]]
+    values: Mapping[str, str | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -663,6 +680,29 @@ def release(namespace: str, queue_model: str, tokens: Sequence[str]) -> Call[tup
 
     args: dict[str, str | Sequence[str]] = {"namespace": namespace, "queue_model": queue_model, "tokens": tokens}
     return Call("release", _keys(namespace), args, read)
+
+
+def purge(namespace: str, queue_key: str, history: str, past: Iterable[Past]) -> Call[tuple[int, frozenset[str]]]:
+    """Remove the oldest entries of a history, `success` or `errors`, with what goes with them.
+
+    Answers how many were removed, and of which of them the record was kept, because it has changed.
+    """
+    entries = []
+    for one in past:
+        pairs = [(name, "" if value is None else f"={value}") for name, value in one.values.items()]
+        texts = [text for pair in pairs for text in pair]
+        entries += [one.ident, json.dumps({"job": one.job, "errors": one.errors}), str(len(pairs)), *texts]
+
+    def read(reply: Reply) -> tuple[int, frozenset[str]]:
+        return int(reply[1]), frozenset(reply[2:])
+
+    args: dict[str, str | Sequence[str]] = {
+        "namespace": namespace,
+        "queue": queue_key,
+        "history": history,
+        "entries": entries,
+    }
+    return Call("purge", _keys(namespace), args, read)
 
 
 def renew(namespace: str, held: Iterable[Claim]) -> Call[tuple[str, ...]]:

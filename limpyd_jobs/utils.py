@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime, timedelta, timezone
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeAlias
 
 from .exceptions import InvalidArgument
 
 EPOCH = datetime(1970, 1, 1)
+Keep: TypeAlias = "int | timedelta"  # of a history: a number of jobs, or for how long
 
 
 def utcnow() -> datetime:
@@ -70,6 +72,31 @@ def get_delta(value: float | timedelta) -> timedelta:
     except (OverflowError, ValueError):  # more than a timedelta holds, or nan
         pass
     raise InvalidArgument("delta", value, "an int, a float or a timedelta object")
+
+
+KEEP_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+def parse_keep(argument: str, value: Any) -> Keep:
+    """How much of a history is kept: a number of jobs, or for how long.
+
+    Args:
+        value: an integer, a timedelta, or a text: `1000`, or a duration with its unit: `45s`, `30m`, `12h`, `7d`, `2w`.
+    Raises:
+        InvalidArgument: none of these, or negative.
+    """
+    accepted = "a number of jobs like 1000, or a duration like 45s, 30m, 12h, 7d, 2w"
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    if isinstance(value, timedelta) and value >= timedelta():
+        return value
+    match = re.fullmatch(r"([0-9]{1,15})([smhdw]?)", value.strip()) if isinstance(value, str) else None
+    if match is None:
+        raise InvalidArgument(argument, value, accepted)
+    try:
+        return timedelta(seconds=int(match[1]) * KEEP_UNITS[match[2]]) if match[2] else int(match[1])
+    except OverflowError:
+        raise InvalidArgument(argument, value, accepted) from None
 
 
 def compute_delayed_until(

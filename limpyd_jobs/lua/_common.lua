@@ -365,7 +365,7 @@ local function give_back(namespace, queue_model, recipe, pk, ident, token)
   local status, queue = values[1], values[3]
   local is_to_run = status == 'r' or status == 'w' or status == 'd' or (status == 'e' and values[2])
   if not is_to_run then
-    if status == 'c' then write_fields(recipe, pk, {'queued'}, {false}) end
+    if values[2] then write_fields(recipe, pk, {'queued'}, {false}) end  -- canceled, or somebody has begun to delete it
     drop_lease(namespace, ident, token)
     return 'ENDED'
   end

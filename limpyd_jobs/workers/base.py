@@ -21,7 +21,7 @@ from ..exceptions import ConfigurationException, InvalidArgument
 from ..models import MAX_MESSAGE, Error, Job, Queue, printable, shortened
 from ..modules import allowed_modules, is_dotted_name
 from ..statuses import STATUSES
-from ..utils import get_delta, utcnow
+from ..utils import get_delta, parse_keep, utcnow
 from .doorbell import Alarm
 
 LOGGER_NAME = "limpyd-jobs"
@@ -57,6 +57,8 @@ class BaseWorker:
     max_recoveries = 3
     stop_timeout: float | None = None
     job_modules: Any = ()
+    keep_success: Any = None
+    keep_errors: Any = None
 
     parameters: tuple[str, ...] = (
         "queues",
@@ -83,6 +85,8 @@ class BaseWorker:
         "max_recoveries",
         "stop_timeout",
         "job_modules",
+        "keep_success",
+        "keep_errors",
     )
 
     def __init__(self, queues: Any = None, **kwargs: Any) -> None:
@@ -179,6 +183,12 @@ class BaseWorker:
             )
         for name in recipes.JOB_OPTIONS:
             recipes.check_job_option(type(self).__name__, name, getattr(self, name))
+        for name in ("keep_success", "keep_errors"):
+            value = getattr(self, name)
+            try:
+                setattr(self, name, None if value is None else parse_keep(name, value))
+            except InvalidArgument as error:
+                raise ConfigurationException(str(error)) from error
         if self.stop_timeout is not None:
             self._check_seconds("stop_timeout", self.stop_timeout)
 

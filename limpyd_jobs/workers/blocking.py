@@ -29,6 +29,7 @@ from .base import BaseWorker, new_worker_key
 from .doorbell import Alarm, Doorbell
 from .heartbeat import Heartbeat, own_client
 from .outage import Outage
+from .retention import Retention
 
 LAST_TRIES_SECONDS = 5  # for recording an end, when the worker must stop
 POLL_SECONDS = 1  # how often the waiting lists themselves are looked at, for programs that fill them and do not ring
@@ -64,6 +65,8 @@ class Worker(BaseWorker):
         self._broken: dict[str, float] = {}  # keys of a wrong type -> when to look at them again
         self._was_interrupted = False
         self._outage = Outage(lambda message: self.log(message, level="error"))
+        keep = {"success": self.keep_success, "errors": self.keep_errors}
+        self._retention = Retention(self.queue_model, self.error_model, keep, self.log)
         own_keys = _overrides(type(self), Worker, "update_keys")
         self._has_own_keys = own_keys or _overrides(self.queue_model, Queue, "get_waiting_keys", "get_all_by_priority")
         self._has_own_success = _overrides(type(self), Worker, "job_success")
@@ -432,6 +435,7 @@ class Worker(BaseWorker):
             self.requeue_delayed_jobs()
         if self._is_time("_recovered_at", self.lease_seconds / 3 * random.uniform(0.8, 1.2)):
             self._recover_lapsed()
+        self._retention.trim()
 
     def _recover_lapsed(self) -> None:
         call = transitions.recover(
@@ -594,6 +598,7 @@ class Worker(BaseWorker):
         record = self._record_of_unseen(claim.ident, claim.queue_name, claim.identifier, error)
         text = record.text if record else ""
         ended = self._send_call(transitions.fail(self._namespace, claim, str(utcnow()), None, text))
+        self._note_history(claim, "errors", ended)
         repair_indexes(ended.changes)
         self._write_late(record, ended.error_pk)
 
@@ -791,10 +796,15 @@ class Worker(BaseWorker):
         if ended.kind == "CHANGED":
             raise _StatusChanged(ended.status)
         job._cached_status, job._is_written = STATUSES.SUCCESS, True
+        self._note_history(claim, "success", ended)
         if claim.start:
             job._cached_duration = end - parse_datetime(claim.start)
         self._release_claim(job)
         repair_indexes(ended.changes)
+
+    def _note_history(self, claim: Claim, name: str, ended: transitions.Ended) -> None:
+        if ended.kind == "OK":
+            self._retention.note(claim.queue_key, name, ended.history)
 
     def job_error(self, job: Any, queue: Any, exception: BaseException, trace: str | None = None) -> None:
         """A job failed: it is in ERROR, in the list `errors` of its queue, with an Error; then requeued, if allowed."""
@@ -817,6 +827,7 @@ class Worker(BaseWorker):
         call = transitions.fail(self._namespace, claim, str(utcnow()), times, text)
         ended: transitions.Ended = self._until_answered(lambda: self._send_call(call))
         job._cached_status, job._is_written = STATUSES.ERROR, True
+        self._note_history(claim, "errors", ended)
         if not ended.to_be_requeued:
             self._release_claim(job)
         repair_indexes(ended.changes)
@@ -827,8 +838,10 @@ class Worker(BaseWorker):
 
     def _write_plain_error(self, job: Any, queue: Any, exception: BaseException, trace: str | None) -> None:
         """As `_write_error`, without anything that a subclass may have made to raise."""
-        call = transitions.fail(self._namespace, self._claim_for(job, queue), str(utcnow()), None, "")
+        claim = self._claim_for(job, queue)
+        call = transitions.fail(self._namespace, claim, str(utcnow()), None, "")
         ended = self._until_answered(lambda: self._send_call(call))
+        self._note_history(claim, "errors", ended)
         job._cached_status, job._is_written = STATUSES.ERROR, True
         repair_indexes(ended.changes)
         if ended.to_be_requeued:  # it had been recorded, and the reply was lost

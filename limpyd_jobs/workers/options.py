@@ -160,6 +160,15 @@ OPTIONS: tuple[Option, ...] = (
         "besides what is in --pythonpath, e.g. --job-modules=my.jobs,my.other; * for any (default: none)",
     ),
     make_option(
+        "--keep-success",
+        help="How many of the jobs that ended well are kept in each queue, or for how long, e.g. --keep-success=1000 "
+        "or --keep-success=7d (s, m, h, d, w); the field keep_success of a queue wins (default: all)",
+    ),
+    make_option(
+        "--keep-errors",
+        help="The same for the jobs that failed, and their errors, e.g. --keep-errors=30d (default: all)",
+    ),
+    make_option(
         "--database",
         help="The Redis database: redis://[user:password@]host:port/db, rediss://..., unix:///path?db=0, "
         "embedded:///directory or host:port:db (default: the environment variable LIMPYD_JOBS_DATABASE, where a "

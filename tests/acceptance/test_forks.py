@@ -71,9 +71,9 @@ def forked(server: RedisServer, how: str) -> Iterator[tuple[Process, list[int]]]
     pids: list[int] = []
     with Process([sys.executable, "-W", "ignore", "-c", PROGRAM, server.url, how]) as program:
         try:
-            line = program.wait_for_output("children")
-            wait_until(lambda: program.output.endswith("\n"))
-            pids += [int(text) for text in line.split("children ")[1].split("\n")[0].split()]
+            program.wait_for_output("children")
+            wait_until(lambda: "\n" in program.output.partition("children ")[2])
+            pids += [int(text) for text in program.output.split("children ")[1].split("\n")[0].split()]
             yield program, pids
         finally:
             for pid in pids if program.is_running() else ():  # they outlive a parent that is killed

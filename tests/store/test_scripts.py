@@ -101,6 +101,7 @@ SAMPLES = {
     "recover": lambda: recover_call(),
     "renew": lambda: transitions.renew("jobs", ()),
     "release": lambda: transitions.release("jobs", "jobs:queue", ["t"]),
+    "purge": lambda: transitions.purge("jobs", "jobs:queue:1", "success", [transitions.Past("a:1", None, [])]),
     "reject": lambda: transitions.reject("jobs", "jobs:queue:1", "a:1", ""),
     "register": lambda: transitions.register("jobs", ScriptJob._class_subject()),
 }

@@ -54,6 +54,8 @@ OPTION_NAMES = [
     "max-recoveries",
     "stop-timeout",
     "job-modules",
+    "keep-success",
+    "keep-errors",
     "database",
     "no-title",
 ]
