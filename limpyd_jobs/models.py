@@ -262,12 +262,19 @@ class Queue(BaseJobsModel):
 
     @classmethod
     def get_all_by_priority(cls, names: str | Iterable[str]) -> list[Any]:
-        """The queues with these names, highest priority first; equal ones in the order of the names given."""
+        """The queues with these names, highest priority first; equal ones in the order of the names given.
+
+        One whose record is not a hash is left out.
+        """
         queues = cls.get_all(cls._get_iterable_for_names(names))
         pipeline = cls._raw_pipeline()
         for queue in queues:
             pipeline.hget(queue.key, "priority")
-        pairs = zip(pipeline.execute(), queues, strict=True)
+        replies = pipeline.execute(raise_on_error=False)
+        for reply in replies:
+            if isinstance(reply, Exception) and "WRONGTYPE" not in str(reply):
+                raise reply
+        pairs = [pair for pair in zip(replies, queues, strict=True) if not isinstance(pair[0], Exception)]
         return [queue for _, queue in sorted(pairs, key=lambda pair: -_number(pair[0]))]
 
     @classmethod

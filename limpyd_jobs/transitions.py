@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
@@ -41,7 +41,7 @@ class Call(Generic[T]):
         """KEYS and ARGV as one list, ready to be sent after their number of keys."""
         flat = list(self.keys.values())
         for value in self.args.values():
-            flat.extend([value] if isinstance(value, str) else value)
+            flat.extend([value] if isinstance(value, (str, bytes)) else value)
         return flat
 
     def command(self) -> list[Any]:
@@ -61,7 +61,14 @@ def send(client: Any, call: Call[T]) -> T:
         reply = client.execute_command(*command)
     except NoScriptError:
         reply = client.execute_command("EVAL", lua.load(call.script).text, *command[2:])
+    except UnicodeEncodeError:  # something that Redis holds and that is not UTF-8
+        return send(client, replace(call, args={name: _bytes(value) for name, value in call.args.items()}))
     return call.read(reply)
+
+
+def _bytes(value: Any) -> Any:
+    """A text as the bytes that it was read from; of a list, each."""
+    return value.encode("utf-8", "surrogateescape") if isinstance(value, str) else [_bytes(item) for item in value]
 
 
 # --- Values that travel

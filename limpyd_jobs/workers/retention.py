@@ -16,7 +16,7 @@ from typing import Any
 
 from .. import recipes, transitions
 from ..exceptions import InvalidArgument, JobClassError
-from ..models import Job, has_plain_error_indexes
+from ..models import Job, has_plain_error_indexes, printable
 from ..statuses import STATUSES
 from ..transitions import History, Past
 from ..utils import Keep, parse_keep, utcnow
@@ -173,7 +173,7 @@ class Retention:
         counts = Counter(idents)
         keys = [
             [
-                model.get_field(name).get_index().get_storage_key(value)
+                model.get_field(name).get_index().get_storage_key(printable(value))
                 for name, value in zip(("job_model_repr", "job_pk"), ident.split(":", 1), strict=True)
             ]
             for ident in counts

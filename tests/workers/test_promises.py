@@ -1,0 +1,689 @@
+"""Nothing is lost: workers that die, keys of a wrong type, hostile idents, a Redis that cannot be used for now."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from redis.exceptions import ConnectionError, OutOfMemoryError, ReadOnlyError, ResponseError
+
+from limpyd_jobs import STATUSES, Error, Job, Queue, Worker, admin, modules, recipes, transitions
+from limpyd_jobs.database import is_outage
+from limpyd_jobs.exceptions import ConfigurationException, InvalidArgument, JobClassError, WrongKeyType
+from limpyd_jobs.models import MAX_CODE, MAX_MESSAGE, MAX_TRACEBACK, BaseJobsModel
+from limpyd_jobs.transitions import Claim
+from limpyd_jobs.utils import utcnow
+from limpyd_jobs.workers import blocking
+from limpyd_jobs.workers.base import safe_line
+from limpyd_jobs.workers.heartbeat import Heartbeat
+
+from ..base import RedisServer, wait_until
+from .base import Log, Running, client, idle, leased, work
+
+pytestmark = pytest.mark.usefixtures("database")
+
+
+class PromiseJob(Job):
+    queue_name = "test"
+
+
+class OnceJob(Job):
+    queue_name = "test"
+    max_recoveries = 0
+
+
+class QuickJob(Job):
+    queue_name = "test"
+    lease_seconds = 0.3
+
+
+class SlowJob(Job):
+    queue_name = "test"
+    lease_seconds = 5000
+
+
+def nothing(job: Any, queue: Any) -> None:
+    pass
+
+
+def claim(worker: str = "dead", number: int = 1) -> Claim:
+    call = transitions.claim("jobs", "jobs:queue", f"{worker}-{number}", worker, 30, str(utcnow()), ["test"])
+    taken = transitions.send(client(), call)
+    assert taken.claim is not None, taken
+    return taken.claim
+
+
+def die(times: int = 1, **options: Any) -> Worker:
+    """Claim the next job and be lost, so many times; the last worker that looks is answered."""
+    recoverer = idle(**options)
+    for number in range(times):
+        held = claim(number=number)
+        client().zadd("jobs:leases", {held.ident: 1})
+        recoverer._recover_lapsed()
+    return recoverer
+
+
+def problems() -> list[str]:
+    return [str(problem) for problem in admin.check()]
+
+
+# --- Jobs that take their worker down
+
+
+def test_a_job_is_given_back_as_often_as_allowed_and_then_in_error() -> None:
+    job = PromiseJob.add_job("one")
+
+    die(3)
+    assert job.hmget("status", "tries", "recoveries") == [STATUSES.WAITING, "3", "3"]
+    die(1)
+
+    assert job.hmget("status", "tries", "recoveries", "queued") == [STATUSES.ERROR, "4", "4", None]
+    (error,) = Error.collection_for_job(job).instances()
+    assert error.hmget("type", "queue_name", "job_pk") == ["WorkerLost", "test", job.pk.get()]
+    assert "4 times" in error.message.hget()
+    assert Queue.get_queue("test").errors.lmembers() == [job.ident]
+    assert leased() == [] and problems() == []
+
+
+def test_a_class_of_jobs_says_how_often_it_is_given_back() -> None:
+    job, other = OnceJob.add_job("one"), PromiseJob.add_job("two")
+
+    die(2, max_recoveries=9)
+
+    assert job.status.hget() == STATUSES.ERROR
+    assert other.status.hget() == STATUSES.WAITING
+
+
+def test_the_count_begins_anew_when_the_job_does() -> None:
+    job = PromiseJob.add_job("one")
+    die(4)
+
+    job.requeue()
+
+    assert job.hmget("status", "recoveries") == [STATUSES.WAITING, None]
+
+
+def test_a_job_that_ends_keeps_its_count() -> None:
+    job = PromiseJob.add_job("one")
+    die(2)
+
+    work(1, callback=nothing)
+
+    assert job.hmget("status", "recoveries") == [STATUSES.SUCCESS, "2"]
+
+
+def test_a_worker_that_dies_before_it_recorded_a_lost_job_leaves_it_to_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job = OnceJob.add_job("one")
+    with monkeypatch.context() as dying:
+        dying.setattr(Worker, "_end_doomed", lambda self, doomed: None)
+        die(1)
+    assert leased() == [job.ident] and problems() == []
+
+    client().zadd("jobs:leases", {job.ident: 1})
+    idle()._recover_lapsed()
+
+    assert job.hmget("status", "recoveries") == [STATUSES.ERROR, "2"]
+    assert len(Error.collection_for_job(job)) == 1
+
+
+def test_a_lost_job_without_saved_errors_is_in_error_all_the_same() -> None:
+    job = OnceJob.add_job("one")
+
+    die(1, save_errors=False)
+
+    assert job.status.hget() == STATUSES.ERROR
+    assert len(Error.collection()) == 0
+
+
+@pytest.mark.parametrize("recoveries", ["", "many", "-5"])
+def test_whatever_stands_in_the_count_a_job_is_given_back(recoveries: str) -> None:
+    job = PromiseJob.add_job("one")
+    client().hset(job.key, "recoveries", recoveries)
+
+    die(1)
+
+    assert job.status.hget() == STATUSES.WAITING
+
+
+def test_a_job_that_was_being_deleted_does_not_block_its_identifier() -> None:
+    job = PromiseJob.add_job("one")
+    held = claim()
+    job.status.hdel()
+    client().zadd("jobs:leases", {held.ident: 1})
+
+    idle()._recover_lapsed()
+
+    assert problems() == []
+    assert PromiseJob.add_job("one").pk.get() != job.pk.get()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("lease_seconds", 0), ("lease_seconds", "x"), ("max_recoveries", -1), ("max_recoveries", 1.5)]
+)
+def test_a_class_with_an_impossible_option_is_refused(name: str, value: Any) -> None:
+    model = type("ImpossibleJob", (Job,), {"abstract": True, name: value})
+
+    with pytest.raises(ConfigurationException, match=f"{name}.*{value!r}"):
+        recipes.job_recipe(model)
+
+
+# --- Leases of a class, heartbeats
+
+
+def test_a_class_of_jobs_says_how_long_its_lease_is() -> None:
+    slow, quick = SlowJob.add_job("slow"), QuickJob.add_job("quick")
+
+    assert claim(number=1).lease_seconds == 5000
+    assert claim(number=2).lease_seconds == 0.3
+    now = client().time()[0]
+    assert client().zscore("jobs:leases", slow.ident) - now > 4000
+    assert client().zscore("jobs:leases", quick.ident) - now < 5
+
+
+def test_a_short_lease_of_a_class_is_renewed_by_a_worker_with_long_ones() -> None:
+    QuickJob.add_job("one")
+    seen: list[float] = []
+
+    def watch(job: Any, queue: Any) -> None:
+        first = client().zscore("jobs:leases", job.ident)
+        wait_until(lambda: client().zscore("jobs:leases", job.ident) > first, message="the lease is renewed")
+        seen.append(first)
+
+    work(1, callback=watch, lease_seconds=3000)
+
+    assert len(seen) == 1
+
+
+def test_a_heartbeat_has_a_connection_of_its_own_that_waits_less_than_a_lease() -> None:
+    heart = Heartbeat(client(), "jobs", 0.9, {}, print, print)
+
+    assert heart._client.connection_pool is not client().connection_pool
+    assert heart._client.connection_pool.connection_kwargs["socket_timeout"] == pytest.approx(0.3)
+
+
+def test_a_worker_whose_heartbeats_fail_takes_nothing_before_one_succeeds(
+    monkeypatch: pytest.MonkeyPatch, log: Log
+) -> None:
+    is_cut = threading.Event()
+    beat = Heartbeat.beat
+
+    def cut_beat(self: Heartbeat) -> None:
+        if is_cut.is_set():
+            raise ConnectionError("cut")
+        beat(self)
+
+    def wait_for_the_lease(job: Any, queue: Any) -> None:
+        if job.identifier.hget() == "one":
+            is_cut.set()
+            wait_until(lambda: worker._heartbeat is not None and worker._heartbeat.is_failing)
+
+    monkeypatch.setattr(Heartbeat, "beat", cut_beat)
+    monkeypatch.setattr(blocking, "FAILING_SECONDS", 0.01)
+    first, second = PromiseJob.add_job("one"), PromiseJob.add_job("two")
+    with Running(idle(callback=wait_for_the_lease, lease_seconds=0.3)) as worker:
+        wait_until(lambda: first.status.hget() == STATUSES.SUCCESS)
+        looked: list[Any] = []
+        monkeypatch.setattr(Worker, "_look_for_job", _counted(Worker._look_for_job, looked))
+        wait_until(lambda: len(looked) > 5, message="it looks several times")
+        assert second.status.hget() == STATUSES.WAITING
+        is_cut.clear()
+        wait_until(lambda: second.status.hget() == STATUSES.SUCCESS)
+
+    assert len([line for line in log.lines if line.startswith("Leases cannot be renewed")]) == 1
+    assert len([line for line in log.lines if line == "Leases are renewed again"]) == 1
+
+
+def _counted(method: Any, calls: list[Any]) -> Any:
+    def count(self: Any) -> Any:
+        calls.append(self)
+        return method(self)
+
+    return count
+
+
+# --- Giving back
+
+
+def test_what_is_released_waits_at_the_head_and_its_try_is_not_counted() -> None:
+    job, other = PromiseJob.add_job("one"), PromiseJob.add_job("two")
+    held = claim()
+
+    first = transitions.send(client(), transitions.release("jobs", "jobs:queue", [held.token, "no-such"]))
+    again = transitions.send(client(), transitions.release("jobs", "jobs:queue", [held.token]))
+
+    assert (first, again) == (((job.ident,), ()), ((), ()))
+    assert Queue.get_queue("test").waiting.lmembers() == [job.ident, other.ident]
+    assert job.hmget("status", "tries", "start", "recoveries") == [STATUSES.WAITING, None, None, None]
+    assert problems() == []
+
+
+def test_a_canceled_job_that_is_released_is_let_go() -> None:
+    job = PromiseJob.add_job("one")
+    held = claim()
+    job.status.hset(STATUSES.CANCELED)
+
+    assert transitions.send(client(), transitions.release("jobs", "jobs:queue", [held.token])) == ((), ())
+
+    assert job.hmget("status", "queued") == [STATUSES.CANCELED, None]
+    assert leased() == [] and problems() == []
+
+
+def test_an_interrupt_of_a_worker_that_is_not_graceful_gives_the_job_back() -> None:
+    job = PromiseJob.add_job("one")
+    handler = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def interrupt(job: Any, queue: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        threading.Event().wait(5)
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            Worker("test", terminate_gracefully=False, callback=interrupt).run()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+    assert job.hmget("status", "tries") == [STATUSES.WAITING, None]
+    assert leased() == []
+
+
+# --- Keys of a wrong type
+
+
+@pytest.mark.parametrize("key", ["jobs:queue:1:waiting", "jobs:queue:1:hash", "jobs:ready:queue:broken"])
+def test_a_key_of_a_wrong_type_stops_its_queue_and_no_other(key: str, log: Log) -> None:
+    Queue.get_queue("broken", 5)
+    job = PromiseJob.add_job("one", queue_name="broken", priority=5)
+    good = PromiseJob.add_job("two", queue_name="good")
+    worker = idle(queues="broken,good", callback=nothing)
+    worker.update_keys()
+    saved = client().dump(key)
+    client().delete(key)
+    client().set(key, "something else")
+
+    with Running(worker):
+        wait_until(lambda: good.status.hget() == STATUSES.SUCCESS)
+        later = PromiseJob.add_job("three", queue_name="good")
+        wait_until(lambda: later.status.hget() == STATUSES.SUCCESS)
+
+    assert len([line for line in log.lines if repr(key) in line and "left alone for 60 seconds" in line]) == 1
+    assert job.status.hget() == STATUSES.WAITING
+    client().restore(key, 0, saved, replace=True)
+    work(1, queues="broken", callback=nothing)
+    assert job.status.hget() == STATUSES.SUCCESS
+    assert problems() == []
+
+
+def test_delayed_jobs_of_other_queues_are_promoted_while_one_is_broken(log: Log) -> None:
+    Queue.get_queue("broken", 5)
+    PromiseJob.add_job("one", queue_name="broken", priority=5, delayed_for=0.2)
+    client().delete("jobs:queue:1:delayed")
+    client().set("jobs:queue:1:delayed", "something else")
+    good = PromiseJob.add_job("two", queue_name="good", delayed_for=0.2)
+
+    with Running(idle(queues="broken,good", callback=nothing)):
+        wait_until(lambda: good.status.hget() == STATUSES.SUCCESS)
+
+    assert len([line for line in log.lines if "left alone" in line]) == 1
+
+
+@pytest.mark.parametrize("field", ["waiting", "delayed"])
+def test_nothing_is_added_to_a_broken_queue_and_nothing_half(field: str) -> None:
+    Queue.get_queue("test")
+    client().set(f"jobs:queue:1:{field}", "something else")
+    before = {key: client().type(key) for key in client().keys("*")}
+
+    with pytest.raises(WrongKeyType, match=f"jobs:queue:1:{field}"):
+        PromiseJob.add_job("one")
+    with pytest.raises(WrongKeyType):
+        PromiseJob.add_job("one", delayed_for=100)
+
+    assert {key: client().type(key) for key in client().keys("*")} == before
+
+
+def test_a_doorbell_of_a_wrong_type_is_replaced() -> None:
+    client().set("jobs:doorbell:queue:test", "something else")
+
+    job = PromiseJob.add_job("one")
+
+    work(1, callback=nothing)
+    assert job.status.hget() == STATUSES.SUCCESS
+
+
+def test_a_history_of_a_wrong_type_does_not_keep_a_job_from_its_end(log: Log) -> None:
+    job, failing = PromiseJob.add_job("one"), PromiseJob.add_job("two")
+    client().set("jobs:queue:1:success", "something else")
+    client().set("jobs:queue:1:errors", "something else")
+
+    def fail(job: Any, queue: Any) -> None:
+        if job.identifier.hget() == "two":
+            raise ValueError
+
+    work(2, callback=fail)
+
+    assert (job.status.hget(), failing.status.hget()) == (STATUSES.SUCCESS, STATUSES.ERROR)
+    assert len([line for line in log.lines if "is not a list" in line]) == 2
+
+
+def test_a_record_of_a_wrong_type_goes_to_the_errors_and_the_next_job_runs() -> None:
+    job, good = PromiseJob.add_job("one"), PromiseJob.add_job("two")
+    client().delete(job.key)
+    client().set(job.key, "something else")
+
+    work(1, callback=nothing)
+
+    assert good.status.hget() == STATUSES.SUCCESS
+    assert Queue.get_queue("test").errors.lmembers() == [job.ident]
+    (error,) = Error.collection(job_pk=job.pk.get()).instances()
+    assert error.type.hget() == "WrongKeyType"
+
+
+# --- Idents
+
+
+HOSTILE = [
+    "",
+    ":",
+    "nonsense",
+    "os.system:1",
+    "os:1",
+    "no.such.Model:1",
+    "limpyd_jobs.models.Queue:1",
+    "limpyd_jobs.models.BaseJobsModel:1",
+    "limpyd_jobs.models.os:1",
+    ".x:1",
+    "a..b:1",
+    "a.b-c:1",
+    "tests.workers.test_promises.PromiseJob:",
+    "tests.workers.test_promises.PromiseJob:1\n2",
+    "tests.workers.test_promises.PromiseJob:" + "9" * 2000,
+    "__main__.Nothing:1",
+    "x" * 100_000,
+    b"\xff\xfe\x00:\x80",
+    b"tests.workers.test_promises.PromiseJob:\xff",
+]
+
+
+@pytest.mark.parametrize("ident", HOSTILE, ids=range(len(HOSTILE)))
+def test_a_hostile_ident_goes_to_the_errors_with_a_reason_and_the_next_job_runs(ident: Any, log: Log) -> None:
+    Queue.get_queue("test")
+    client().rpush("jobs:queue:1:waiting", ident)
+    good = PromiseJob.add_job("good")
+
+    with Running(idle(callback=nothing)):
+        wait_until(lambda: good.status.hget() == STATUSES.SUCCESS)
+
+    errors = client().lrange("jobs:queue:1:errors", 0, -1)
+    assert len(errors) == len(Error.collection()) <= 1
+    assert errors or [line for line in log.lines if "no record of" in line]
+    assert [line for line in log.lines if "\n" in line] == []
+
+
+@pytest.fixture
+def module(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A module with a job, which notes that it was imported."""
+    name = f"hostile_module_{os.getpid()}_{time.monotonic_ns()}"
+    (tmp_path / f"{name}.py").write_text(
+        "import builtins\nfrom limpyd_jobs import Job\nbuiltins.imported_here = True\n"
+        f"class FoundJob(Job):\n    queue_name = 'test'\n    namespace = '{name}'\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("builtins.imported_here", False, raising=False)
+    monkeypatch.setattr(modules.allowed_modules, "names", set(modules.allowed_modules.names))
+    monkeypatch.setattr(modules.allowed_modules, "directories", set())
+    yield name
+    sys.modules.pop(name, None)
+
+
+def was_imported() -> bool:
+    import builtins
+
+    return bool(getattr(builtins, "imported_here", False))
+
+
+def test_a_module_that_nobody_named_is_not_imported(module: str) -> None:
+    with pytest.raises(JobClassError, match=f"--job-modules={module}"):
+        Job.class_of(f"{module}.FoundJob:1")
+
+    assert not was_imported()
+
+
+@pytest.mark.parametrize("how", ["name", "list", "any", "directory"])
+def test_a_module_that_was_allowed_is_imported(how: str, module: str, tmp_path: Any, log: Log) -> None:
+    if how == "directory":
+        modules.allowed_modules.add_directories([str(tmp_path)])
+    else:
+        names = {"name": f"other.module, {module}", "list": [module], "any": "*"}[how]
+        Worker("test", terminate_gracefully=False, job_modules=names)
+
+    model = Job.class_of(f"{module}.FoundJob:1")
+
+    assert model.__name__ == "FoundJob" and was_imported()
+    with pytest.raises(JobClassError, match="not a subclass of Job"):
+        Job.class_of(f"{module}.builtins:1")
+
+
+def test_a_package_includes_its_modules_and_nothing_that_begins_like_it() -> None:
+    allowed = modules.AllowedModules()
+    allowed.add("shop.jobs")
+
+    assert allowed.allows("shop.jobs") and allowed.allows("shop.jobs.mails")
+    assert not allowed.allows("shop.jobsother") and not allowed.allows("shop")
+
+
+def test_any_module_is_told_of_in_the_log(module: str, log: Log) -> None:
+    PromiseJob.add_job("one")
+
+    work(1, callback=nothing, job_modules="*")
+
+    assert len([line for line in log.lines if line.startswith("job_modules is *")]) == 1
+
+
+@pytest.mark.parametrize("names", ["", "a,,b", "a b", "../x", ["ok", 3], 7, b"x"])
+def test_names_that_no_module_can_have_are_refused(names: Any) -> None:
+    with pytest.raises(ConfigurationException, match="job_modules"):
+        Worker("test", terminate_gracefully=False, job_modules=names)
+
+
+# --- Log lines
+
+
+def test_the_name_of_a_job_cannot_pass_for_a_line_of_the_log(log: Log) -> None:
+    PromiseJob.add_job("one\n[123] jobs are all done\x1b[2J\u2028x")
+
+    def fail(job: Any, queue: Any) -> None:
+        raise ValueError("two\r\nlines")
+
+    work(1, callback=fail)
+
+    assert [line for line in log.messages if safe_line(line) != line] == []
+    assert any("one\\n[123] jobs are all done\\x1b[2J\\u2028x" in line for line in log.lines)
+    assert any("two\\r\\nlines" in line for line in log.lines)
+
+
+# --- Exceptions of jobs
+
+
+def test_what_is_too_long_is_cut_in_its_middle() -> None:
+    class HugeError(Exception):
+        code = "c" * 10_000
+
+    job = PromiseJob.add_job("one")
+
+    def fail(job: Any, queue: Any) -> None:
+        raise HugeError("a" * 1_000_000 + "z")
+
+    work(1, callback=fail)
+
+    (error,) = Error.collection_for_job(job).instances()
+    message, trace, code = error.hmget("message", "traceback", "code")
+    assert (len(message), len(trace), len(code)) == (MAX_MESSAGE, MAX_TRACEBACK, MAX_CODE)
+    assert message.startswith("aaa") and message.endswith("az") and "characters left out" in message
+    assert trace.startswith("Traceback (most recent call last)")
+
+
+def test_an_exception_that_does_anything_is_recorded() -> None:
+    class EvilError(BaseException):
+        def __str__(self) -> str:
+            raise SystemExit(9)
+
+        @property
+        def code(self) -> Any:
+            raise KeyError("no")
+
+    job, good = PromiseJob.add_job("one"), PromiseJob.add_job("two")
+
+    def fail(job: Any, queue: Any) -> None:
+        if job.identifier.hget() == "one":
+            raise EvilError
+
+    work(2, callback=fail)
+
+    assert (job.status.hget(), good.status.hget()) == (STATUSES.ERROR, STATUSES.SUCCESS)
+    assert "EvilError" in next(iter(Error.collection_for_job(job).instances())).message.hget()
+
+
+@pytest.mark.parametrize("hook", ["on_started", "on_success", "on_error"])
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit])
+def test_a_hook_that_raises_anything_does_not_end_the_worker(
+    hook: str, kind: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any) -> None:
+        raise kind
+
+    monkeypatch.setattr(PromiseJob, hook, fail, raising=False)
+    jobs = [PromiseJob.add_job(str(number)) for number in range(2)]
+
+    work(2, callback=fail if hook == "on_error" else nothing)
+
+    wanted = STATUSES.ERROR if hook == "on_error" else STATUSES.SUCCESS
+    assert {job.status.hget() for job in jobs} == {wanted}
+    assert leased() == []
+
+
+# --- A Redis that cannot be used
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionError("x"),
+        ReadOnlyError("You can't write against a read only replica."),
+        OutOfMemoryError("command not allowed when used memory > 'maxmemory'."),
+        ResponseError("Error running script (call to f_1): @user_script:17: -OOM command not allowed"),
+        ResponseError("READONLY You can't write"),
+        ResponseError("MISCONF Redis is configured to save RDB snapshots"),
+        ResponseError("NOREPLICAS Not enough good replicas to write."),
+        ResponseError("BUSY Redis is busy running a script."),
+        ResponseError("MASTERDOWN Link with MASTER is down"),
+    ],
+)
+def test_an_outage_is_told_from_an_error_of_the_call(error: Exception) -> None:
+    assert is_outage(error)
+    assert not is_outage(ResponseError("WRONGTYPE Operation against a key holding the wrong kind of value"))
+    assert not is_outage(ValueError("OOM"))
+
+
+@pytest.fixture
+def own_server() -> Iterator[RedisServer]:
+    """A server for one test, with the models on it."""
+    with RedisServer(tcp=True) as server:
+        former = dict(BaseJobsModel.database.connection_settings)
+        BaseJobsModel.database.connect(**server.tcp_settings)
+        yield server
+        BaseJobsModel.database.reset(**former)
+
+
+def test_a_full_memory_refuses_additions_whole_and_lets_what_is_there_run(own_server: RedisServer) -> None:
+    jobs = [PromiseJob.add_job(str(number)) for number in range(3)]
+    due = PromiseJob.add_job("due", delayed_for=0.1)
+    failing = PromiseJob.add_job("failing")
+    client().config_set("maxmemory", 1)
+    before = set(client().keys("*"))
+
+    with pytest.raises(ResponseError, match="memory"):
+        PromiseJob.add_job("refused", retry_for=0.2)
+    assert set(client().keys("*")) == before
+
+    def run(job: Any, queue: Any) -> None:
+        first = client().zscore("jobs:leases", job.ident)
+        if job.identifier.hget() == "0":
+            wait_until(lambda: client().zscore("jobs:leases", job.ident) > first, message="the lease is renewed")
+        if job.identifier.hget() == "failing" and int(job.tries.hget()) == 1:
+            raise ValueError
+
+    with Running(idle(callback=run, lease_seconds=0.6, requeue_times=1, requeue_delay_delta=0)):
+        wait_until(lambda: all(job.status.hget() == STATUSES.SUCCESS for job in (*jobs, due, failing)))
+
+    client().config_set("maxmemory", 0)
+    assert [job.tries.hget() for job in jobs] == ["1"] * 3
+    assert PromiseJob.add_job("refused").status.hget() == STATUSES.WAITING
+
+
+def test_a_worker_and_a_producer_wait_while_the_server_is_a_replica(own_server: RedisServer, log: Log) -> None:
+    job = PromiseJob.add_job("one")
+    worker = idle(callback=nothing)
+
+    def promote() -> None:
+        time.sleep(0.5)
+        own_server.client().replicaof("NO", "ONE")
+
+    own_server.client().config_set("replica-read-only", "yes")
+    own_server.client().replicaof("127.0.0.1", "1")
+    with Running(worker):
+        wait_until(lambda: any("Redis cannot be used" in line for line in log.lines))
+        threading.Thread(target=promote).start()
+        later = PromiseJob.add_job("two")
+        wait_until(lambda: later.status.hget() == STATUSES.SUCCESS)
+
+    assert job.status.hget() == STATUSES.SUCCESS
+    assert problems() == []
+
+
+def test_a_producer_raises_when_its_patience_is_over(own_server: RedisServer) -> None:
+    PromiseJob.add_job("one")
+    own_server.kill()
+
+    with pytest.raises(ConnectionError):
+        PromiseJob.add_job("two", retry_for=0.3)
+
+    own_server.start()
+
+
+def test_a_producer_goes_on_when_redis_is_back_in_time(own_server: RedisServer) -> None:
+    PromiseJob.add_job("one")
+    own_server.kill()
+    starter = threading.Timer(0.3, own_server.start)
+    starter.start()
+
+    job = PromiseJob.add_job("two", retry_for=20)
+
+    starter.join()
+    assert job.status.hget() == STATUSES.WAITING
+
+
+@pytest.mark.parametrize("value", [-1, "5", True])
+def test_a_patience_that_is_no_number_of_seconds_is_refused(value: Any) -> None:
+    with pytest.raises(InvalidArgument, match="retry_for"):
+        PromiseJob.add_job("one", retry_for=value)
+
+    assert len(PromiseJob.collection()) == 0
+
+
+def test_redis_that_may_evict_is_told_of(own_server: RedisServer, log: Log) -> None:
+    PromiseJob.add_job("one")
+    client().config_set("maxmemory-policy", "allkeys-lru")
+
+    work(1, callback=nothing)
+
+    assert len([line for line in log.lines if "maxmemory-policy is allkeys-lru" in line]) == 1
+    assert log.level_of("maxmemory-policy") == "WARNING"
