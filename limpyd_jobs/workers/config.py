@@ -188,7 +188,9 @@ class WorkerConfig:
         for name in self.script_options:
             self._print_option(name, self._script_option(name))
         print("The worker will run with the following options:")
-        for name in self.options.worker_class.parameters:
+        worker_class = self.options.worker_class
+        more = (name for name in worker_class.more_parameters if name != "terminate_gracefully")  # is there already
+        for name in (*worker_class.parameters, *more):
             self._print_option(name, self._worker_option(name))
         sys.stdout.flush()  # so that it stands before the log lines, wherever they go
 

@@ -617,6 +617,12 @@ def test_c4_the_options_in_force_are_printed(capsys: pytest.CaptureFixture[str])
         " - requeue-times = 0",
         " - requeue-priority-delta = -1",
         " - requeue-delay-delta = 30",
+        " - lease-seconds = 30",
+        " - max-recoveries = 3",
+        " - stop-timeout = None",
+        " - job-modules = ",
+        " - keep-success = None",
+        " - keep-errors = None",
     ]
 
 
