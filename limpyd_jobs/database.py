@@ -47,7 +47,13 @@ HEALTH_CHECK_SECONDS = 30
 KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}  # noticed by the system after a minute
 
 # What Redis says while it cannot be used; within the message of a script error, too.
-OUTAGE_CLASSES = (redis.exceptions.ReadOnlyError, redis.exceptions.OutOfMemoryError)
+OUTAGE_CLASSES = (
+    redis.exceptions.ReadOnlyError,
+    redis.exceptions.OutOfMemoryError,
+    redis.exceptions.MasterDownError,
+    redis.exceptions.ClusterDownError,
+    redis.exceptions.TryAgainError,
+)
 OUTAGE_CODES = re.compile(
     r"(?:^|[-\s])(READONLY|OOM|LOADING|BUSY|MISCONF|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|NOREPLICAS)\b"
 )
@@ -339,15 +345,18 @@ def is_outage(error: BaseException) -> bool:
 
     No connection or no reply, a server that loads its data or runs a long script, a replica, no memory, no disk.
     """
+    if isinstance(error, DatabaseException):  # the first use of a database
+        return error.__cause__ is not None and is_outage(error.__cause__)
     if isinstance(error, (redis.ConnectionError, redis.TimeoutError, *OUTAGE_CLASSES)):
         return True
     return isinstance(error, redis.ResponseError) and OUTAGE_CODES.search(str(error)) is not None
 
 
-def leave_replica(client: redis.Redis, error: BaseException) -> None:
-    """Close the connections of a client that has come upon a replica: who was the master, behind a name or a proxy."""
-    if isinstance(error, redis.exceptions.ReadOnlyError) or "READONLY" in str(error):
-        client.connection_pool.disconnect(inuse_connections=False)
+def leave_replica(database: Any, error: BaseException) -> None:
+    """Close the connections to a replica: it was the master, and behind a name or a proxy there is another one now."""
+    is_replica = isinstance(error, (redis.exceptions.ReadOnlyError, redis.exceptions.MasterDownError))
+    if is_replica or "READONLY" in str(error):
+        database.connection.connection_pool.disconnect(inuse_connections=False)
 
 
 def new_client(settings: Mapping[str, Any], **changes: Any) -> redis.Redis:

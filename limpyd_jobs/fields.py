@@ -65,7 +65,7 @@ def write(instance: Any, command: str, names: Sequence[str], names_and_values: l
     """
     if not hasattr(instance, "_pk"):
         instance.pk.get()  # limpyd's own error: the object was deleted
-    must_exist = bool(instance._pk) and not instance.connected
+    must_exist = bool(instance._pk) and (instance.must_exist or not instance.connected)
     pk = instance.pk.get()
     model: Any = type(instance)
     call = transitions.write(instance.key, recipes.recipe(model), pk, must_exist, command, names_and_values)

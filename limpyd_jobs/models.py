@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import random
 import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 from limpyd import fields
 from limpyd.contrib.indexes import SimpleDateTimeIndex
 from limpyd.contrib.related import RelatedModel
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from . import recipes, transitions
 from .database import JobsDatabase, is_outage, leave_replica
-from .exceptions import ConfigurationException, InvalidArgument, JobClassError, LimpydJobsException
+from .exceptions import ConfigurationException, DatabaseException, InvalidArgument, JobClassError, LimpydJobsException
 from .fields import InstanceHashField, needs_limpyd, upgrade, write
 from .modules import allowed_modules, is_dotted_name
 from .statuses import STATUSES
@@ -29,19 +30,22 @@ from .utils import (
     compute_delayed_until,
     datetime_to_score,
     parse_datetime,
+    pauses,
     utcnow,
 )
 
 __all__ = ["STATUSES", "BaseJobsModel", "Error", "Job", "LimpydJobsException", "Queue", "datetime_to_score"]
 
 
-FIRST_PAUSE_SECONDS = 0.1  # between two tries of a producer; twice as long each time
 LONGEST_PK = 1000
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def _no_fields() -> tuple[Any, ...]:
     return ()
+
+
+logger = logging.getLogger("limpyd-jobs")
 
 
 class BaseJobsModel(RelatedModel):
@@ -73,6 +77,11 @@ class BaseJobsModel(RelatedModel):
         field._attach_to_instance(self)
         self.__dict__[name] = field
         return field
+
+    @property
+    def must_exist(self) -> bool:
+        """May the record have gone, so that a write must not begin another one?"""
+        return False
 
     @classmethod
     def get_model_repr(cls) -> str:
@@ -123,16 +132,15 @@ class BaseJobsModel(RelatedModel):
     def _send(cls, call: transitions.Call[Any], retry_for: float = 0) -> Any:
         """Send a call; while Redis cannot be used, again for `retry_for` seconds: only what is safe to repeat."""
         give_up_at = time.monotonic() + retry_for
-        pause = FIRST_PAUSE_SECONDS
-        while True:
+        for pause in pauses(longest=1):
             try:
                 return transitions.send(cls.database.connection, call)
-            except RedisError as error:
-                leave_replica(cls.database.connection, error)
+            except (RedisError, DatabaseException) as error:
+                leave_replica(cls.database, error)
                 if not is_outage(error) or time.monotonic() + pause > give_up_at:
                     raise
-            time.sleep(pause * random.uniform(0.5, 1))
-            pause = min(pause * 2, 1)
+            time.sleep(pause)
+        return None
 
     @classmethod
     def _create(cls, **values: Any) -> Any:
@@ -257,8 +265,18 @@ class Queue(BaseJobsModel):
         def age(pk: str) -> tuple[int, str]:
             return (len(pk), pk) if pk.isdigit() else (0, pk)
 
-        found = (sorted(cls.collection(name=name), key=age) for name in cls._get_iterable_for_names(names))
+        found = (sorted(cls._pks_of(name), key=age) for name in cls._get_iterable_for_names(names))
         return [cls.from_pk(pk) for pks in found for pk in pks]
+
+    @classmethod
+    def _pks_of(cls, name: str) -> Iterable[str]:
+        try:
+            return list(cls.collection(name=name))
+        except ResponseError as error:
+            if "WRONGTYPE" not in str(error):
+                raise
+            logger.error("The queues of the name %r cannot be found: their index is of a wrong type in Redis", name)
+            return []
 
     @classmethod
     def get_all_by_priority(cls, names: str | Iterable[str]) -> list[Any]:
@@ -375,8 +393,10 @@ def _import_allowed(ident: str, module_name: str) -> Any:
         raise JobClassError(ident, f"the module {module_name} is not imported, and may not be: {hint}")
     try:
         return import_module(module_name)
-    except (Exception, SystemExit) as error:  # whatever the module raises while it is imported
-        raise JobClassError(ident, str(error) or type(error).__name__) from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever the module raises while it is imported
+        raise JobClassError(ident, printable(error) or type(error).__name__) from error
 
 
 def _subclasses(model: Any) -> Iterator[Any]:
@@ -421,6 +441,11 @@ class Job(BaseJobsModel):
     _is_in_doubt = False
 
     @property
+    def must_exist(self) -> bool:
+        """The record of a job that a worker runs, or ran, may be removed: by its retention, or by another program."""
+        return self._claim is not None or self._last_claim is not None
+
+    @property
     def ident(self) -> str:
         """What queues hold: the class and the primary key, `limpyd_jobs.models.Job:1`."""
         return f"{self.get_model_repr()}:{self.pk.get()}"
@@ -441,9 +466,11 @@ class Job(BaseJobsModel):
             if model.get_model_repr() == model_repr and not model.abstract:
                 return model
         module = sys.modules.get(module_name) or _import_allowed(ident, module_name)
-        model = vars(module).get(name)
-        # nothing of what the module holds is touched before it is known to be a class of ours
-        if not isinstance(model, type) or not issubclass(model, Job) or model.abstract:
+        if not issubclass(type(module), ModuleType):
+            raise JobClassError(ident, f"{module_name} is not a module")
+        # nothing in the module is touched, not even its `__class__`, before it is known to be a class of ours
+        model = object.__getattribute__(module, "__dict__").get(name)
+        if not issubclass(type(model), type) or Job not in type.mro(model) or model.abstract:
             raise JobClassError(ident, f"{model_repr} is not a subclass of Job")
         return model
 
@@ -766,7 +793,7 @@ class Error(BaseJobsModel):
             "date_time": str(moment),
             "date": str(moment.date()),
             "time": str(moment.time()),
-            "type": type(error).__name__,
+            "type": shortened(class_name(error), MAX_CODE),
             "message": shortened(printable(error), MAX_MESSAGE),
         }
         code = _code_of(error)
@@ -796,7 +823,7 @@ MAX_CODE = 500
 def _code_of(error: BaseException) -> Any:
     try:
         return getattr(error, "code", None)
-    except Exception:  # a property of the user's
+    except BaseException:  # a property of the user's
         return None
 
 
@@ -811,8 +838,13 @@ def printable(value: Any) -> str:
     try:
         text = str(value)
     except BaseException as error:  # an exception of a job may do anything
-        text = f"<{type(value).__name__}, whose text raises {type(error).__name__}>"
-    return text.encode("utf-8", "backslashreplace").decode()
+        text = f"<{class_name(value)}, whose text raises {class_name(error)}>"
+    return str.encode(text, "utf-8", "backslashreplace").decode()
+
+
+def class_name(value: Any) -> str:
+    """The name of the class of any object, whatever its metaclass does."""
+    return str(type.__dict__["__name__"].__get__(type(value)))
 
 
 def shortened(text: str, limit: int) -> str:
@@ -827,5 +859,9 @@ def shortened(text: str, limit: int) -> str:
 def repair_indexes(changes: Changes) -> None:
     """Bring the indexes that no script knows in step with what a script wrote."""
     for change in changes:
-        model = Job.class_of(f"{change.repr}:{change.pk}")
+        try:
+            model = Job.class_of(f"{change.repr}:{change.pk}")
+        except JobClassError as error:  # this process does not have the class that declares the index
+            logger.warning("%s; its index on %s has to be rebuilt", error, change.field)
+            continue
         recipes.repair_index(model, change.pk, change.field, (change.old, change.new))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from importlib.machinery import PathFinder
+from importlib.util import find_spec
 
 from .exceptions import ConfigurationException
 
@@ -43,8 +43,22 @@ class AllowedModules:
         """May this module be imported? Nothing is imported to find out."""
         if ANY in self.names or any(module == name or module.startswith(f"{name}.") for name in self.names):
             return True
-        top = module.partition(".")[0]
-        return bool(self.directories) and PathFinder.find_spec(top, sorted(self.directories)) is not None
+        return bool(self.directories) and self._is_in_directories(module.partition(".")[0])
+
+    def _is_in_directories(self, top: str) -> bool:
+        """Would Python find this module, which has no dot, in one of the directories? It may find another before."""
+        try:
+            spec = find_spec(top)
+        except ValueError:  # it is imported, and does not say from where
+            return False
+        if spec is None:
+            return False
+        places = list(spec.submodule_search_locations or [spec.origin or ""])
+        return all(any(_is_below(place, directory) for directory in self.directories) for place in places)
+
+
+def _is_below(path: str, directory: str) -> bool:
+    return os.path.abspath(path).startswith(os.path.join(directory, ""))
 
 
 def parse_modules(names: str | Iterable[str]) -> list[str]:

@@ -248,7 +248,7 @@ def removal(model: Any, pk: str, values: Mapping[str, str | None]) -> dict[str, 
     own_keys = [name for name in others if not isinstance(model.get_field(name), limpyd_fields.PKField)]
     found = {**values, **{name: _other_value(model, pk, name) for name in own_keys}}
     for name, value in found.items():
-        for command, key, *more in index_entries(model.get_field(name), pk, value) if value else ():
+        for command, key, *more in index_entries(model.get_field(name), pk, value) if value is not None else ():
             commands.append(["SREM", key, pk] if command == "SADD" else ["ZREM", key, f"{more[1]}{pk}"])
     return {"key": model._name, "pk": pk, "index": commands, "keys": own_keys}
 

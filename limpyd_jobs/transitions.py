@@ -496,7 +496,7 @@ def claim(
         if kind == "EMPTY":
             return Taken(kind, _seconds(reply[1]))
         if kind == "BROKEN":
-            return Taken(kind, queue_key=reply[1])
+            return Taken(kind, ident=reply[2] if len(reply) > 2 else "", queue_key=reply[1])
         if kind in ("UNKNOWN", "UNREADABLE"):
             return Taken(kind, None, reply[1], reply[2])
         _, ident, queue_key, name, due, *rest = reply
@@ -600,7 +600,8 @@ def fail(namespace: str, held: Claim, end: str, requeue_times: int | None, recor
         if kind == "GONE":
             return Ended(kind)
         _, error_pk, to_be_requeued, priority, *more = reply
-        return Ended(kind, "e", error_pk, to_be_requeued == "1", priority, _history(more[:2]), _changes(more[2:]))
+        history, changes = _history(more[:2]), _changes(more[2:])
+        return Ended(kind, "e", error_pk, to_be_requeued == "1", str(_integer(priority)), history, changes)
 
     return Call("fail", _keys(namespace), args, read)
 
@@ -689,6 +690,11 @@ def release(namespace: str, queue_model: str, tokens: Sequence[str]) -> Call[tup
     return Call("release", _keys(namespace), args, read)
 
 
+def _json(value: Any) -> str:
+    """A value for a script; what is not UTF-8 stays as it was read."""
+    return json.dumps(value, ensure_ascii=False)
+
+
 def purge(namespace: str, queue_key: str, history: str, past: Iterable[Past]) -> Call[tuple[int, frozenset[str]]]:
     """Remove the oldest entries of a history, `success` or `errors`, with what goes with them.
 
@@ -698,7 +704,7 @@ def purge(namespace: str, queue_key: str, history: str, past: Iterable[Past]) ->
     for one in past:
         pairs = [(name, "" if value is None else f"={value}") for name, value in one.values.items()]
         texts = [text for pair in pairs for text in pair]
-        entries += [one.ident, json.dumps({"job": one.job, "errors": one.errors}), str(len(pairs)), *texts]
+        entries += [one.ident, _json({"job": one.job, "errors": one.errors}), str(len(pairs)), *texts]
 
     def read(reply: Reply) -> tuple[int, frozenset[str]]:
         return int(reply[1]), frozenset(reply[2:])
@@ -719,14 +725,17 @@ def renew(namespace: str, held: Iterable[Claim]) -> Call[tuple[str, ...]]:
     return Call("renew", _keys(namespace), args, lambda reply: tuple(reply[1:]))
 
 
-def reject(namespace: str, queue_key: str, ident: str, record: str) -> Call[str]:
-    """Move an ident that nobody can run to the errors of its queue; answers the primary key of its Error, or ''."""
+def reject(namespace: str, queue_key: str, ident: str, record: str) -> Call[Ended]:
+    """Move an ident that nobody can run to the errors of its queue."""
 
-    def read(reply: Reply) -> str:
+    def read(reply: Reply) -> Ended:
         _not_taken(reply, "error")
-        return str(reply[1]) if reply[0] == "OK" else ""
+        if reply[0] != "OK":
+            return Ended(reply[0])
+        return Ended(reply[0], error_pk=reply[1], history=_history(reply[2:]))
 
-    return Call("reject", _keys(namespace), {"queue": queue_key, "ident": ident, "record": record}, read)
+    args = {"namespace": namespace, "queue": queue_key, "ident": ident, "record": record}
+    return Call("reject", _keys(namespace), args, read)
 
 
 def register(namespace: str, subject: Subject) -> Call[None]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import re
+from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from importlib import import_module
 from typing import Any, TypeAlias
@@ -56,6 +58,14 @@ def datetime_to_score(value: datetime) -> float:
 def score_to_datetime(score: float) -> datetime:
     """The naive UTC datetime of a score."""
     return EPOCH + timedelta(seconds=score)
+
+
+def pauses(first: float = 0.1, longest: float = 5) -> Iterator[float]:
+    """How long to wait before each next try, in seconds: twice as long each time, with jitter."""
+    pause = first
+    while True:
+        yield pause * random.uniform(0.5, 1)
+        pause = min(pause * 2, longest)
 
 
 def get_delta(value: float | timedelta) -> timedelta:

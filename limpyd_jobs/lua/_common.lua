@@ -30,6 +30,13 @@ local function now()
   return tonumber(time[1]) + tonumber(time[2]) / 1000000
 end
 
+-- A count in a record, which may hold anything.
+local function count_of(text)
+  local number = tonumber(text or '0') or 0
+  if number ~= number or number < 0 or number > 1000000000 then return 0 end
+  return math.floor(number)
+end
+
 local function score(number)
   return string.format('%.6f', number)
 end
@@ -90,7 +97,10 @@ local recipes = {}
 local function recipe_of(namespace, repr)
   if recipes[repr] == nil then
     local text = redis.call('HGET', namespace .. ':models', repr)
-    recipes[repr] = text and cjson.decode(text) or false
+    local is_json, found = pcall(cjson.decode, text or 'null')
+    local is_recipe = is_json and type(found) == 'table' and type(found.key) == 'string'
+      and type(found.repr) == 'string' and type(found.indexes) == 'table'
+    recipes[repr] = is_recipe and found or false
   end
   return recipes[repr]
 end
@@ -120,6 +130,19 @@ local function reindex(recipe, pk, field, old, new)
       for _, item in ipairs({recipe.repr, pk, field, old or '', new or ''}) do changed[#changed + 1] = item end
     end
   end
+end
+
+-- The key of an index that a change of a field could not be written to, because something of another type is there; or nil.
+local function broken_index(recipe, field, old, new)
+  for _, index in ipairs(recipe.indexes[field] or {}) do
+    local keys = index[1] == 'equal' and {old and index[2] .. old, new and index[2] .. new} or {index[2]}
+    local wanted = index[1] == 'equal' and 'set' or 'zset'
+    for _, key in pairs(keys) do
+      local found = key and redis.call('TYPE', key).ok or 'none'
+      if found ~= wanted and found ~= 'none' then return key end
+    end
+  end
+  return nil
 end
 
 -- Write several fields of a record, hash and indexes; false deletes. `names` and `values` have the same length.
@@ -244,6 +267,7 @@ end
 
 local function note_ready(namespace, queue_model, name, queue)
   local priority = tonumber(redis.call('HGET', queue .. ':hash', 'priority') or 0) or 0
+  if priority ~= priority then priority = 0 end
   redis.call('ZADD', side(namespace, 'ready', queue_model, name), score(priority), string.sub(queue, #queue_model + 2))
 end
 
@@ -274,9 +298,10 @@ local function broken_key(namespace, queue_model, name, queue)
   return nil
 end
 
+-- What is of another type holds no ident.
 local function leave(queue, ident)
-  local removed = redis.call('LREM', queue .. ':waiting', 0, ident)
-  return removed + redis.call('ZREM', queue .. ':delayed', ident)
+  local waited, delayed = redis.pcall('LREM', queue .. ':waiting', 0, ident), redis.pcall('ZREM', queue .. ':delayed', ident)
+  return (tonumber(waited) or 0) + (tonumber(delayed) or 0)
 end
 
 -- Take an ident out of wherever it waits. Jobs of version 2 do not say where: then look at the queues of their

@@ -1,18 +1,19 @@
 -- claim: take the next job of some queues, highest priority first, and give a lease on it.
 -- KEYS: models
 -- ARGV: namespace queue_model token lease_seconds start by_keys names_count keys_count names_keys_and_broken...
--- `lease_seconds`: its class may say another number. `names` in the order of preference between equal priorities. `keys` are waiting lists that programs which do not ring
--- may have filled: they are looked at first. With `by_keys`, they alone are, in their order. `broken` are keys that the
--- caller knows to be of a wrong type: their queues are passed over.
+-- `lease_seconds`: its class may say another number. `names` in the order of preference between equal priorities.
+-- `keys` are waiting lists that programs which do not ring may have filled: they are looked at first. With `by_keys`, they
+-- alone are, in their order. `broken` are keys that the caller knows to be of a wrong type: their queues are passed over.
 -- Replies:
 --   CLAIMED ident queue name next_due status identifier priority tries cancel_on_error lease_seconds changed...
 --              status w: RUNNING, start and tries are written; d or c: nothing is written, the job is leased all the same
 --   STALE ident queue name next_due status
---              the entry was taken away: the job ended, or runs elsewhere (status r)
+--              the entry was taken away: the job ended (it is no longer queued), or runs elsewhere (status r)
 --   GONE ident queue name next_due      the entry was taken away: its record does not exist
 --   UNKNOWN ident queue                 the class is not in the registry: register or reject it, nothing was taken
 --   UNREADABLE ident queue              its record is not a hash: reject it, nothing was taken
 --   BROKEN key                          something of another type is under this key of a queue, nothing was taken
+--   BROKEN key index                    the same, under an index of the first job of the waiting list `key`
 --   EMPTY next_due                      nothing waits; the doorbells are cleared
 -- `next_due`: seconds until the first delayed job is due, '' when there is none.
 -- Invariants: the same token gets the same job; a job is in the list or leased, never neither.
@@ -130,16 +131,19 @@ if kind == 'none' then
 elseif redis.call('HEXISTS', claims, ident) == 1 then
   status = 'r'
 elseif status == 'w' or status == 'd' or status == 'c' then  -- the lease first: the job is never in no place
+  local index = status == 'w' and broken_index(recipe, 'status', 'w', 'r')
+  if index then return {'BROKEN', waiting, index} end
   take_lease(namespace, ident, token, current + (recipe.lease_seconds or lease_seconds))
   redis.call('LPOP', waiting)
   if status == 'w' then
     write_fields(recipe, pk, {'status', 'start', 'tries', 'queue_key'},
-      {'r', start, tostring((tonumber(values[2] or '0') or 0) + 1), queue})
+      {'r', start, tostring(count_of(values[2]) + 1), queue})
   else
     write_fields(recipe, pk, {'queue_key'}, {queue})
   end
   return answer(ident, queue, name, recipe, pk, status)
 end
 redis.call('LPOP', waiting)
+if status ~= 'GONE' and status ~= 'r' then write_fields(recipe, pk, {'queued'}, {false}) end
 if status == 'GONE' then return {status, ident, queue, name, next_due()} end
 return {'STALE', ident, queue, name, next_due(), status}

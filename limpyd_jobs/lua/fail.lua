@@ -21,7 +21,7 @@ local recipe = recipe_of(namespace, repr)
 local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'status', 'tries', 'cancel_on_error')
 local found = redis.pcall('HGET', queue .. ':hash', 'priority')
 local queue_priority = type(found) == 'string' and found or '0'
-if not values[1] then
+if not values[1] and redis.call('EXISTS', recipe.key .. ':' .. pk .. ':hash') == 0 then
   drop_lease(namespace, ident, token)
   return {'GONE'}
 end
@@ -33,7 +33,10 @@ local record = ARGV[8] ~= '' and cjson.decode(ARGV[8])
 local conflict = record and taken(record)
 if conflict then return {'TAKEN', conflict} end
 
-local may_again = requeue_times and (tonumber(values[2] or '0') or 0) <= requeue_times
+-- first: when it cannot be written, something else being under a key of its model, the job ends all the same
+local is_saved, error_pk = pcall(function() return record and create(record) or '' end)
+if not is_saved then error_pk = '' end
+local may_again = requeue_times and count_of(values[2]) <= requeue_times
 local to_be_requeued = may_again and (values[3] or '') == '' and values[1] ~= 'c'
 if to_be_requeued then
   write_fields(recipe, pk, {'status', 'end'}, {'e', ARGV[6]})
@@ -42,6 +45,5 @@ else
   drop_lease(namespace, ident, token)
 end
 local length, keep = push_history(queue, 'errors', ident)
-local error_pk = record and create(record) or ''
 mark_done(namespace, token, worker, '/fail')
 return {'OK', error_pk, to_be_requeued and '1' or '0', queue_priority, tostring(length), keep, unpack(changed)}

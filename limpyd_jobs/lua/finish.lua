@@ -15,14 +15,14 @@ if state ~= 'OK' then return {state} end
 local repr, pk = split_ident(ident)
 local recipe = recipe_of(namespace, repr)
 local status = redis.call('HGET', recipe.key .. ':' .. pk .. ':hash', 'status')
-if not status then
+if not status and redis.call('EXISTS', recipe.key .. ':' .. pk .. ':hash') == 0 then
   drop_lease(namespace, ident, token)
   return {'GONE'}
 end
 if status == 'c' or status == 'd' then return {'CHANGED', status} end
 
 write_fields(recipe, pk, {'status', 'end', 'queued'}, {'s', ARGV[6], false})
-local length, keep = push_history(queue, 'success', ident)
 drop_lease(namespace, ident, token)
+local length, keep = push_history(queue, 'success', ident)
 mark_done(namespace, token, worker, '/finish')
 return {'OK', tostring(length), keep, unpack(changed)}

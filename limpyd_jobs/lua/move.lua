@@ -1,8 +1,9 @@
 -- move: put a job in a queue, now or later, from wherever it is.
 -- KEYS: models
 -- ARGV: namespace repr recipe pk queue_recipe queue_record queue_name priority delay_kind delay_value token hold lease_seconds prepend
--- An ended job begins anew, without its `start`, `end` and `recoveries`. `priority` is '' for the job's own; `queue_record` is for the given one. With `hold`, the job is leased under this
--- token instead of entering the queue: the caller puts it there with `place`.
+-- An ended job begins anew, without its `start`, `end` and `recoveries`. `priority` is '' for the job's own;
+-- `queue_record` is for the given one. With `hold`, the job is leased under this token instead of entering the queue: the
+-- caller puts it there with `place`.
 -- Replies:
 --   OK queue priority delayed_until changed...      delayed_until is '' when it waits
 --   NO_QUEUE priority          the job keeps its priority, and this queue does not exist: create it, ask again

@@ -50,9 +50,9 @@ end
 local gone, moved = {}, 0
 for _, job in ipairs(jobs) do
   local is_leased = redis.call('HEXISTS', namespace .. ':claims', job.ident) == 1
-  if job.recipe and not job.status then
+  if job.recipe and not job.status and redis.call('EXISTS', job.recipe.key .. ':' .. job.pk .. ':hash') == 0 then
     gone[#gone + 1] = job.ident
-  elseif not is_leased and job.status ~= 'r' and job.status ~= 's' and job.status ~= 'e' then
+  elseif not is_leased and job.status ~= 'r' then  -- of what has ended, `claim` makes an end
     if job.status == 'd' then
       write_fields(job.recipe, job.pk, {'status', 'delayed_until', 'queue_key'}, {'w', false, queue})
     end

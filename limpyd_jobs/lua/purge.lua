@@ -14,7 +14,7 @@ local kept, count, position = {}, 0, 4
 allow_when_full(namespace)
 
 local function remove(record)
-  for _, command in ipairs(record.index) do redis.call(unpack(command)) end
+  for _, command in ipairs(record.index) do redis.pcall(unpack(command)) end  -- under a key of another type is no entry
   for _, name in ipairs(record.keys) do redis.call('DEL', record.key .. ':' .. record.pk .. ':' .. name) end
   redis.call('DEL', record.key .. ':' .. record.pk .. ':hash')
   redis.call('SREM', record.key .. ':collection', record.pk)

@@ -36,10 +36,10 @@ end
 
 local function decide(ident, recipe, pk)
   local old_token = redis.call('HGET', claims, ident) or ''
-  local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'status', 'recoveries')
+  local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'status', 'recoveries', 'start')
   local count
-  if values[1] == 'r' then
-    count = (tonumber(values[2] or '0') or 0) + 1
+  if values[1] == 'r' or (values[1] == 'd' and values[3]) then  -- it ran; it may have written that it is DELAYED
+    count = count_of(values[2]) + 1
     if count > (recipe.max_recoveries or max_recoveries) then
       write_fields(recipe, pk, {'recoveries'}, {tostring(count)})
       return doom(recipe, pk, ident, old_token, 'LOST')

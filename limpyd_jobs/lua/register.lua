@@ -3,5 +3,6 @@
 -- ARGV: namespace repr recipe
 -- Replies:
 --   OK
+allow_when_full(ARGV[1])
 register(ARGV[1], ARGV[2], ARGV[3])
 return {'OK'}

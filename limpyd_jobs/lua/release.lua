@@ -15,7 +15,7 @@ for position = 3, #ARGV do
   local recipe = repr and recipe_of(namespace, repr)
   if recipe then
     local values = redis.pcall('HMGET', recipe.key .. ':' .. pk .. ':hash', 'status', 'tries')
-    local was_running, tries = values[1] == 'r', tonumber(values[2] or '0') or 0
+    local was_running, tries = values[1] == 'r', count_of(values[2])
     local could_decide, done = pcall(give_back, namespace, queue_model, recipe, pk, ident, ARGV[position])
     if could_decide and done == 'OK' then
       if was_running and tries > 0 then write_fields(recipe, pk, {'tries'}, {tries > 1 and tostring(tries - 1)}) end

@@ -19,6 +19,6 @@ if token ~= '' then
 elseif status == 'r' or status == 'w' or status == 'd' then
   return {'LOST'}  -- it runs elsewhere, or was put in a queue again
 end
-if not status then return {'GONE'} end
+if not status and redis.call('EXISTS', recipe.key .. ':' .. pk .. ':hash') == 0 then return {'GONE'} end
 write_fields(recipe, pk, {'queued'}, {false})
 return {'OK', unpack(changed)}

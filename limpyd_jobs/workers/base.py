@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
@@ -18,7 +19,7 @@ from typing import Any
 
 from .. import recipes
 from ..exceptions import ConfigurationException, InvalidArgument
-from ..models import MAX_MESSAGE, Error, Job, Queue, printable, shortened
+from ..models import MAX_MESSAGE, Error, Job, Queue, class_name, printable, shortened
 from ..modules import allowed_modules, is_dotted_name
 from ..statuses import STATUSES
 from ..utils import get_delta, parse_keep, utcnow
@@ -26,7 +27,9 @@ from .doorbell import Alarm
 
 LOGGER_NAME = "limpyd-jobs"
 LONGEST_DURATION = timedelta(seconds=recipes.LONGEST_SECONDS)  # dates end with the year 9999
-STOPPED_EXIT_CODE = 3  # of a process that gave its job back
+STOPPED_EXIT_CODE = 3  # of a process that was stopped within its job
+FLUSH_SECONDS = 1.0  # for what is left to be logged, before a process ends at once
+LONGEST_LINE = 20_000  # of the log, in characters
 
 
 class BaseWorker:
@@ -107,6 +110,7 @@ class BaseWorker:
         allowed_modules.add(self.job_modules)
         allowed_modules.add(self._given_modules())
 
+        self._pid = os.getpid()
         self._id = str(threading.get_ident())[-6:]
         self._alarm = Alarm()
         self._status_callbacks: list[Callable[[Any], None]] = []
@@ -120,7 +124,7 @@ class BaseWorker:
         self.wanted_end_date: datetime | None = None
         self._former_handlers: dict[int, Any] = {}
         self._handles_signals = False
-        self._stop_timer: threading.Timer | None = None
+        self._stopping: threading.Thread | None = None  # ends this process, at once or when its time is over
         self.set_logger()
         if self.terminate_gracefuly:
             self.handle_end_signal()
@@ -256,22 +260,50 @@ class BaseWorker:
 
     def catch_end_signal(self, signum: int | None, frame: FrameType | None) -> None:
         """Ask the worker to end: after its job, or at once when it waits."""
+        if self._is_for_child(signum):
+            return
+        self._pass_on(signum, frame)
+        self.end_signal_caught = self.end_forced = True
+        if self.stop_timeout is not None and self._stopping is None:
+            self._stopping = threading.Timer(self.stop_timeout, self.stop_now)
+            self._start_stopping()
         name = signal.Signals(signum).name if signum else "an end"
         when = "after current job" if self.status == "running" else "now"
-        self.log(f"Caught {name} signal: stopping {when}", level="critical")
-        self.end_signal_caught = self.end_forced = True
-
-        if self.stop_timeout is not None and self._stop_timer is None:
-            self._stop_timer = threading.Timer(self.stop_timeout, self.stop_now)
-            self._stop_timer.daemon = True
-            self._stop_timer.start()
+        with contextlib.suppress(Exception):  # of a handler or a filter of the log
+            self.log(f"Caught {name} signal: stopping {when}", level="critical")
 
     def catch_quit_signal(self, signum: int | None, frame: FrameType | None) -> None:
         """Give the running job back, and end at once."""
-        self.log("Caught SIGQUIT signal: stopping at once", level="critical")
+        if self._is_for_child(signum) or (self.status is None and self._pass_on(signum, frame)):
+            return
         self.end_signal_caught = self.end_forced = True
         # in a thread: the signal may have come in the middle of a write to the log, or to Redis
-        threading.Thread(target=self.stop_now, daemon=True).start()
+        self._stopping = threading.Thread(target=self.stop_now)
+        self._start_stopping()
+        with contextlib.suppress(Exception):
+            self.log("Caught SIGQUIT signal: stopping at once", level="critical")
+
+    def _start_stopping(self) -> None:
+        assert self._stopping is not None
+        self._stopping.daemon = True
+        self._stopping.start()
+
+    def _pass_on(self, signum: int | None, frame: FrameType | None) -> bool:
+        """Let a worker that was made before in this process know, too; answers whether there is one."""
+        former: Any = self._former_handlers.get(signum or 0)
+        owner = getattr(former, "__self__", None)
+        if not isinstance(owner, BaseWorker) or not owner._handles_signals:
+            return False
+        former(signum, frame)
+        return True
+
+    def _is_for_child(self, signum: int | None) -> bool:
+        """Has a process got the signal that a job has forked? Then it is handled as if there were no worker."""
+        if self._pid == os.getpid() or signum is None:
+            return False
+        signal.signal(signum, self._former_handler(signum))
+        os.kill(os.getpid(), signum)
+        return True
 
     def stop_now(self) -> None:
         """End the process with the exit code 3, in the middle of its job: that may run elsewhere by now."""
@@ -323,8 +355,15 @@ class BaseWorker:
         getattr(self.logger, level)("[%s] %s", self.id, safe_line(message))
 
     def _log_exception(self, message: str) -> None:
-        """Log a message with the traceback of what is being handled."""
-        self.logger.exception("[%s] %s", self.id, safe_line(message))
+        """Log a message with the traceback of what is being handled; its lines are indented, so that none passes for
+        another line of the log."""
+        if not self.logger.isEnabledFor(logging.ERROR):
+            return
+        path, line, function, _ = self.logger.findCaller(stacklevel=2)
+        values = ("[%s] %s", (self.id, safe_line(message)), sys.exc_info(), function)
+        record = self.logger.makeRecord(self.logger.name, logging.ERROR, path, line, *values)
+        record.exc_text = "\n".join(f"    {safe_line(text)}" for text in format_trace().rstrip("\n").split("\n"))
+        self.logger.handle(record)
 
     # --- The run
 
@@ -407,16 +446,35 @@ UNSAFE_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2
 
 def safe_line(text: str) -> str:
     """A text with its control characters escaped, so that it cannot pass for another line of the log."""
-    return UNSAFE_CHARACTERS.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
+    text = shortened(str(text), LONGEST_LINE)
+    return UNSAFE_CHARACTERS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def format_trace() -> str:
+    """The traceback of what is being handled, whatever formatting it raises."""
+    try:
+        return traceback.format_exc()
+    except BaseException as error:  # the exception of a job may do anything
+        return f"<no traceback: formatting it raised {class_name(error)}>"
+
+
+def try_for(seconds: float, action: Callable[[], Any]) -> None:
+    """Do something, but do not wait longer for it: a log whose reader is gone, for instance, blocks for ever."""
+    thread = threading.Thread(target=action, daemon=True)
+    thread.start()
+    thread.join(seconds)
 
 
 def end_process(code: int) -> None:
     """End the process at once, without its `finally` blocks and `atexit`; what it printed and logged is kept."""
-    logging.shutdown()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):
-            stream.flush()
+    try_for(FLUSH_SECONDS, _flush)
     os._exit(code)
+
+
+def _flush() -> None:
+    for flush in (logging.shutdown, sys.stdout.flush, sys.stderr.flush):
+        with contextlib.suppress(Exception):
+            flush()
 
 
 def new_worker_key() -> str:

@@ -8,8 +8,7 @@ import random
 import signal
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from types import FrameType
 from typing import Any
@@ -19,13 +18,21 @@ from redis.exceptions import RedisError, ResponseError
 
 from .. import recipes, transitions
 from ..database import is_outage, leave_replica
-from ..exceptions import JobClassError, LeaseLost, LimpydJobsException, QueueDeleted, WorkerLost, WrongKeyType
+from ..exceptions import (
+    DatabaseException,
+    JobClassError,
+    LeaseLost,
+    LimpydJobsException,
+    QueueDeleted,
+    WorkerLost,
+    WrongKeyType,
+)
 from ..models import Error, Job, Queue, _overrides, all_job_models, printable, repair_indexes
 from ..modules import ANY, allowed_modules
 from ..statuses import STATUSES
 from ..transitions import Claim, Doomed, Taken
-from ..utils import parse_datetime, score_to_datetime, utcnow
-from .base import BaseWorker, new_worker_key
+from ..utils import parse_datetime, pauses, score_to_datetime, utcnow
+from .base import FLUSH_SECONDS, BaseWorker, format_trace, new_worker_key, try_for
 from .doorbell import Alarm, Doorbell
 from .heartbeat import Heartbeat, own_client
 from .outage import Outage
@@ -102,7 +109,7 @@ class Worker(BaseWorker):
         while True:
             try:
                 result = send()
-            except RedisError as error:
+            except (RedisError, DatabaseException) as error:
                 if not is_outage(error):
                     raise
                 if self.end_forced and self._give_up_at is None:
@@ -115,9 +122,9 @@ class Worker(BaseWorker):
                 self._outage.end()
                 return result
 
-    def _pause_after(self, error: RedisError) -> float:
+    def _pause_after(self, error: Exception) -> float:
         """How long to wait before the next try, in seconds."""
-        leave_replica(self.connection, error)
+        leave_replica(self.queue_model.database, error)
         return self._outage.next_pause(error)
 
     # --- The queues
@@ -163,10 +170,11 @@ class Worker(BaseWorker):
                 for ident, reason in failures:
                     self.log(f"Unable to requeue {ident}: {reason}")
 
-    def _set_aside(self, key: str) -> None:
-        """Leave what a key belongs to alone for a while, and say so: something of another type is under it."""
+    def _set_aside(self, key: str, reason: str = "") -> None:
+        """Leave what a key belongs to alone for a while, and say so: something of another type is under it, or under
+        another key, `reason`."""
         if key not in self._broken_keys():
-            self.log(f"{WrongKeyType(key)}; it is left alone for {BROKEN_SECONDS} seconds", level="error")
+            self.log(f"{WrongKeyType(reason or key)}; it is left alone for {BROKEN_SECONDS} seconds", level="error")
         self._broken[key] = time.monotonic() + BROKEN_SECONDS
 
     def _broken_keys(self) -> list[str]:
@@ -252,10 +260,16 @@ class Worker(BaseWorker):
             self.set_status("terminated")
             self.run_ended()
         finally:
-            if self._stop_timer is not None:
-                self._stop_timer.cancel()
+            self._end_stopping()
             if self.terminate_gracefuly:
                 self.stop_handling_end_signal()
+
+    def _end_stopping(self) -> None:
+        """Do without what was to end the process later; if it has begun to, leave it to that."""
+        if self._stopping is not None and self._pid == os.getpid():
+            if isinstance(self._stopping, threading.Timer):
+                self._stopping.cancel()
+            self._stopping.join()
 
     @contextlib.contextmanager
     def _noticing_interrupts(self) -> Iterator[None]:
@@ -279,32 +293,35 @@ class Worker(BaseWorker):
         """Give the job back to the head of its queue, its try not counted, and end the process with the exit code 3."""
         try:
             held = [claim.token for claim in list(self._held_claims.values())]
-            self._give_back([*held, self._next_token()])
+            made = self._claims_made  # the last one may not be among those that are held yet, the next one be under way
+            idents = self._give_back([*held, self._token(made), self._token(made + 1)])
+            try_for(FLUSH_SECONDS, lambda: self._tell_given_back(idents))
         finally:
             super().stop_now()
 
-    def _give_back(self, tokens: list[str]) -> None:
-        """Give jobs back by their tokens. While Redis cannot be used for some seconds: their leases lapse."""
+    def _tell_given_back(self, idents: Iterable[str]) -> None:
+        for ident in idents:
+            self.log(f"{ident} is given back: this worker ends at once", level="warning")
+
+    def _give_back(self, tokens: list[str]) -> tuple[str, ...]:
+        """Give jobs back by their tokens; answers which. If Redis cannot be used, their leases lapse."""
         client = own_client(self.connection, LAST_TRIES_SECONDS)
         give_up_at = time.monotonic() + LAST_TRIES_SECONDS
-        outage = Outage(lambda message: self.log(message, level="error"))
         call = transitions.release(self._namespace, self.queue_model._name, tokens)
-        while True:
+        for pause in pauses():
             try:
                 idents, changes = transitions.send(client, call)
             except RedisError as error:
-                pause = outage.next_pause(error)
                 if not is_outage(error) or time.monotonic() + pause > give_up_at:
-                    return
+                    break
                 time.sleep(pause)
             else:
-                break
-        for ident in idents:
-            self.log(f"{ident} is given back: this worker ends at once", level="warning")
-        repair_indexes(changes)
+                repair_indexes(changes)
+                return idents
+        return ()
 
     def _run_prepared(self) -> None:
-        if self.must_stop():
+        if self.must_stop() or not self._wait_for_database():
             return
         self._heartbeat = heartbeat = self._new_heartbeat()
         self._doorbell = Doorbell(
@@ -321,6 +338,17 @@ class Worker(BaseWorker):
             self._heartbeat = None
             self._doorbell.close()
             self._doorbell = None
+
+    def _wait_for_database(self) -> bool:
+        """Wait until the database answers, if it is used for the first time; False when the worker must stop before."""
+        while not self.must_stop():
+            try:
+                return self.connection is not None
+            except DatabaseException as error:
+                if not is_outage(error):
+                    raise
+                self._alarm.wait(self._outage.next_pause(error))
+        return False
 
     def _new_heartbeat(self) -> Heartbeat:
         return Heartbeat(
@@ -349,7 +377,7 @@ class Worker(BaseWorker):
                     return
                 self._wait_for_ring(POLL_SECONDS)
                 self._outage.end()
-            except RedisError as error:
+            except (RedisError, DatabaseException) as error:
                 self._alarm.wait(self._pause_after(error))
 
     def _warn_of_risks(self) -> None:
@@ -380,13 +408,15 @@ class Worker(BaseWorker):
 
     def _main_loop(self) -> None:
         while not self.must_stop():
+            if self._pid != os.getpid():
+                raise SystemExit(1)  # a process that a job has forked
             self.set_status("waiting")
             try:
                 found = self.wait_for_job()
                 if found is not None:
                     self.num_loops += 1
                     self._process_taken(*found)
-            except RedisError as error:
+            except (RedisError, DatabaseException) as error:
                 # A job whose end could not be recorded keeps its lease until that lapses, and then runs again.
                 pause = self._pause_after(error)
                 if not self.must_stop():
@@ -453,8 +483,10 @@ class Worker(BaseWorker):
         for doomed in done.doomed:
             self._end_doomed(doomed)
         for ident in done.unknown:
-            with contextlib.suppress(JobClassError):
+            try:
                 Job.class_of(ident).register(self._namespace)
+            except JobClassError as error:
+                self.log(f"Unable to give {ident} back: {error}", level="error")
 
     def _end_doomed(self, doomed: Doomed) -> None:
         """Record the error of a job that is not given back. When that fails, its lease lapses, and it comes again."""
@@ -510,7 +542,7 @@ class Worker(BaseWorker):
         elif taken.kind == "UNREADABLE":
             self._reject_ident(taken, WrongKeyType(f"of {taken.ident}"))
         elif taken.kind == "BROKEN":
-            self._set_aside(taken.queue_key)
+            self._set_aside(taken.queue_key, taken.ident)
         else:
             self.log(f"Unable to get job: no record of {taken.ident}", level="error")
 
@@ -521,7 +553,7 @@ class Worker(BaseWorker):
         return transitions.claim(
             self._namespace,
             self.queue_model._name,
-            self._next_token(),
+            self._token(self._claims_made + 1),
             self._worker_key,
             self.lease_seconds,
             str(utcnow()),
@@ -531,9 +563,9 @@ class Worker(BaseWorker):
             self._broken_keys(),
         )
 
-    def _next_token(self) -> str:
-        """The token of the claim that is to be made, or is under way."""
-        return f"{self._worker_key}-{self._claims_made + 1}"
+    def _token(self, number: int) -> str:
+        """The token of the first claim, the second..."""
+        return f"{self._worker_key}-{number}"
 
     def _accept_taken(self, taken: Taken) -> tuple[Any, Any] | None:
         """The queue and the job of a claim. When that fails, the lease lapses, or the job is in error at once.
@@ -588,10 +620,11 @@ class Worker(BaseWorker):
         self.log(f"Unable to get job: {error}", level="error")
         name = self.connection.hget(f"{taken.queue_key}:hash", "name") or ""
         record = self._record_of_unseen(taken.ident, name, "", error)
-        error_pk = self._send_call(
-            transitions.reject(self._namespace, taken.queue_key, taken.ident, record.text if record else "")
-        )
-        self._write_late(record, error_pk)
+        text = record.text if record else ""
+        ended = self._send_call(transitions.reject(self._namespace, taken.queue_key, taken.ident, text))
+        if ended.kind == "OK":
+            self._retention.note(taken.queue_key, "errors", ended.history)
+        self._write_late(record, ended.error_pk)
 
     def _write_error_of_unseen(self, claim: Claim, error: Exception) -> None:
         """Record the error of a job that this worker holds and cannot have."""
@@ -650,24 +683,20 @@ class Worker(BaseWorker):
     def _run_job(self, queue: Any, job: Any) -> None:
         self._call_hook(job, queue, self.job_started)
         is_ours = job._claim is not None
+        self._was_interrupted = False
         try:
             result = self.callback(job, queue)
         except BaseException as exception:  # of every kind: what a job raises is its error, not the end of the worker
-            if self._was_interrupted and isinstance(exception, KeyboardInterrupt):
-                self._give_back([job._claim.token] if job._claim else [])
+            if self._must_not_be_caught(exception):
+                if self._pid == os.getpid() and job._claim:
+                    self._give_back([job._claim.token])
                 raise
-            trace = self._format_trace() if self.save_tracebacks else None
+            trace = format_trace() if self.save_tracebacks else None
             self._end_in_error(queue, job, exception, trace, is_ours)
         else:
+            if self._pid != os.getpid():
+                raise SystemExit  # a process that the job has forked: the end of the job is not its business
             self._end_in_success(queue, job, result, is_ours)
-
-    @staticmethod
-    def _format_trace() -> str:
-        """The traceback of what is being handled, whatever formatting it raises."""
-        try:
-            return traceback.format_exc()
-        except BaseException as error:  # the exception of a job may do anything
-            return f"<no traceback: formatting it raised {type(error).__name__}>"
 
     def _end_in_error(self, queue: Any, job: Any, exception: BaseException, trace: str | None, is_ours: bool) -> None:
         if is_ours and job._claim is None:
@@ -714,9 +743,9 @@ class Worker(BaseWorker):
             self._log_exception(f"{self._ident_of(job)} raised, in {hook.__name__}")
 
     def _must_not_be_caught(self, error: BaseException) -> bool:
-        """Is it no error of a hook, but a message of ours, or SIGINT?"""
+        """Is it no error of a job or a hook: a message of ours, SIGINT, the end of a process that a job has forked?"""
         is_interrupt = self._was_interrupted and isinstance(error, KeyboardInterrupt)
-        return is_interrupt or isinstance(error, _StatusChanged)
+        return is_interrupt or isinstance(error, _StatusChanged) or self._pid != os.getpid()
 
     def _tell_lost_lease(self, job: Any, queue: Any, lost: LeaseLost) -> None:
         job._claim = None

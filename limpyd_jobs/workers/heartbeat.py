@@ -53,6 +53,7 @@ class Heartbeat:
         self._outage = Outage(log, "Leases cannot be renewed, trying again", "Leases are renewed again")
         self._has_failed = False
         self._good_at = time.monotonic()
+        self._shortest = lease_seconds  # of the leases since the last good beat
         self._must_stop = False
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._beat_until_stopped, name="limpyd-jobs-heartbeat", daemon=True)
@@ -76,10 +77,11 @@ class Heartbeat:
     @property
     def is_failing(self) -> bool:
         """Have the beats failed for a whole lease, so that what this process runs may be given to others?"""
-        return self._has_failed and time.monotonic() - self._good_at >= self._lease_seconds
+        return self._has_failed and time.monotonic() - self._good_at >= self._shortest
 
     def _interval(self) -> float:
         shortest = min((claim.lease_seconds for claim in list(self._held.values())), default=self._lease_seconds)
+        self._shortest = min(shortest, self._shortest)
         return min(shortest, self._lease_seconds) / 3
 
     def _beat_until_stopped(self) -> None:
@@ -99,7 +101,7 @@ class Heartbeat:
             self._has_failed = True
             self._client.connection_pool.disconnect()  # it may lead to what was the master once
             return min(self._outage.next_pause(error), self._interval())
-        self._has_failed, self._good_at = False, time.monotonic()
+        self._has_failed, self._good_at, self._shortest = False, time.monotonic(), self._lease_seconds
         self._outage.end()
         return self._interval()
 

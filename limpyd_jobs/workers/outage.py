@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable
 
-FIRST_PAUSE_SECONDS = 0.1
-LONGEST_PAUSE_SECONDS = 5
+from ..utils import pauses
+
 SECONDS_BETWEEN_LINES = 60
 
 
@@ -15,7 +14,8 @@ class Outage:
     """Counts failures in a row.
 
     Args:
-        log: called with a line at the first failure, then once a minute, and when it is over.
+        log: called with a line at the first failure, then once a minute, and when it is over; at most two in a minute,
+            however often it comes and goes.
         what, over: how these lines begin.
     """
 
@@ -26,8 +26,8 @@ class Outage:
         over: str = "Redis can be used again",
     ) -> None:
         self._log, self._what, self._over = log, what, over
-        self._pause = FIRST_PAUSE_SECONDS
-        self._is_on = False
+        self._pauses = pauses()
+        self._is_told = False
         self._last_line = float("-inf")
 
     def next_pause(self, error: Exception | None) -> float:
@@ -37,14 +37,12 @@ class Outage:
             error: what happened; None when it is logged already.
         """
         if error is not None and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
-            self._last_line = time.monotonic()
+            self._last_line, self._is_told = time.monotonic(), True
             self._log(f"{self._what}: {error}")
-        self._is_on = self._is_on or error is not None
-        pause, self._pause = self._pause, min(self._pause * 2, LONGEST_PAUSE_SECONDS)
-        return pause * random.uniform(0.5, 1)
+        return next(self._pauses)
 
     def end(self) -> None:
         """Redis answers."""
-        if self._is_on:
+        if self._is_told:
             self._log(self._over)
-        self._is_on, self._pause, self._last_line = False, FIRST_PAUSE_SECONDS, float("-inf")
+        self._is_told, self._pauses = False, pauses()

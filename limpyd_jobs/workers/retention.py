@@ -14,7 +14,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from redis.exceptions import ResponseError
+
 from .. import recipes, transitions
+from ..database import is_outage
 from ..exceptions import InvalidArgument, JobClassError
 from ..models import Job, has_plain_error_indexes, printable
 from ..statuses import STATUSES
@@ -80,6 +83,8 @@ class Retention:
         place = (queue_key, name)
         if history.length == -1:
             self._warn(place, f"{queue_key}:{name} is not a list: the history of this queue is not written", "error")
+        if history.length < 0:
+            return
         keep = self._keep_of(place, history.keep)
         if keep is None:
             if history.length > MANY:
@@ -115,13 +120,22 @@ class Retention:
         for place, watch in list(self._watches.items()):
             if watch.look_at > now:
                 continue
-            has_more = self._trim_history(*place, watch.keep)
+            has_more = self._try_to_trim(place, watch.keep)
             if has_more:
                 watch.looked_at, watch.look_at = now, now
             elif isinstance(watch.keep, int):
                 del self._watches[place]
             else:
                 watch.looked_at, watch.look_at = now, now + IDLE_SECONDS
+
+    def _try_to_trim(self, place: tuple[str, str], keep: Keep) -> bool:
+        try:
+            return self._trim_history(*place, keep)
+        except (ResponseError, ValueError) as error:  # ValueError: UnicodeError, too
+            if is_outage(error):
+                raise
+            self._warn(place, f"{':'.join(place)} cannot be shortened: {error}", "error")
+            return False
 
     def _trim_history(self, queue_key: str, name: str, keep: Keep) -> bool:
         """Remove the past entries among the oldest ones; answers whether there may be more."""
@@ -131,17 +145,30 @@ class Retention:
         length, idents = pipeline.execute()
         if isinstance(keep, int):
             idents = idents[: max(length - keep, 0)]
-        entries = self._read(name, idents)
+        entries = self._until_unknown((queue_key, name), self._read(name, idents))
         if isinstance(keep, timedelta):
             entries = entries[: _count_past(entries, utcnow() - keep)]
         if not entries:
             return False
-        past = [self._past(queue_key, name, keep, entry) for entry in entries]
+        past = [self._past(queue_key, name, entry) for entry in entries]
         call = transitions.purge(self._queue_model.namespace or "", queue_key, name, past)
         count, kept = transitions.send(client, call)
         for entry, one in list(zip(entries, past, strict=True))[:count]:
             self._repair_indexes(entry, one, is_kept=entry.ident in kept)
         return count == BATCH or (isinstance(keep, int) and count < len(entries))
+
+    def _until_unknown(self, place: tuple[str, str], entries: list[Entry]) -> list[Entry]:
+        """The oldest entries, up to the first one whose record is there, and whose class this process cannot have."""
+        for position, entry in enumerate(entries):
+            if entry.model is None and self._is_registered(entry.ident):
+                self._warn(place, f"{':'.join(place)} is not shortened: the class of {entry.ident} cannot be had here")
+                return entries[:position]
+        return entries
+
+    def _is_registered(self, ident: str) -> bool:
+        namespace = self._queue_model.namespace or ""
+        model_repr = ident.partition(":")[0].encode("utf-8", "surrogateescape")
+        return bool(self._queue_model.get_connection().hexists(f"{namespace}:models", model_repr))
 
     # --- Reading
 
@@ -152,7 +179,7 @@ class Retention:
         for ident, model in models.items():
             if model is not None:
                 pipeline.hmget(f"{model._name}:{ident.partition(':')[2]}:hash", _names(model))
-        replies = iter(pipeline.execute())
+        replies = iter(pipeline.execute(raise_on_error=False))  # an error: the record is not a hash
         found = {ident: _values(model, next(replies)) if model else None for ident, model in models.items()}
         errors = self._read_errors(idents) if name == "errors" else {}
         seen: Counter[str] = Counter()
@@ -168,6 +195,9 @@ class Retention:
         """The Errors of each job, oldest first: as many as it has entries here."""
         model = self._error_model
         if not has_plain_error_indexes(model):
+            self._warn(
+                (model._name, ""), f"The errors of {model.__name__} stay: its indexes do not tell those of a job"
+            )
             return {}
         client = model.get_connection()
         counts = Counter(idents)
@@ -198,13 +228,13 @@ class Retention:
 
     # --- Removing
 
-    def _past(self, queue_key: str, name: str, keep: Keep, entry: Entry) -> Past:
+    def _past(self, queue_key: str, name: str, entry: Entry) -> Past:
         """What goes with an entry."""
         errors = []
         if entry.error_pk:
             errors.append(recipes.removal(self._error_model, entry.error_pk, entry.error_values))
         values = entry.values
-        if values is None or not _goes_with_its_entry(queue_key, name, keep, values):
+        if values is None or not _goes_with_its_entry(queue_key, name, values):
             return Past(entry.ident, None, errors)
         job = {
             **recipes.removal(entry.model, entry.pk, values),
@@ -224,11 +254,9 @@ class Retention:
                     recipes.repair_index(model, pk, field, (value,))
 
 
-def _goes_with_its_entry(queue_key: str, name: str, keep: Keep, values: Mapping[str, str | None]) -> bool:
-    """Has a job ended so, in this queue, and not again since?"""
-    if values["status"] != STATUS_OF[name] or values["queued"] or values["queue_key"] not in (None, queue_key):
-        return False
-    return isinstance(keep, int) or _is_before(values["end"], utcnow() - keep)
+def _goes_with_its_entry(queue_key: str, name: str, values: Mapping[str, str | None]) -> bool:
+    """Has a job ended so, in this queue? Then its record goes with its last entry."""
+    return values["status"] == STATUS_OF[name] and not values["queued"] and values["queue_key"] in (None, queue_key)
 
 
 def _class_of(ident: str) -> Any:
@@ -246,8 +274,10 @@ def _names(model: Any) -> list[str]:
     return recipes.indexed_names(model, NEEDED if issubclass(model, Job) else ("date_time",))
 
 
-def _values(model: Any, reply: list[str | None]) -> dict[str, str | None] | None:
-    return dict(zip(_names(model), reply, strict=True)) if any(reply) else None
+def _values(model: Any, reply: list[str | None] | Exception) -> dict[str, str | None] | None:
+    if isinstance(reply, Exception) or not any(reply):
+        return None
+    return dict(zip(_names(model), reply, strict=True))
 
 
 def _count_past(entries: list[Entry], before: datetime) -> int:

@@ -627,7 +627,7 @@ def test_promote_reports_what_has_no_record_and_what_no_registry_knows() -> None
         ("no.such.Model:1", NOT_ALLOWED.format("no.such")),
     ]
     assert queue.waiting.lmembers() == ["no.such.Model:1"]
-    assert send(transitions.reject("jobs", "jobs:queue:1", "no.such.Model:1", "")) == ""
+    assert send(transitions.reject("jobs", "jobs:queue:1", "no.such.Model:1", "")).kind == "OK"
     assert queue.waiting.lmembers() == []
 
 

@@ -11,6 +11,7 @@ import pytest
 from redis.exceptions import ConnectionError
 
 from limpyd_jobs import STATUSES, Error, Job, Queue, Worker, transitions
+from limpyd_jobs.utils import pauses
 from limpyd_jobs.workers import LOGGER_NAME, blocking, outage
 
 from ..base import wait_until
@@ -62,8 +63,7 @@ BEFORE, AFTER, BETWEEN = "before it is run", "after it", "between two runs"
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between two tries."""
-    monkeypatch.setattr(outage, "FIRST_PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(outage, "LONGEST_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(outage, "pauses", lambda: pauses(0.01, 0.05))
 
 
 class Break:

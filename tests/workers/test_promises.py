@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -19,7 +23,7 @@ from limpyd_jobs.exceptions import ConfigurationException, InvalidArgument, JobC
 from limpyd_jobs.models import MAX_CODE, MAX_MESSAGE, MAX_TRACEBACK, BaseJobsModel
 from limpyd_jobs.transitions import Claim
 from limpyd_jobs.utils import utcnow
-from limpyd_jobs.workers import blocking
+from limpyd_jobs.workers import blocking, outage
 from limpyd_jobs.workers.base import safe_line
 from limpyd_jobs.workers.heartbeat import Heartbeat
 
@@ -687,3 +691,393 @@ def test_redis_that_may_evict_is_told_of(own_server: RedisServer, log: Log) -> N
 
     assert len([line for line in log.lines if "maxmemory-policy is allkeys-lru" in line]) == 1
     assert log.level_of("maxmemory-policy") == "WARNING"
+
+
+# --- Records and keys that somebody has written to
+
+
+@pytest.mark.parametrize("how", ["add", "move", "place", "requeue"])
+def test_a_job_leaves_a_queue_whose_other_key_is_broken_and_is_not_lost(how: str) -> None:
+    job = PromiseJob.add_job("one")
+    if how == "requeue":
+        client().hset(job.key, "status", STATUSES.ERROR)
+    client().set("jobs:queue:1:delayed", "something else")
+
+    if how == "add":
+        PromiseJob.add_job("one", priority=5)
+    elif how == "move":
+        job.enqueue_or_delay("other")
+    elif how == "place":
+        Queue.get_queue("other").enqueue_job(job)
+    else:
+        job.requeue("other")
+
+    client().delete("jobs:queue:1:delayed")
+    assert Queue.get_queue("test").waiting.lmembers() == []
+    assert job.status.hget() == STATUSES.WAITING
+    assert [len(queue.waiting.lmembers()) for queue in Queue.collection().instances()].count(1) == 1
+
+
+@pytest.mark.parametrize("delayed_for", [None, 0.05])
+@pytest.mark.parametrize("status", [None, "z", "", STATUSES.SUCCESS, STATUSES.ERROR])
+def test_whatever_status_is_written_to_a_queued_job_its_identifier_is_not_blocked(
+    status: str | None, delayed_for: float | None
+) -> None:
+    job = PromiseJob.add_job("one", delayed_for=delayed_for)
+    good = PromiseJob.add_job("good", delayed_for=delayed_for, priority=-1)
+    if status is None:
+        job.status.hdel()
+    else:
+        job.status.hset(status)
+
+    with Running(idle(callback=nothing)):
+        wait_until(lambda: good.status.hget() == STATUSES.SUCCESS)
+
+    assert job.queued.hget() is None
+    assert problems() == []
+    assert PromiseJob.add_job("one").pk.get() != job.pk.get()
+
+
+def test_a_job_whose_status_is_removed_while_it_runs_ends_all_the_same() -> None:
+    job = PromiseJob.add_job("one")
+
+    work(1, callback=lambda job, queue: job.status.hdel())
+
+    assert job.hmget("status", "queued") == [STATUSES.SUCCESS, None]
+    assert Queue.get_queue("test").success.lmembers() == [job.ident]
+
+
+def test_a_job_that_asks_to_be_delayed_and_takes_its_worker_down_is_counted() -> None:
+    job = PromiseJob.add_job("one")
+    recoverer = idle()
+    for number in range(4):
+        held = claim(number=number)
+        job.hmset(status=STATUSES.DELAYED, delayed_until=str(utcnow()))
+        client().zadd("jobs:leases", {held.ident: 1})
+        recoverer._recover_lapsed()
+
+    assert job.hmget("status", "recoveries") == [STATUSES.ERROR, "4"]
+    assert problems() == []
+
+
+@pytest.mark.parametrize("count", ["nan", "-inf", "inf", "-5", "x", "1e300"])
+def test_no_count_makes_a_job_run_for_ever(count: str) -> None:
+    job = PromiseJob.add_job("one")
+    client().hset(job.key, mapping={"tries": count, "recoveries": count})
+
+    def fail(job: Any, queue: Any) -> None:
+        raise ValueError
+
+    work(3, callback=fail, requeue_times=2, requeue_delay_delta=0)
+    assert job.hmget("status", "tries", "queued") == [STATUSES.ERROR, "3", None]
+    job.requeue()
+    client().hset(job.key, "recoveries", count)
+    die(4)
+    assert job.status.hget() == STATUSES.ERROR
+
+
+@pytest.mark.parametrize("recipe", ["{bad", "[]", "7", '"x"', "{}", '{"key": 1, "repr": "x", "indexes": {}}'])
+def test_a_recipe_that_cannot_be_read_is_written_anew(recipe: str) -> None:
+    job = PromiseJob.add_job("one")
+    client().hset("jobs:models", PromiseJob.get_model_repr(), recipe)
+
+    work(1, callback=nothing)
+
+    assert job.status.hget() == STATUSES.SUCCESS
+
+
+@pytest.mark.parametrize("priority", ["nan", "inf", "-inf", "x", "1.5"])
+def test_a_queue_with_an_impossible_priority_does_not_stop_the_others(priority: str) -> None:
+    bad, good = PromiseJob.add_job("bad", "bad"), PromiseJob.add_job("good", "good")
+    client().hset("jobs:queue:1:hash", "priority", priority)
+    client().delete("jobs:ready:queue:bad")
+
+    def fail_once(job: Any, queue: Any) -> None:
+        if job.tries.hget() == "1":
+            raise ValueError
+
+    with Running(idle(queues="bad,good", callback=fail_once, requeue_times=1, requeue_delay_delta=0)):
+        wait_until(lambda: bad.status.hget() == good.status.hget() == STATUSES.SUCCESS)
+
+
+def test_an_unknown_ident_does_not_stop_the_queue_while_memory_is_full(own_server: RedisServer) -> None:
+    Queue.get_queue("test")
+    client().rpush("jobs:queue:1:waiting", "no.such.Model:1")
+    jobs = [PromiseJob.add_job(str(number)) for number in range(2)]
+    client().delete("jobs:models")
+    client().config_set("maxmemory", 1)
+
+    with Running(idle(callback=nothing)):
+        wait_until(lambda: all(job.status.hget() == STATUSES.SUCCESS for job in jobs))
+
+
+def test_an_error_that_cannot_be_written_does_not_keep_a_job_from_its_requeue() -> None:
+    job = PromiseJob.add_job("one")
+    client().rpush("jobs:error:max_pk", "something else")
+
+    def fail_once(job: Any, queue: Any) -> None:
+        if job.tries.hget() == "1":
+            raise ValueError
+
+    work(2, callback=fail_once, requeue_times=1, requeue_delay_delta=0)
+
+    assert job.status.hget() == STATUSES.SUCCESS
+    assert Queue.get_queue("test").errors.lmembers() == [job.ident]
+
+
+def test_a_broken_index_of_a_class_stops_its_queue_for_a_while_and_no_other(log: Log) -> None:
+    bad = PromiseJob.add_job("bad", "bad")
+    good = OnceJob.add_job("good", "good")
+    saved = client().dump("jobs:promisejob:status:w")
+    client().delete("jobs:promisejob:status:w")
+    client().set("jobs:promisejob:status:w", "something else")
+
+    with Running(idle(queues="bad,good", callback=nothing)):
+        wait_until(lambda: good.status.hget() == STATUSES.SUCCESS)
+    client().restore("jobs:promisejob:status:w", 0, saved, replace=True)
+
+    assert bad.hmget("status", "tries") == [STATUSES.WAITING, None]
+    assert len([line for line in log.lines if "'jobs:promisejob:status:w'" in line]) == 1
+    assert problems() == []
+
+
+def test_a_broken_index_of_queue_names_does_not_stop_the_others(log: Log) -> None:
+    Queue.get_queue("bad")
+    good = PromiseJob.add_job("good", "good")
+    client().delete("jobs:queue:name:bad")
+    client().set("jobs:queue:name:bad", "something else")
+
+    with Running(idle(queues="bad,good", callback=nothing)):
+        wait_until(lambda: good.status.hget() == STATUSES.SUCCESS)
+
+
+def test_outages_that_come_and_go_are_told_of_once_a_minute() -> None:
+    lines: list[str] = []
+    flapping = outage.Outage(lines.append)
+    for _ in range(10):
+        flapping.next_pause(ConnectionError("away"))
+        flapping.end()
+
+    assert lines == ["Redis cannot be used, trying again: away", "Redis can be used again"]
+
+
+def test_a_hook_that_writes_to_a_record_that_was_removed_does_not_begin_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def remove_and_write(self: Any, queue: Any, result: Any) -> None:
+        PromiseJob.get(self.pk.get()).delete()
+        self.identifier.hset("again")
+
+    monkeypatch.setattr(PromiseJob, "on_success", remove_and_write, raising=False)
+    PromiseJob.add_job("one")
+
+    work(1, callback=nothing)
+
+    assert client().keys("jobs:promisejob:1:*") == []
+    assert problems() == []
+
+
+# --- Modules that are not what they seem
+
+
+class Proxy:
+    """A lazy object, as frameworks have them: whoever looks at it makes it do something."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError(f"{name} was looked at")
+
+
+@pytest.fixture
+def strange_module(monkeypatch: pytest.MonkeyPatch) -> str:
+    module = ModuleType("strange_module")
+    vars(module).update(settings=Proxy(), function=nothing, number=3)
+    monkeypatch.setitem(sys.modules, "strange_module", module)
+    monkeypatch.setitem(sys.modules, "strange_entry", Proxy())  # type: ignore[arg-type]
+    return "strange_module"
+
+
+@pytest.mark.parametrize(
+    "name", ["strange_module.settings", "strange_module.function", "strange_module.number", "strange_entry.x"]
+)
+def test_nothing_is_done_with_what_is_no_class_of_jobs(name: str, strange_module: str) -> None:
+    with pytest.raises(JobClassError):
+        Job.class_of(f"{name}:1")
+
+
+def test_a_directory_without_a_module_does_not_open_a_package_of_its_name(tmp_path: Any) -> None:
+    (tmp_path / "wsgiref").mkdir()
+    (tmp_path / "own.py").write_text("")
+    allowed = modules.AllowedModules()
+    allowed.add_directories([str(tmp_path)])
+    sys.path.insert(0, str(tmp_path))
+    try:
+        assert allowed.allows("own")
+        assert not allowed.allows("wsgiref.handlers") and not allowed.allows("os") and not allowed.allows("nowhere")
+    finally:
+        sys.path.remove(str(tmp_path))
+
+
+def test_a_worker_that_may_not_import_a_class_goes_on(module: str, monkeypatch: pytest.MonkeyPatch, log: Log) -> None:
+    changes = (transitions.Change(f"{module}.FoundJob", "1", "status", "w", "r"),)
+    good = PromiseJob.add_job("good")
+    recovered = transitions.Recovered((), (), (), changes)
+    send_call = Worker._send_call
+    monkeypatch.setattr(
+        Worker,
+        "_send_call",
+        lambda self, call: recovered if call.script == "recover" else send_call(self, call),
+    )
+
+    work(1, callback=nothing)
+
+    assert good.status.hget() == STATUSES.SUCCESS
+    assert any("has to be rebuilt" in message for message in log.messages)
+
+
+# --- What is logged
+
+
+def test_a_traceback_cannot_pass_for_a_line_of_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("limpyd-jobs")
+    logger.addHandler(handler)
+
+    def fail(self: Any, *args: Any) -> None:
+        raise ValueError("hook of one\n[123] one success\x1b[2J")
+
+    monkeypatch.setattr(PromiseJob, "on_success", fail, raising=False)
+    PromiseJob.add_job("one")
+    try:
+        work(1, callback=nothing)
+    finally:
+        logger.removeHandler(handler)
+
+    lines = stream.getvalue().splitlines()
+    assert "    [123] one success\\x1b[2J" in lines
+    assert [line for line in lines if line.startswith("[123]")] == []
+
+
+def test_a_line_of_the_log_is_not_endless(log: Log) -> None:
+    PromiseJob.add_job("x" * 1_000_000)
+
+    work(1, callback=nothing)
+
+    assert max(map(len, log.messages)) < 30_000
+
+
+def test_an_exception_whose_class_does_anything_is_recorded() -> None:
+    class Meta(type):
+        @property
+        def __name__(cls) -> str:
+            raise SystemExit(4)
+
+    class Text(str):
+        def encode(self, *args: Any) -> bytes:
+            raise SystemExit(5)
+
+    class WorstError(Exception, metaclass=Meta):
+        def __str__(self) -> str:
+            return Text("bad")
+
+    job = PromiseJob.add_job("one")
+
+    def fail(job: Any, queue: Any) -> None:
+        raise WorstError
+
+    work(1, callback=fail)
+
+    (error,) = Error.collection_for_job(job).instances()
+    assert error.hmget("type", "message") == ["WorstError", "bad"]
+
+
+def test_the_type_of_an_error_is_cut() -> None:
+    job = PromiseJob.add_job("one")
+
+    def fail(job: Any, queue: Any) -> None:
+        raise type("E" * 100_000, (Exception,), {})
+
+    work(1, callback=fail)
+
+    (error,) = Error.collection_for_job(job).instances()
+    assert len(error.type.hget()) == MAX_CODE
+
+
+# --- Databases that are away from the start
+
+
+def test_a_producer_waits_for_a_database_that_it_has_not_used_yet(own_server: RedisServer) -> None:
+    own_server.kill()
+    BaseJobsModel.database._connections.clear()
+    starter = threading.Timer(0.4, own_server.start)
+    starter.start()
+
+    job = PromiseJob.add_job("one", retry_for=20)
+
+    starter.join()
+    assert job.status.hget() == STATUSES.WAITING
+
+
+def test_a_worker_waits_for_a_database_that_it_has_not_used_yet(own_server: RedisServer, log: Log) -> None:
+    own_server.kill()
+    BaseJobsModel.database._connections.clear()
+    worker = idle(callback=nothing)
+
+    with Running(worker):
+        wait_until(lambda: any("Redis cannot be used" in line for line in log.lines))
+        own_server.start()
+        job = PromiseJob.add_job("one", retry_for=20)
+        wait_until(lambda: job.status.hget() == STATUSES.SUCCESS)
+
+
+def test_a_replica_without_its_master_is_an_outage(own_server: RedisServer) -> None:
+    PromiseJob.add_job("one")
+    client().config_set("replica-serve-stale-data", "no")
+    own_server.client().replicaof("127.0.0.1", "1")
+    promoter = threading.Timer(0.4, lambda: own_server.client().replicaof("NO", "ONE"))
+    promoter.start()
+
+    job = PromiseJob.add_job("two", retry_for=20)
+
+    promoter.join()
+    assert job.status.hget() == STATUSES.WAITING
+
+
+# --- Leases of a class, again
+
+
+def test_beats_that_fail_for_a_short_lease_bar_the_worker_although_its_own_are_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(self: Heartbeat) -> None:
+        raise ConnectionError("cut")
+
+    held: dict[str, Claim] = {}
+    heart = Heartbeat(client(), "jobs", 3000, held, print, lambda line: None)
+    monkeypatch.setattr(Heartbeat, "beat", fail)
+    held["x:1"] = Claim("x:1", "t", "w", "q", lease_seconds=0.1)
+    heart._interval()
+    heart._try_to_beat()
+
+    wait_until(lambda: heart.is_failing, 5)
+
+
+def test_an_interrupt_that_a_job_swallowed_does_not_make_an_interrupt_of_the_next_error() -> None:
+    first, second = PromiseJob.add_job("one"), PromiseJob.add_job("two")
+    handler = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def run(job: Any, queue: Any) -> None:
+        if job.identifier.hget() == "two":
+            raise KeyboardInterrupt
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            threading.Event().wait(5)
+
+    try:
+        work(2, callback=run)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+    assert (first.status.hget(), second.status.hget()) == (STATUSES.SUCCESS, STATUSES.ERROR)

@@ -321,3 +321,96 @@ def test_a_limited_history_is_not_told_of(log: Log, monkeypatch: pytest.MonkeyPa
     work(5, callback=nothing, keep_success=1000)
 
     assert [line for line in log.lines if "holds more than" in line] == []
+
+
+# --- What is not as it should be
+
+
+def trim(name: str = "success", **keep: Any) -> None:
+    worker = Worker("test", terminate_gracefully=False, **keep)
+    worker._retention.note("jobs:queue:1", name, retention.History(len(history(name))))
+    for _ in range(3):
+        worker._retention.trim()
+
+
+def test_idents_that_nobody_can_run_are_removed_like_other_errors() -> None:
+    queue = Queue.get_queue("test")
+    queue.waiting.rpush(*[f"no.such.Model:{number}" for number in range(30)])
+
+    with Running(idle(keep_errors=5, callback=nothing)):
+        wait_until(lambda: not queue.waiting.llen() and len(history("errors")) <= 5)
+
+    assert len(Error.collection()) == len(history("errors")) == 5
+
+
+def test_the_records_of_a_class_that_this_process_cannot_have_stay(log: Log) -> None:
+    jobs = [KeptJob.add_job(str(number)) for number in range(3)]
+    work(3, callback=nothing)
+    client().lset("jobs:queue:1:success", 1, "no.such.Model:1")
+    client().hset("jobs:models", "no.such.Model", "{}")
+
+    trim(keep_success=0)
+
+    assert history() == ["no.such.Model:1", jobs[2].ident]
+    assert len([line for line in log.lines if "the class of no.such.Model:1 cannot be had" in line]) == 1
+    client().hdel("jobs:models", "no.such.Model")
+    jobs[1].delete()
+
+
+def test_what_is_not_utf8_is_removed_like_the_rest() -> None:
+    job = KeptJob.add_job("one", colour="red")
+    work(1, callback=nothing)
+    client().srem("jobs:keptjob:identifier:one", job.pk.get())
+    client().hset(job.key, "identifier", b"\xff\xfe")
+    client().sadd(b"jobs:keptjob:identifier:\xff\xfe", job.pk.get())
+    client().rpush("jobs:queue:1:success", b"\xff:1")
+
+    trim(keep_success=0)
+
+    assert history() == []
+    assert keys_of(job) == []
+
+
+def test_a_record_or_an_index_of_a_wrong_type_does_not_stop_the_worker() -> None:
+    first, second = KeptJob.add_job("one", colour="red"), KeptJob.add_job("two", colour="blue")
+    work(2, callback=nothing)
+    client().delete(first.key)
+    client().set(first.key, "something else")
+    client().delete("jobs:keptjob:colour:blue")
+    client().set("jobs:keptjob:colour:blue", "something else")
+    later = KeptJob.add_job("later")
+
+    with Running(idle(keep_success=0, callback=nothing)):
+        wait_until(lambda: history() == [] and not KeptJob.exists(pk=later.pk.get()))
+
+    assert keys_of(second) == []
+    client().flushdb()  # the books are as wrong as they were made
+
+
+class VagueError(Error):
+    """Its indexes do not tell the errors of a job."""
+
+    job_pk = fields.InstanceHashField()
+
+
+def test_errors_that_cannot_be_found_stay_and_that_is_told_of(log: Log) -> None:
+    KeptJob.add_job("one")
+    work(1, callback=fail, error_model=VagueError)
+
+    trim("errors", keep_errors=0, error_model=VagueError)
+
+    assert history("errors") == []
+    assert len(VagueError.collection()) == 1
+    assert len([line for line in log.lines if "The errors of VagueError stay" in line]) == 1
+
+
+def test_a_job_that_ended_a_little_later_than_its_error_says_goes_with_it() -> None:
+    job = KeptJob.add_job("one")
+    work(1, callback=fail)
+    (error,) = Error.collection_for_job(job).instances()
+    error.date_time.hset(str(utcnow() - timedelta(hours=2)))
+
+    trim("errors", keep_errors="1h")
+
+    assert history("errors") == []
+    assert keys_of(job) == []
