@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Run the whole suite, against a Redis server that it starts itself.
 
-    python run_tests.py                     everything
+    python run_tests.py                     everything, with a process for each core, eight at most
     python run_tests.py tests/unit -k url   what pytest takes is passed on
 
 The environment variable LIMPYD_JOBS_REDIS_SERVER names another redis-server than the embedded one.
@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> int:
         return 2
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
-    return int(pytest.main(["--rootdir", str(ROOT), *arguments]))
+    return int(pytest.main(["--rootdir", str(ROOT), *(arguments or ["-n", "auto", "--maxprocesses", "8"])]))
 
 
 if __name__ == "__main__":

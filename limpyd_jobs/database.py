@@ -378,9 +378,10 @@ def new_client(settings: Mapping[str, Any], **changes: Any) -> redis.Redis:
 
 
 def _client_defaults(settings: Settings) -> Settings:
-    checks_host = settings.get("ssl") and settings.get("ssl_cert_reqs") != "none"  # redis-py 5 would not
+    # redis-py 5 would not check the name in a certificate
+    checks = {"ssl_check_hostname": settings.get("ssl_cert_reqs") != "none"} if settings.get("ssl") else {}
     return {
-        **({"ssl_check_hostname": True} if checks_host else {}),
+        **checks,
         "protocol": 2,
         "encoding_errors": "surrogateescape",
         "socket_timeout": SOCKET_TIMEOUT_SECONDS,

@@ -103,7 +103,7 @@ def test_jobs_are_run_although_all_connections_go_half_open() -> None:
 def test_a_worker_whose_connections_go_half_open_in_a_job_finishes_it_and_goes_on(
     direction: Direction, new_connections_hang: bool
 ) -> None:
-    with Stage("half-open in a job", is_proxied=True) as stage:
+    with Stage("half-open in a job", is_proxied=True, options=IMPATIENT) as stage:
         crew = stage.start_workers(1)
         job = stage.add(HeldFaultsJob, "held")
         wait_until(stage.runs, 20)

@@ -15,7 +15,7 @@ from limpyd import fields
 from limpyd.contrib.database import PipelineDatabase
 from limpyd.model import RedisModel
 
-from limpyd_jobs.database import JobsDatabase, check_server, new_client
+from limpyd_jobs.database import JobsDatabase, check_server, new_client, parse_database
 from limpyd_jobs.embedded import stop
 from limpyd_jobs.exceptions import DatabaseException, InvalidDatabaseURL, ServerTooOld
 
@@ -231,7 +231,7 @@ def test_the_same_settings_share_a_client(server: RedisServer) -> None:
 
 
 def test_the_version_is_that_of_the_server_in_force(server: RedisServer) -> None:
-    with Listener(info("6.2.1"), otherwise=b"+OK\r\n") as other:
+    with Listener({**info("6.2.1"), b"PING": b"+PONG\r\n"}, otherwise=b"+OK\r\n") as other:
         database = JobsDatabase(**other.settings)
         assert database.redis_version == (6, 2, 1)
 
@@ -424,3 +424,38 @@ def test_moving_away_from_an_embedded_database_leaves_it(server: RedisServer, tm
 
     assert database.connection.ping() is True
     assert not (tmp_path / "never-used").exists()
+
+
+# --- sockets ---
+
+
+@pytest.mark.parametrize("name", ["redis://127.0.0.1:1/0", "unix:///tmp/nowhere.sock?db=0"])
+def test_each_socket_has_a_timeout_and_is_looked_after(name: str) -> None:
+    client = new_client(parse_database(name))
+
+    settings = client.connection_pool.connection_kwargs
+    assert settings["socket_timeout"] == 10
+    assert settings["health_check_interval"] == 30
+    if "host" in settings:
+        assert (settings["socket_connect_timeout"], settings["socket_keepalive"]) == (5, True)
+
+
+def test_what_a_database_says_about_its_sockets_wins() -> None:
+    name = (
+        "redis://127.0.0.1:1/0?socket_timeout=77&socket_connect_timeout=7&socket_keepalive=no&health_check_interval=3"
+    )
+    client = new_client(parse_database(name))
+
+    settings = client.connection_pool.connection_kwargs
+    found = [settings[key] for key in ("socket_timeout", "socket_connect_timeout", "health_check_interval")]
+    assert found == [77, 7, 3]
+    assert not settings["socket_keepalive"]
+
+
+@pytest.mark.parametrize(
+    ("options", "checks"), [("", True), ("?ssl_cert_reqs=none", False), ("?ssl_check_hostname=no", False)]
+)
+def test_the_host_name_in_a_certificate_is_checked_unless_told_otherwise(options: str, checks: bool) -> None:
+    client = new_client(parse_database(f"rediss://127.0.0.1:1/0{options}"))
+
+    assert bool(client.connection_pool.connection_kwargs.get("ssl_check_hostname")) is checks
