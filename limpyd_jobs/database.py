@@ -42,7 +42,7 @@ MINIMUM_VERSION = (6, 2)
 CHECK_TIMEOUT_SECONDS = 5.0
 
 # Longer than any command of ours takes, and the time in which a connection that is open at this end only is noticed.
-SOCKET_TIMEOUT_SECONDS = 10.0
+SOCKET_TIMEOUT_SECONDS = 5.0
 HEALTH_CHECK_SECONDS = 30
 KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}  # noticed by the system after a minute
 

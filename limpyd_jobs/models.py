@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 from limpyd import fields
 from limpyd.contrib.indexes import SimpleDateTimeIndex
@@ -38,6 +38,7 @@ __all__ = ["STATUSES", "BaseJobsModel", "Error", "Job", "LimpydJobsException", "
 
 
 LONGEST_PK = 1000
+TELL_AGAIN_SECONDS = 60
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
@@ -181,6 +182,8 @@ class Queue(BaseJobsModel):
     keep_success = InstanceHashField()  # how much of `success` is kept: `1000` jobs, or for `7d`; see parse_keep
     keep_errors = InstanceHashField()  # the same for `errors`
 
+    _told_of: ClassVar[dict[str, float]] = {}  # names whose index is broken -> when to say it again
+
     @property
     def error(self) -> Any:
         """`errors`, under the name that the documentation of version 2 has in one place."""
@@ -275,7 +278,9 @@ class Queue(BaseJobsModel):
         except ResponseError as error:
             if "WRONGTYPE" not in str(error):
                 raise
-            logger.error("The queues of the name %r cannot be found: their index is of a wrong type in Redis", name)
+            if time.monotonic() >= cls._told_of.get(name, 0):
+                cls._told_of[name] = time.monotonic() + TELL_AGAIN_SECONDS
+                logger.error("The queues of the name %r cannot be found: Redis has no set under their index", name)
             return []
 
     @classmethod
@@ -505,6 +510,11 @@ class Job(BaseJobsModel):
         return self._claim.token if self._claim else ""
 
     @property
+    def _is_held(self) -> bool:
+        """Has this process a lease on it that is no worker's: it is to be placed in a queue?"""
+        return self._claim is not None and not self._claim.worker
+
+    @property
     def _patience(self) -> float:
         """How long a transition of this job is tried again; a worker sees to that itself."""
         return 0 if self._claim is not None and self._claim.worker else self.retry_for
@@ -554,7 +564,8 @@ class Job(BaseJobsModel):
             delayed_for: from now, in seconds (int, float) or a timedelta; not with `delayed_until`.
             delayed_until: naive datetimes are UTC. In the past: at once.
             retry_for: how long to try again while Redis cannot be used, in seconds; the class' own (5) when None. After
-                that the error of redis-py is raised, and the job may be there or not: adding it again is safe.
+                that the error of redis-py is raised, and the job may be there or not: adding it again is safe. A try
+                that gets no reply ends with the timeout of the socket (5 seconds).
             fields_if_new: further fields of a new job; ignored when it exists.
         Raises:
             LimpydJobsException: no queue name.
@@ -629,13 +640,14 @@ class Job(BaseJobsModel):
         hold = Hold(os.urandom(8).hex()) if is_held else Hold()
         delay = _delay(delayed_for, until)
         worker = self._claim.worker if self._claim and self._claim.worker else os.urandom(8).hex()
-        call = transitions.requeue(self._subject(), target, priority is None, delay, self._token, hold, worker)
-        moved = self._send_with_queue(call, queue_model, name, self._patience)
-        self._claim = Claim(self.ident, hold.token, "", moved.queue_key) if is_held else None
-        self._moved = moved
-        repair_indexes(moved.changes)
-        if is_held:
-            self.enqueue_or_delay(name, priority, _parse_until(moved.delayed_until), queue_model=queue_model)
+        if not self._is_held:  # else it is repeated, after an outage: all but the placing is done
+            call = transitions.requeue(self._subject(), target, priority is None, delay, self._token, hold, worker)
+            moved = self._send_with_queue(call, queue_model, name, self._patience)
+            self._claim = Claim(self.ident, hold.token, "", moved.queue_key) if is_held else None
+            self._moved = moved
+            repair_indexes(moved.changes)
+        if is_held and self._moved:
+            self.enqueue_or_delay(name, priority, _parse_until(self._moved.delayed_until), queue_model=queue_model)
             self._claim = None
 
     def enqueue_or_delay(

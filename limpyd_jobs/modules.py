@@ -69,7 +69,7 @@ def parse_modules(names: str | Iterable[str]) -> list[str]:
     """
     if isinstance(names, bytes) or not isinstance(names, (str, Iterable)):
         raise ConfigurationException(f"Invalid job_modules: {names!r}: must be names of modules, or *")
-    found = [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
+    found = [name.strip() for name in names.split(",")] if isinstance(names, str) and names else list(names)
     for name in found:
         if name != ANY and not (isinstance(name, str) and is_dotted_name(name)):
             raise ConfigurationException(f"Invalid job_modules: {name!r}: must be the dotted name of a module, or *")

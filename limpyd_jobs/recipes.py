@@ -147,6 +147,18 @@ def job_recipe(model: Any) -> str:
     return json.dumps({**json.loads(recipe(model, TRANSITION_FIELDS)), **given}, sort_keys=True)
 
 
+def guessed_job_recipe(job_model: Any, namespace: str, model_repr: str) -> str:
+    """What a class of jobs that cannot be had means for a script, if it declares no index that Job has not.
+
+    Args:
+        job_model: Job.
+    """
+    key = f"{namespace}:{model_repr.rpartition('.')[2].lower()}"
+    known: dict[str, Any] = json.loads(job_recipe(job_model))
+    text = json.dumps({**known, "repr": model_repr, "key": key})
+    return text.replace(f'"{job_model._name}:', f'"{key}:')
+
+
 def check_job_option(owner: str, name: str, value: Any) -> None:
     """Raise ConfigurationException when a number of seconds, or of recoveries, cannot be used; None is accepted."""
     if value is None:

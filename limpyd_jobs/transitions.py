@@ -725,8 +725,13 @@ def renew(namespace: str, held: Iterable[Claim]) -> Call[tuple[str, ...]]:
     return Call("renew", _keys(namespace), args, lambda reply: tuple(reply[1:]))
 
 
-def reject(namespace: str, queue_key: str, ident: str, record: str) -> Call[Ended]:
-    """Move an ident that nobody can run to the errors of its queue."""
+def reject(namespace: str, queue_key: str, ident: str, record: str, end: str, recipe: str = "") -> Call[Ended]:
+    """Move an ident that nobody can run to the errors of its queue.
+
+    Args:
+        record: its Error, or ''.
+        recipe: what its class probably means, or ''.
+    """
 
     def read(reply: Reply) -> Ended:
         _not_taken(reply, "error")
@@ -734,7 +739,14 @@ def reject(namespace: str, queue_key: str, ident: str, record: str) -> Call[Ende
             return Ended(reply[0])
         return Ended(reply[0], error_pk=reply[1], history=_history(reply[2:]))
 
-    args = {"namespace": namespace, "queue": queue_key, "ident": ident, "record": record}
+    args = {
+        "namespace": namespace,
+        "queue": queue_key,
+        "ident": ident,
+        "record": record,
+        "end": end,
+        "recipe": recipe,
+    }
     return Call("reject", _keys(namespace), args, read)
 
 

@@ -64,7 +64,7 @@ def pauses(first: float = 0.1, longest: float = 5) -> Iterator[float]:
     """How long to wait before each next try, in seconds: twice as long each time, with jitter."""
     pause = first
     while True:
-        yield pause * random.uniform(0.5, 1)
+        yield max(pause * random.uniform(0.5, 1), first)
         pause = min(pause * 2, longest)
 
 

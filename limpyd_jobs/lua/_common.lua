@@ -208,12 +208,25 @@ local function create(record)
   return pk
 end
 
+local unusable  -- a key of a wrong type that kept `find_queue` from its answer
+
+local function ask_for_queue(command, key, ...)
+  local reply = redis.pcall(command, key, ...)
+  if type(reply) == 'table' and reply.err then
+    unusable = key
+    return nil
+  end
+  return reply
+end
+
 -- The key prefix of the queue with this name and priority, or nil. The hash `queues` remembers what the indexes say.
 local function find_queue(namespace, recipe, name, priority)
   local memory = side(namespace, 'queues', recipe.key, name)
-  local known = redis.call('HGET', memory, priority)
+  local known = ask_for_queue('HGET', memory, priority)
+  if unusable then return nil end
   if known then
-    local found = redis.call('HMGET', recipe.key .. ':' .. known .. ':hash', 'name', 'priority')
+    local found = ask_for_queue('HMGET', recipe.key .. ':' .. known .. ':hash', 'name', 'priority')
+    if unusable then return nil end
     if found[1] == name and found[2] == priority then return recipe.key .. ':' .. known end
     redis.call('HDEL', memory, priority)
   end
@@ -222,10 +235,11 @@ local function find_queue(namespace, recipe, name, priority)
   local priorities = (recipe.indexes.priority or {})[1]
   local candidates
   if priorities and priorities[1] == 'equal' then
-    candidates = redis.call('SINTER', names[2] .. name, priorities[2] .. priority)
+    candidates = ask_for_queue('SINTER', names[2] .. name, priorities[2] .. priority)
   else
-    candidates = redis.call('SMEMBERS', names[2] .. name)
+    candidates = ask_for_queue('SMEMBERS', names[2] .. name)
   end
+  if unusable then return nil end
   table.sort(candidates, function(a, b)
     local left, right = tonumber(a), tonumber(b)
     if left and right then return left < right end
@@ -233,7 +247,9 @@ local function find_queue(namespace, recipe, name, priority)
     return a < b
   end)
   for _, pk in ipairs(candidates) do
-    if redis.call('HGET', recipe.key .. ':' .. pk .. ':hash', 'priority') == priority then
+    local found = ask_for_queue('HGET', recipe.key .. ':' .. pk .. ':hash', 'priority')
+    if unusable then return nil end
+    if found == priority then
       redis.call('HSET', memory, priority, pk)
       return recipe.key .. ':' .. pk
     end
@@ -285,6 +301,7 @@ end
 
 -- The key that makes a write to a queue impossible, because something of another type is there; or nil.
 local function broken_key(namespace, queue_model, name, queue)
+  if unusable then return unusable end
   local keys = {
     {queue .. ':waiting', 'list'},
     {queue .. ':delayed', 'zset'},

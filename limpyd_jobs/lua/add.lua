@@ -50,7 +50,7 @@ local function raise_or_move(pk)
   if is_running or not (is_higher or prepend) then return {'EXISTING', pk} end
   local wanted = is_higher and priority or values[2] or '0'
   local queue = queue_of(wanted)
-  if not queue and (wanted ~= priority or queue_record == cjson.null) then return {'NO_QUEUE', wanted} end
+  if not queue and not unusable and (wanted ~= priority or queue_record == cjson.null) then return {'NO_QUEUE', wanted} end
   local broken = broken_key_of(queue)
   if broken then return {'BROKEN', broken} end
   queue = queue or new_queue()
@@ -68,7 +68,7 @@ if existing then return raise_or_move(existing) end
 local conflict = taken(record)
 if conflict then return {'TAKEN', conflict} end
 local queue = queue_of(priority)
-if not queue and queue_record == cjson.null then return {'NO_QUEUE', priority} end
+if not queue and not unusable and queue_record == cjson.null then return {'NO_QUEUE', priority} end
 local broken = broken_key_of(queue)
 if broken then return {'BROKEN', broken} end
 register(namespace, repr, ARGV[3])

@@ -131,7 +131,8 @@ if kind == 'none' then
 elseif redis.call('HEXISTS', claims, ident) == 1 then
   status = 'r'
 elseif status == 'w' or status == 'd' or status == 'c' then  -- the lease first: the job is never in no place
-  local index = status == 'w' and broken_index(recipe, 'status', 'w', 'r')
+  local index = status == 'w' and (broken_index(recipe, 'status', 'w', 'r') or broken_index(recipe, 'status', 's', 'e')
+    or broken_index(recipe, 'queued', '1'))
   if index then return {'BROKEN', waiting, index} end
   take_lease(namespace, ident, token, current + (recipe.lease_seconds or lease_seconds))
   redis.call('LPOP', waiting)

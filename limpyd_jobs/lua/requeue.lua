@@ -30,7 +30,7 @@ if holder and holder ~= token and not is_repeated then return {'RUNNING'} end
 local priority = ARGV[8] ~= '' and ARGV[8] or values[2] or '0'
 local queue = find_queue(namespace, queue_recipe, name, priority)
 local queue_record = cjson.decode(ARGV[6])
-if not queue and (ARGV[8] == '' or queue_record == cjson.null) then return {'NO_QUEUE', priority} end
+if not queue and not unusable and (ARGV[8] == '' or queue_record == cjson.null) then return {'NO_QUEUE', priority} end
 local broken = broken_key(namespace, queue_recipe.key, name, queue or queue_recipe.key .. ':0')
 if broken then return {'BROKEN', broken} end
 

@@ -224,7 +224,7 @@ class BaseWorker:
         """Set `logger`, from `logger_name` and `logger_level`."""
         if not isinstance(self.logger_name, str):
             raise ConfigurationException(f"Invalid logger_name: {self.logger_name!r}: must be a string")
-        self.logger = logging.getLogger(self.logger_name)
+        self.logger: Any = logging.getLogger(self.logger_name)
         try:
             self.logger.setLevel(self.logger_level)
         except (TypeError, ValueError):
@@ -357,12 +357,16 @@ class BaseWorker:
     def _log_exception(self, message: str) -> None:
         """Log a message with the traceback of what is being handled; its lines are indented, so that none passes for
         another line of the log."""
+        trace = "\n".join(f"    {safe_line(text)}" for text in format_trace().rstrip("\n").split("\n"))
+        if not isinstance(self.logger, logging.Logger):  # an adapter, for instance
+            self.logger.error("[%s] %s\n%s", self.id, safe_line(message), trace)
+            return
         if not self.logger.isEnabledFor(logging.ERROR):
             return
         path, line, function, _ = self.logger.findCaller(stacklevel=2)
         values = ("[%s] %s", (self.id, safe_line(message)), sys.exc_info(), function)
         record = self.logger.makeRecord(self.logger.name, logging.ERROR, path, line, *values)
-        record.exc_text = "\n".join(f"    {safe_line(text)}" for text in format_trace().rstrip("\n").split("\n"))
+        record.exc_text = trace
         self.logger.handle(record)
 
     # --- The run

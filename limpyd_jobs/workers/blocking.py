@@ -28,7 +28,7 @@ from ..exceptions import (
     WrongKeyType,
 )
 from ..models import Error, Job, Queue, _overrides, all_job_models, printable, repair_indexes
-from ..modules import ANY, allowed_modules
+from ..modules import ANY, allowed_modules, is_dotted_name
 from ..statuses import STATUSES
 from ..transitions import Claim, Doomed, Taken
 from ..utils import parse_datetime, pauses, score_to_datetime, utcnow
@@ -382,6 +382,9 @@ class Worker(BaseWorker):
 
     def _warn_of_risks(self) -> None:
         """Say at the start what this worker does not protect from."""
+        if self.stop_timeout is not None and not self._handles_signals:
+            message = "stop_timeout has no effect: this worker does not handle signals"
+            self.log(f"{message} (terminate_gracefully is off, or it is not in the main thread)", level="warning")
         if ANY in allowed_modules.names:
             message = "job_modules is *: whoever can write to Redis can have any module imported here"
             self.log(message, level="warning")
@@ -620,8 +623,12 @@ class Worker(BaseWorker):
         self.log(f"Unable to get job: {error}", level="error")
         name = self.connection.hget(f"{taken.queue_key}:hash", "name") or ""
         record = self._record_of_unseen(taken.ident, name, "", error)
-        text = record.text if record else ""
-        ended = self._send_call(transitions.reject(self._namespace, taken.queue_key, taken.ident, text))
+        text, recipe = record.text if record else "", ""
+        model_repr = taken.ident.partition(":")[0]
+        if isinstance(error, JobClassError) and is_dotted_name(model_repr):
+            recipe = recipes.guessed_job_recipe(Job, self._namespace, model_repr)
+        call = transitions.reject(self._namespace, taken.queue_key, taken.ident, text, str(utcnow()), recipe)
+        ended = self._send_call(call)
         if ended.kind == "OK":
             self._retention.note(taken.queue_key, "errors", ended.history)
         self._write_late(record, ended.error_pk)
@@ -632,6 +639,7 @@ class Worker(BaseWorker):
         text = record.text if record else ""
         ended = self._send_call(transitions.fail(self._namespace, claim, str(utcnow()), None, text))
         self._note_history(claim, "errors", ended)
+        self._tell_unsaved(claim, ended, text)
         repair_indexes(ended.changes)
         self._write_late(record, ended.error_pk)
 
@@ -781,7 +789,7 @@ class Worker(BaseWorker):
         try:
             if not job._is_written:
                 write(job, queue, *args)
-            if job._claim is not None and not job._is_in_doubt:
+            if job._claim is not None and job._claim.worker and not job._is_in_doubt:  # else `recover` places it
                 self._write_skip(job, queue)
         except LeaseLost as lost:
             self._tell_lost_lease(job, queue, lost)
@@ -831,6 +839,10 @@ class Worker(BaseWorker):
         self._release_claim(job)
         repair_indexes(ended.changes)
 
+    def _tell_unsaved(self, claim: Claim, ended: transitions.Ended, record: str) -> None:
+        if record and ended.kind == "OK" and not ended.error_pk:
+            self.log(f"The error of {claim.ident} is not saved: Redis does not accept its record", level="error")
+
     def _note_history(self, claim: Claim, name: str, ended: transitions.Ended) -> None:
         if ended.kind == "OK":
             self._retention.note(claim.queue_key, name, ended.history)
@@ -857,6 +869,7 @@ class Worker(BaseWorker):
         ended: transitions.Ended = self._until_answered(lambda: self._send_call(call))
         job._cached_status, job._is_written = STATUSES.ERROR, True
         self._note_history(claim, "errors", ended)
+        self._tell_unsaved(claim, ended, text)
         if not ended.to_be_requeued:
             self._release_claim(job)
         repair_indexes(ended.changes)
@@ -933,7 +946,9 @@ class Worker(BaseWorker):
         last = job._claim
         name = last.queue_name if last and last.queue_name else queue.name.hget()
         until = self._delayed_until_of(job)
-        job.enqueue_or_delay(queue_name=name, delayed_until=until, queue_model=self.queue_model)
+        self._until_answered(
+            lambda: job.enqueue_or_delay(queue_name=name, delayed_until=until, queue_model=self.queue_model)
+        )
         job._last_claim = last
 
     def _delayed_until_of(self, job: Any) -> Any:

@@ -8,14 +8,15 @@ from collections.abc import Callable
 from ..utils import pauses
 
 SECONDS_BETWEEN_LINES = 60
+SECONDS_BETWEEN_OUTAGES = 5
 
 
 class Outage:
     """Counts failures in a row.
 
     Args:
-        log: called with a line at the first failure, then once a minute, and when it is over; at most two in a minute,
-            however often it comes and goes.
+        log: called with a line at the first failure, then once a minute, and when it is over. What comes again within
+            seconds is the same outage.
         what, over: how these lines begin.
     """
 
@@ -28,6 +29,7 @@ class Outage:
         self._log, self._what, self._over = log, what, over
         self._pauses = pauses()
         self._is_told = False
+        self._over_at: float | None = None
         self._last_line = float("-inf")
 
     def next_pause(self, error: Exception | None) -> float:
@@ -36,6 +38,9 @@ class Outage:
         Args:
             error: what happened; None when it is logged already.
         """
+        if self._over_at is not None and time.monotonic() - self._over_at > SECONDS_BETWEEN_OUTAGES:
+            self._last_line = float("-inf")
+        self._over_at = None
         if error is not None and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line, self._is_told = time.monotonic(), True
             self._log(f"{self._what}: {error}")
@@ -45,4 +50,6 @@ class Outage:
         """Redis answers."""
         if self._is_told:
             self._log(self._over)
+        if self._over_at is None:
+            self._over_at = time.monotonic()
         self._is_told, self._pauses = False, pauses()

@@ -15,7 +15,7 @@ import pytest
 
 from limpyd_jobs import STATUSES, Error, Job, Queue, Worker, admin
 
-from ..base import ROOT, RedisServer
+from ..base import ROOT, RedisServer, WorkerProcess
 
 sys.path.insert(0, str(Path(__file__).parent))  # both versions import it by the same name
 from version_2_app import SharedJob
@@ -227,3 +227,28 @@ Worker("mail", callback=callback, max_duration=2, timeout=1, terminate_gracefuly
     ran = redis_server.client().lrange("ran", 0, -1)
     assert sorted(ran, key=int) == [str(number) for number in range(60)]
     assert admin.check() == []
+
+
+@pytest.mark.parametrize("delayed", [False, True])
+def test_a_job_of_version_2_that_is_refused_can_be_requeued_when_its_class_is_allowed(
+    version_2: Version2, redis_server: RedisServer, delayed: bool
+) -> None:
+    when = "delayed_until=datetime.utcnow() - timedelta(seconds=1), " if delayed else ""
+    version_2.run(f"SharedJob.add_job('one', {when}queue_name='shared', extra='x')", TZ="UTC")
+    options = ["--queues=shared", "--max-loops=1", "--no-title"]
+    environment = {"PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}"}
+
+    with WorkerProcess(*options, database=redis_server.tcp_url, environment=environment) as worker:
+        worker.wait_for_output("allow it with --job-modules=version_2_app")
+        assert worker.stop() == 0
+
+    (job,) = SharedJob.collection().instances()
+    assert job.hmget("status", "queued") == [STATUSES.ERROR, None]
+    assert [error.type.hget() for error in Error.collection().instances()] == ["JobClassError"]
+    assert [str(problem) for problem in admin.check()] == []
+    job.requeue("shared")
+    with WorkerProcess(
+        *options, "--job-modules=version_2_app", database=redis_server.tcp_url, environment=environment
+    ) as worker:
+        assert worker.wait() == 0, worker.output
+    assert job.status.hget() == STATUSES.SUCCESS

@@ -434,7 +434,7 @@ def test_each_socket_has_a_timeout_and_is_looked_after(name: str) -> None:
     client = new_client(parse_database(name))
 
     settings = client.connection_pool.connection_kwargs
-    assert settings["socket_timeout"] == 10
+    assert settings["socket_timeout"] == 5
     assert settings["health_check_interval"] == 30
     if "host" in settings:
         assert (settings["socket_connect_timeout"], settings["socket_keepalive"]) == (5, True)

@@ -102,7 +102,7 @@ SAMPLES = {
     "renew": lambda: transitions.renew("jobs", ()),
     "release": lambda: transitions.release("jobs", "jobs:queue", ["t"]),
     "purge": lambda: transitions.purge("jobs", "jobs:queue:1", "success", [transitions.Past("a:1", None, [])]),
-    "reject": lambda: transitions.reject("jobs", "jobs:queue:1", "a:1", ""),
+    "reject": lambda: transitions.reject("jobs", "jobs:queue:1", "a:1", "", NOW),
     "register": lambda: transitions.register("jobs", ScriptJob._class_subject()),
 }
 
@@ -627,7 +627,7 @@ def test_promote_reports_what_has_no_record_and_what_no_registry_knows() -> None
         ("no.such.Model:1", NOT_ALLOWED.format("no.such")),
     ]
     assert queue.waiting.lmembers() == ["no.such.Model:1"]
-    assert send(transitions.reject("jobs", "jobs:queue:1", "no.such.Model:1", "")).kind == "OK"
+    assert send(transitions.reject("jobs", "jobs:queue:1", "no.such.Model:1", "", NOW)).kind == "OK"
     assert queue.waiting.lmembers() == []
 
 
@@ -759,14 +759,14 @@ def test_renew_prolongs_what_is_held_and_names_what_is_lost(held: Claim) -> None
 
 def test_reject_answers_gone_for_what_does_not_wait() -> None:
     Queue.get_queue("q")
-    assert raw(transitions.reject("jobs", "jobs:queue:1", "x:1", "")) == ["GONE"]
+    assert raw(transitions.reject("jobs", "jobs:queue:1", "x:1", "", NOW)) == ["GONE"]
 
 
 def test_reject_answers_taken_when_the_error_cannot_be_written() -> None:
     ScriptJob.add_job("a", "q", code="x")
     record = recipes.Record(ScriptJob, {"code": "x"}).text
     ident = f"{ScriptJob.get_model_repr()}:1"
-    assert raw(transitions.reject("jobs", "jobs:queue:1", ident, record)) == ["TAKEN", "code"]
+    assert raw(transitions.reject("jobs", "jobs:queue:1", ident, record, NOW)) == ["TAKEN", "code"]
     assert raw(transitions.fail("jobs", claim(), NOW, None, record)) == ["TAKEN", "code"]
 
 

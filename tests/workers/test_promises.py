@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from redis.exceptions import ConnectionError, OutOfMemoryError, ReadOnlyError, ResponseError
@@ -492,7 +492,7 @@ def test_any_module_is_told_of_in_the_log(module: str, log: Log) -> None:
     assert len([line for line in log.lines if line.startswith("job_modules is *")]) == 1
 
 
-@pytest.mark.parametrize("names", ["", "a,,b", "a b", "../x", ["ok", 3], 7, b"x"])
+@pytest.mark.parametrize("names", ["a,,b", "a b", "../x", ["ok", 3], 7, b"x"])
 def test_names_that_no_module_can_have_are_refused(names: Any) -> None:
     with pytest.raises(ConfigurationException, match="job_modules"):
         Worker("test", terminate_gracefully=False, job_modules=names)
@@ -861,6 +861,18 @@ def test_outages_that_come_and_go_are_told_of_once_a_minute() -> None:
     assert lines == ["Redis cannot be used, trying again: away", "Redis can be used again"]
 
 
+def test_another_outage_is_told_of_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outage, "SECONDS_BETWEEN_OUTAGES", -1)
+    lines: list[str] = []
+    twice = outage.Outage(lines.append)
+    for _ in range(2):
+        twice.next_pause(ConnectionError("away"))
+        twice.next_pause(ConnectionError("away"))
+        twice.end()
+
+    assert lines == ["Redis cannot be used, trying again: away", "Redis can be used again"] * 2
+
+
 def test_a_hook_that_writes_to_a_record_that_was_removed_does_not_begin_another(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -875,6 +887,112 @@ def test_a_hook_that_writes_to_a_record_that_was_removed_does_not_begin_another(
 
     assert client().keys("jobs:promisejob:1:*") == []
     assert problems() == []
+
+
+@pytest.mark.parametrize("key", ["jobs:queue:1:hash", "jobs:queues:queue:test", "jobs:queue:name:test"])
+def test_a_producer_is_told_which_key_keeps_its_queue_from_being_found(key: str) -> None:
+    job = PromiseJob.add_job("one")
+    if "name" in key:
+        client().delete("jobs:queues:queue:test")
+    client().delete(key)
+    client().set(key, "something else")
+    before = {name: client().dump(name) for name in client().keys("*")}
+
+    for act in (lambda: PromiseJob.add_job("two"), job.enqueue_or_delay, lambda: Queue.get_queue("test")):
+        with pytest.raises(WrongKeyType, match=key):
+            act()
+
+    assert {name: client().dump(name) for name in client().keys("*")} == before
+
+
+@pytest.mark.parametrize("key", ["status:s", "status:e", "queued:1"])
+def test_a_job_whose_end_could_not_be_written_is_not_begun(key: str, log: Log) -> None:
+    job = PromiseJob.add_job("one")
+    saved = client().dump(f"jobs:promisejob:{key}")
+    client().delete(f"jobs:promisejob:{key}")
+    client().set(f"jobs:promisejob:{key}", "something else")
+
+    with Running(idle(callback=nothing)):
+        wait_until(lambda: any("left alone" in line for line in log.lines))
+
+    assert job.tries.hget() is None
+    client().delete(f"jobs:promisejob:{key}")
+    if saved:
+        client().restore(f"jobs:promisejob:{key}", 0, saved)
+    work(1, callback=nothing)
+    assert job.status.hget() == STATUSES.SUCCESS
+
+
+def test_an_error_that_is_not_saved_is_told_of(log: Log) -> None:
+    job = PromiseJob.add_job("one")
+    client().rpush("jobs:error:max_pk", "something else")
+
+    def fail(job: Any, queue: Any) -> None:
+        raise ValueError
+
+    work(1, callback=fail)
+
+    assert job.status.hget() == STATUSES.ERROR
+    assert len([line for line in log.lines if f"The error of {job.ident} is not saved" in line]) == 1
+
+
+class PlacingQueue(Queue):
+    """Has its own way of placing."""
+
+    fails: ClassVar[list[Exception]] = []
+
+    def _stumble(self) -> None:
+        if self.fails:
+            raise self.fails.pop()
+
+    def enqueue_job(self, job: Any, prepend: bool = False) -> None:
+        self._stumble()
+        super().enqueue_job(job, prepend)
+
+    def delay_job(self, job: Any, delayed_until: Any) -> None:
+        self._stumble()
+        super().delay_job(job, delayed_until)
+
+
+class PlacedJob(Job):
+    queue_name = "test"
+    queue_model = PlacingQueue
+
+
+@pytest.mark.parametrize("delay", [0, 60])
+def test_a_requeue_that_an_outage_interrupts_before_the_placing_goes_on(
+    delay: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = PlacedJob.add_job("one")
+    PlacingQueue.fails[:] = [ConnectionError("cut"), ConnectionError("cut")]
+
+    def fail_once(job: Any, queue: Any) -> None:
+        if job.tries.hget() == "1":
+            raise ValueError
+
+    options: dict[str, Any] = {"queue_model": PlacingQueue, "requeue_times": 1, "requeue_delay_delta": delay}
+    work(1, callback=fail_once, **options)
+
+    assert PlacingQueue.fails == []
+    assert job.hmget("status", "queued") == [STATUSES.DELAYED if delay else STATUSES.WAITING, "1"]
+    assert leased() == [] and problems() == []
+
+
+def test_a_requeue_whose_placing_raises_is_placed_when_its_lease_lapses() -> None:
+    job = PlacedJob.add_job("one")
+    PlacingQueue.fails[:] = [ValueError("no")]
+
+    def fail(job: Any, queue: Any) -> None:
+        raise ValueError
+
+    work(1, callback=fail, queue_model=PlacingQueue, requeue_times=1, requeue_delay_delta=0)
+    assert leased() == [job.ident] and problems() == []
+
+    client().zadd("jobs:leases", {job.ident: 1})
+    idle(queue_model=PlacingQueue)._recover_lapsed()
+
+    assert job.hmget("status", "queued") == [STATUSES.WAITING, "1"]
+    assert leased() == [] and problems() == []
 
 
 # --- Modules that are not what they seem
@@ -1002,6 +1120,32 @@ def test_the_type_of_an_error_is_cut() -> None:
 
     (error,) = Error.collection_for_job(job).instances()
     assert len(error.type.hget()) == MAX_CODE
+
+
+def test_a_hook_that_raises_is_logged_by_a_logger_of_another_kind(monkeypatch: pytest.MonkeyPatch, log: Log) -> None:
+    class AdapterWorker(Worker):
+        def set_logger(self) -> None:
+            super().set_logger()
+            self.logger = logging.LoggerAdapter(self.logger, {})
+
+    def fail(self: Any, *args: Any) -> None:
+        raise ValueError("no")
+
+    monkeypatch.setattr(PromiseJob, "on_success", fail, raising=False)
+    jobs = [PromiseJob.add_job(str(number)) for number in range(2)]
+
+    work(2, worker_class=AdapterWorker, callback=nothing)
+
+    assert {job.status.hget() for job in jobs} == {STATUSES.SUCCESS}
+    assert len([line for line in log.lines if "on_success" in line and "ValueError: no" in line]) == 2
+
+
+def test_a_stop_timeout_that_has_no_effect_is_told_of(log: Log) -> None:
+    PromiseJob.add_job("one")
+
+    work(1, callback=nothing, stop_timeout=5)
+
+    assert len([line for line in log.lines if line.startswith("stop_timeout has no effect")]) == 1
 
 
 # --- Databases that are away from the start
