@@ -36,6 +36,15 @@ class BaseWorker:
     """The options of a worker and everything that it does without Redis.
 
     Each option is an argument of the constructor and a class attribute; the argument wins. Durations are seconds.
+
+    Attributes:
+        lease_seconds: how long a job belongs to a worker that gives no sign of life, if its class does not say.
+        max_recoveries: how often a job whose worker was lost is given back, if its class does not say.
+        stop_timeout: how long the job may go on after SIGINT or SIGTERM; None for as long as it takes.
+        job_modules: dotted names of modules that idents may import, as a list or in a string with commas; `*` for any.
+            What one worker allows is allowed in the whole process.
+        keep_success, keep_errors: how much of these histories is kept: a number of jobs, a timedelta, or a text like
+            `1000` or `7d` (see utils.parse_keep); None for all. What a queue says wins.
     """
 
     queues: Any = None
