@@ -273,7 +273,8 @@ class BaseWorker:
             return
         self._pass_on(signum, frame)
         self.end_signal_caught = self.end_forced = True
-        if self.stop_timeout is not None and self._stopping is None:
+        is_at_work = self.status is not None and self.end_date is None
+        if is_at_work and self.stop_timeout is not None and self._stopping is None:
             self._stopping = threading.Timer(self.stop_timeout, self.stop_now)
             self._start_stopping()
         name = signal.Signals(signum).name if signum else "an end"

@@ -1140,6 +1140,17 @@ def test_a_hook_that_raises_is_logged_by_a_logger_of_another_kind(monkeypatch: p
     assert len([line for line in log.lines if "on_success" in line and "ValueError: no" in line]) == 2
 
 
+def test_a_signal_to_a_worker_that_does_not_run_ends_no_process_later() -> None:
+    worker = Worker("test", stop_timeout=0.001)
+    try:
+        worker.catch_end_signal(signal.SIGTERM, None)
+    finally:
+        worker.stop_handling_end_signal()
+
+    assert worker._stopping is None
+    assert worker.must_stop()
+
+
 def test_a_stop_timeout_that_has_no_effect_is_told_of(log: Log) -> None:
     PromiseJob.add_job("one")
 
