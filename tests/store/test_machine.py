@@ -238,6 +238,28 @@ class Books(RuleBasedStateMachine):
 
     @precondition(lambda self: self.running)
     @rule(number=picks)
+    def end_at_once(self, number: int) -> None:
+        worker, _, job = self.next_running(number)
+        if job._claim is None:
+            return
+        is_ours, status = self.holder(job) == job._claim.token, job.status.hget()
+        tries = int(job.tries.hget() or 0)
+        given_back = worker._give_back([job._claim.token])
+        if is_ours and status == STATUSES.RUNNING:
+            assert given_back == (job.ident,)
+            assert (job.status.hget(), int(job.tries.hget() or 0)) == (STATUSES.WAITING, tries - 1)
+        elif not is_ours:
+            assert given_back == ()
+
+    @rule(who=picks, name=st.sampled_from(["success", "errors"]), keep=st.sampled_from([0, 1, 3, timedelta()]))
+    def shorten_the_histories(self, who: int, name: str, keep: Any) -> None:
+        unfinished = {job.ident for job in self.jobs() if job.queued.hget()}
+        for queue in Queue.get_all(NAMES):
+            self.workers[who % len(self.workers)]._retention._trim_history(queue.key.rpartition(":")[0], name, keep)
+        assert unfinished == {job.ident for job in self.jobs() if job.queued.hget()}
+
+    @precondition(lambda self: self.running)
+    @rule(number=picks)
     def vanish_between_error_and_requeue(self, number: int) -> None:
         worker, queue, job = self.next_running(number)
         if job._cached_status == STATUSES.WAITING:
