@@ -167,9 +167,11 @@ class Moved:
 
 @dataclass(frozen=True)
 class Taken:
-    """What `claim` found: `kind` is CLAIMED, STALE, GONE, UNKNOWN, UNREADABLE, BROKEN (`queue_key`) or EMPTY.
+    """What `claim` found: `kind` is CLAIMED, STALE, GONE, UNKNOWN, UNREADABLE, BROKEN or EMPTY.
 
     Attributes:
+        queue_key: of BROKEN, the key that is to be left alone.
+        broken_key: of BROKEN and UNREADABLE, where something of another type is.
         next_due: seconds until the first delayed job is due, None when there is none.
     """
 
@@ -180,6 +182,7 @@ class Taken:
     queue_name: str = ""
     status: str = ""
     claim: Claim | None = None
+    broken_key: str = ""
 
 
 @dataclass(frozen=True)
@@ -496,8 +499,10 @@ def claim(
         if kind == "EMPTY":
             return Taken(kind, _seconds(reply[1]))
         if kind == "BROKEN":
-            return Taken(kind, ident=reply[2] if len(reply) > 2 else "", queue_key=reply[1])
-        if kind in ("UNKNOWN", "UNREADABLE"):
+            return Taken(kind, queue_key=reply[1], broken_key=reply[-1])
+        if kind == "UNREADABLE":
+            return Taken(kind, None, reply[1], reply[2], broken_key=reply[3])
+        if kind == "UNKNOWN":
             return Taken(kind, None, reply[1], reply[2])
         _, ident, queue_key, name, due, *rest = reply
         if kind != "CLAIMED":

@@ -84,6 +84,7 @@ def get_delta(value: float | timedelta) -> timedelta:
     raise InvalidArgument("delta", value, "an int, a float or a timedelta object")
 
 
+LONGEST_KEEP = timedelta(days=36525)  # a century: dates begin with the year 1
 KEEP_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
@@ -93,20 +94,22 @@ def parse_keep(argument: str, value: Any) -> Keep:
     Args:
         value: an integer, a timedelta, or a text: `1000`, or a duration with its unit: `45s`, `30m`, `12h`, `7d`, `2w`.
     Raises:
-        InvalidArgument: none of these, or negative.
+        InvalidArgument: none of these, negative, or more than a century.
     """
     accepted = "a number of jobs like 1000, or a duration like 45s, 30m, 12h, 7d, 2w"
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
-    if isinstance(value, timedelta) and value >= timedelta():
+    if isinstance(value, timedelta) and timedelta() <= value <= LONGEST_KEEP:
         return value
     match = re.fullmatch(r"([0-9]{1,15})([smhdw]?)", value.strip()) if isinstance(value, str) else None
     if match is None:
         raise InvalidArgument(argument, value, accepted)
-    try:
-        return timedelta(seconds=int(match[1]) * KEEP_UNITS[match[2]]) if match[2] else int(match[1])
-    except OverflowError:
-        raise InvalidArgument(argument, value, accepted) from None
+    if not match[2]:
+        return int(match[1])
+    seconds = int(match[1]) * KEEP_UNITS[match[2]]
+    if seconds > LONGEST_KEEP.total_seconds():
+        raise InvalidArgument(argument, value, accepted)
+    return timedelta(seconds=seconds)
 
 
 def compute_delayed_until(

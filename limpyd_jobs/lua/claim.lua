@@ -11,7 +11,7 @@
 --              the entry was taken away: the job ended (it is no longer queued), or runs elsewhere (status r)
 --   GONE ident queue name next_due      the entry was taken away: its record does not exist
 --   UNKNOWN ident queue                 the class is not in the registry: register or reject it, nothing was taken
---   UNREADABLE ident queue              its record is not a hash: reject it, nothing was taken
+--   UNREADABLE ident queue key          its record, under this key, is not a hash: reject it, nothing was taken
 --   BROKEN key                          something of another type is under this key of a queue, nothing was taken
 --   BROKEN key index                    the same, under an index of the first job of the waiting list `key`
 --   EMPTY next_due                      nothing waits; the doorbells are cleared
@@ -121,7 +121,7 @@ local recipe = repr and recipe_of(namespace, repr)
 if not recipe then return {'UNKNOWN', ident, queue} end
 local hash = recipe.key .. ':' .. pk .. ':hash'
 local kind = redis.call('TYPE', hash).ok
-if kind ~= 'hash' and kind ~= 'none' then return {'UNREADABLE', ident, queue} end
+if kind ~= 'hash' and kind ~= 'none' then return {'UNREADABLE', ident, queue, hash} end
 
 ident = recipe.repr .. ':' .. pk
 local values = redis.call('HMGET', hash, 'status', 'tries')

@@ -170,11 +170,14 @@ class Worker(BaseWorker):
                 for ident, reason in failures:
                     self.log(f"Unable to requeue {ident}: {reason}")
 
-    def _set_aside(self, key: str, reason: str = "") -> None:
-        """Leave what a key belongs to alone for a while, and say so: something of another type is under it, or under
-        another key, `reason`."""
+    def _set_aside(self, key: str, broken_key: str = "") -> None:
+        """Leave what a key belongs to alone for a while, and say why: something of another type is under `broken_key`.
+
+        Args:
+            broken_key: the key itself when not given.
+        """
         if key not in self._broken_keys():
-            self.log(f"{WrongKeyType(reason or key)}; it is left alone for {BROKEN_SECONDS} seconds", level="error")
+            self.log(f"{WrongKeyType(broken_key or key)}; it is left alone for {BROKEN_SECONDS} seconds", level="error")
         self._broken[key] = time.monotonic() + BROKEN_SECONDS
 
     def _broken_keys(self) -> list[str]:
@@ -543,9 +546,9 @@ class Worker(BaseWorker):
         if taken.kind == "UNKNOWN":
             self._resolve_class(taken)
         elif taken.kind == "UNREADABLE":
-            self._reject_ident(taken, WrongKeyType(f"of {taken.ident}"))
+            self._reject_ident(taken, WrongKeyType(taken.broken_key))
         elif taken.kind == "BROKEN":
-            self._set_aside(taken.queue_key, taken.ident)
+            self._set_aside(taken.queue_key, taken.broken_key)
         else:
             self.log(f"Unable to get job: no record of {taken.ident}", level="error")
 

@@ -389,6 +389,7 @@ def test_a_record_of_a_wrong_type_goes_to_the_errors_and_the_next_job_runs() -> 
     assert Queue.get_queue("test").errors.lmembers() == [job.ident]
     (error,) = Error.collection(job_pk=job.pk.get()).instances()
     assert error.type.hget() == "WrongKeyType"
+    assert repr(job.key) in error.message.hget()
 
 
 # --- Idents

@@ -76,7 +76,22 @@ def test_a_retention_is_a_number_or_a_duration(text: Any, kept: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["", "x", "-1", -1, 1.5, True, "7y", "d", None, timedelta(seconds=-1), "9" * 15 + "w"]
+    "value",
+    [
+        "",
+        "x",
+        "-1",
+        -1,
+        1.5,
+        True,
+        "7y",
+        "d",
+        None,
+        timedelta(seconds=-1),
+        timedelta(days=36526),
+        "36526d",
+        "9" * 15 + "w",
+    ],
 )
 def test_another_retention_is_refused_with_what_is_accepted(value: Any) -> None:
     with pytest.raises(InvalidArgument, match=r"keep_success.*a number of jobs like 1000, or a duration like"):
@@ -165,6 +180,16 @@ def test_the_queue_wins_over_the_worker() -> None:
         KeptJob.add_job("last")
         wait_until(lambda: not Queue.count_waiting_jobs("test") and len(KeptJob.collection(queued="1")) == 0)
         wait_until(lambda: len(history()) == 1)
+
+
+@pytest.mark.parametrize("keep", ["36525d", "999999999999999", "999999999w"])
+def test_no_retention_is_too_long_for_a_worker(keep: str) -> None:
+    Queue.get_queue("test", keep_success=keep)
+    jobs = [KeptJob.add_job(str(number)) for number in range(3)]
+
+    work(3, callback=nothing)
+
+    assert history() == [job.ident for job in jobs]
 
 
 def test_a_queue_with_an_unreadable_retention_keeps_everything_and_says_so(log: Log) -> None:
