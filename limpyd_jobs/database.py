@@ -29,7 +29,7 @@ from limpyd.contrib.database import PipelineDatabase
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from . import embedded
+from . import embedded, wire
 from .exceptions import DatabaseException, EmbeddedServerError, InvalidDatabaseURL, ServerTooOld
 
 Settings: TypeAlias = dict[str, Any]
@@ -356,7 +356,9 @@ def leave_replica(database: Any, error: BaseException) -> None:
     """Close the connections to a replica: it was the master, and behind a name or a proxy there is another one now."""
     is_replica = isinstance(error, (redis.exceptions.ReadOnlyError, redis.exceptions.MasterDownError))
     if is_replica or "READONLY" in str(error):
-        database.connection.connection_pool.disconnect(inuse_connections=False)
+        pool = database.connection.connection_pool
+        wire.release_spares(pool)
+        pool.disconnect(inuse_connections=False)
 
 
 def new_client(settings: Mapping[str, Any], **changes: Any) -> redis.Redis:

@@ -7,7 +7,9 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from datetime import datetime, timedelta
 from importlib import import_module
 from types import ModuleType
@@ -19,12 +21,13 @@ from limpyd.contrib.related import RelatedModel
 from redis.exceptions import RedisError, ResponseError
 
 from . import recipes, transitions
+from .additions import OPTIONS, AddedJobs, Chunk, Way, fields_of, first, to_delay, to_spec
 from .database import JobsDatabase, is_outage, leave_replica
 from .exceptions import ConfigurationException, DatabaseException, InvalidArgument, JobClassError, LimpydJobsException
 from .fields import InstanceHashField, needs_limpyd, upgrade, write
 from .modules import allowed_modules, is_dotted_name
 from .statuses import STATUSES
-from .transitions import Changes, Claim, Delay, Hold, Subject, Target
+from .transitions import Added, Addition, Changes, Claim, Delay, Hold, Subject, Target
 from .utils import (
     check_datetime,
     compute_delayed_until,
@@ -92,8 +95,23 @@ class BaseJobsModel(RelatedModel):
     @classmethod
     def from_pk(cls, pk: str) -> Any:
         """The instance of a record that is known to exist, without asking Redis."""
-        instance = cls.lazy_connect(pk)
-        instance._connected = True
+        model: Any = cls
+        relations = getattr(model.database, "_relations", {})
+        if cls.__init__ is not BaseJobsModel.__init__ or model._name.lower() in relations:
+            instance = model.lazy_connect(pk)
+            instance._connected = True
+            return instance
+        instance = cls.__new__(cls)  # what limpyd's `__init__` does without arguments, in a fifth of its time
+        instance.__dict__.update(
+            lockable=model.lockable,
+            get_class_fields=_no_fields,
+            get_field=instance.get_instance_field,
+            get_fields=instance.get_instance_fields,
+            _init_fields=set(),
+            _pk=model._redis_attr_pk.normalize(pk),
+            _connected=True,
+            related_collections=[],
+        )
         return instance
 
     def set_fields(self, **values: Any) -> None:
@@ -132,16 +150,22 @@ class BaseJobsModel(RelatedModel):
     @classmethod
     def _send(cls, call: transitions.Call[Any], retry_for: float = 0) -> Any:
         """Send a call; while Redis cannot be used, again for `retry_for` seconds: only what is safe to repeat."""
+        return cls._patiently(lambda client: transitions.send(client, call), retry_for)
+
+    @classmethod
+    def _patiently(cls, send: Callable[[Any], Any], retry_for: float) -> Any:
         give_up_at = time.monotonic() + retry_for
-        for pause in pauses(longest=1):
+        waits: Iterator[float] | None = None
+        while True:
             try:
-                return transitions.send(cls.database.connection, call)
+                return send(cls.database.connection)
             except (RedisError, DatabaseException) as error:
+                waits = waits or pauses(longest=1)
+                pause = next(waits)
                 leave_replica(cls.database, error)
                 if not is_outage(error) or time.monotonic() + pause > give_up_at:
                     raise
             time.sleep(pause)
-        return None
 
     @classmethod
     def _create(cls, **values: Any) -> Any:
@@ -215,7 +239,7 @@ class Queue(BaseJobsModel):
         values = {**(fields_if_new or {}), "name": name, "priority": text}
         record = recipes.Record(cls, values) if recipes.has_pk(cls, values) else None
         record_text = record.text if record else "null"
-        return Target(cls.namespace or "", recipes.queue_recipe(cls), record_text, name, text), record
+        return Target(cls.namespace or "", cls._name, recipes.queue_recipe(cls), record_text, name, text), record
 
     @classmethod
     def _target_for_jobs(cls, name: str, priority: Any) -> Target:
@@ -500,7 +524,7 @@ class Job(BaseJobsModel):
     @classmethod
     def _class_subject(cls, pk: str = "", model_repr: str | None = None) -> Subject:
         model: Any = cls
-        return Subject(model_repr or cls.get_model_repr(), recipes.job_recipe(model), pk)
+        return Subject(model_repr or cls.get_model_repr(), model._name, recipes.job_recipe(model), pk)
 
     def _subject(self) -> Subject:
         return self._class_subject(self.pk.get())
@@ -573,30 +597,124 @@ class Job(BaseJobsModel):
                 else is under the keys of the queue. Nothing was written.
         Redis: add.lua.
         """
-        queue_model = cls._get_queue_model(queue_model)
-        name, until = cls._get_queue_name(queue_name), compute_delayed_until(delayed_for, delayed_until)
-        patience = _seconds("retry_for", cls.retry_for if retry_for is None else retry_for)
-        target = queue_model._target_for_jobs(name, priority)
+        way = cls._way(queue_model, queue_name, priority)
         text = recipes.to_text("identifier", identifier)
-        values = {"added": str(utcnow()), **fields_if_new, "identifier": text, "priority": target.priority}
-        record = recipes.Record(cls, values)
-        is_held = bool(record.late) or cls._has_own_placing(queue_model)
-        hold = Hold(os.urandom(8).hex()) if is_held else Hold()
-        delay = _delay(delayed_for, until)
-        call = transitions.add(cls._class_subject(), record.text, target, text, prepend, delay, hold)
-        added = cls._send_with_queue(call, queue_model, name, patience)
+        patience = _seconds("retry_for", cls.retry_for if retry_for is None else retry_for)
+        if delayed_for is None and delayed_until is None:
+            made_for = way.made_for(fields_if_new)
+            if made_for is not None:
+                values = [text, str(utcnow()), *(recipes.to_text(*item) for item in fields_if_new.items())]
+                alike = transitions.add_alike(made_for, way.target, bool(prepend), values)
+                return cls.from_pk(cls._send_added(transitions.then(alike, first), way, patience).pk)
+        return cls._add_any(way, text, fields_if_new, prepend, delayed_for, delayed_until, patience)[0]
+
+    @classmethod
+    def _add_any(
+        cls,
+        way: Way,
+        identifier: str,
+        fields_if_new: Mapping[str, Any],
+        prepend: bool,
+        delayed_for: Any,
+        delayed_until: Any,
+        retry_for: float,
+    ) -> tuple[Any, str]:
+        """Add a job of any kind; answers it and what was done."""
+        addition, record = way.addition(identifier, fields_if_new, prepend, delayed_for, delayed_until)
+        added = cls._send_added(transitions.add(way.subject, addition), way, retry_for)
         job = cls.from_pk(added.pk)
-        repair_indexes(added.changes)
-        if is_held and added.kind != "EXISTING":
-            job._claim = Claim(job.ident, hold.token, "", "")
-            if added.kind == "NEW":
-                record.write_late(job)
-            current, until_text = job.hmget(
-                "priority", "delayed_until"
-            )  # as the script wrote it, by the clock of Redis
-            job.enqueue_or_delay(name, int(current), _parse_until(until_text), prepend, queue_model)
-            job._claim = None
-        return job
+        if way.is_held or record.late:
+            cls._place_added(job, added.kind, addition, record, way)
+        return job, added.kind
+
+    @classmethod
+    def _send_added(cls, call: transitions.Call[Added], way: Way, retry_for: float) -> Added:
+        added: Added = cls._send_with_queue(call, way.queue_model, way.name, retry_for)
+        if added.changes:
+            repair_indexes(added.changes)
+        return added
+
+    @classmethod
+    def add_jobs(
+        cls,
+        specs: Iterable[Any],
+        queue_name: str | None = None,
+        priority: int | str = 0,
+        queue_model: Any = None,
+        prepend: bool = False,
+        delayed_for: float | timedelta | None = None,
+        delayed_until: datetime | None = None,
+        retry_for: float | None = None,
+    ) -> AddedJobs:
+        """Add many jobs, each as `add_job` does and in the order given, with one round trip for some hundreds.
+
+        Each job is added wholly or not at all, and what is stored is what `add_job` stores.
+
+        Args:
+            specs: an iterable of any length, read as it goes: identifiers, or mappings of the arguments of `add_job`
+                (`identifier`, fields of the job, those below but `retry_for`), which win over those given here.
+            retry_for: as for `add_job`, for each round trip. After a lost reply what it added counts as existing.
+        Returns:
+            How many were new, and how many identifiers were queued already.
+        Raises:
+            LimpydJobsException, RedisError: as `add_job`, for the first job that cannot be added. Those before it are
+                added, of those after it some may be: adding all of them again is safe.
+        Redis: add_alike.lua, add.lua.
+        """
+        if isinstance(specs, (str, bytes, Mapping)) or not isinstance(specs, Iterable):
+            raise InvalidArgument("specs", specs, "an iterable of identifiers or mappings")
+        patience = _seconds("retry_for", cls.retry_for if retry_for is None else retry_for)
+        options = (queue_name, priority, queue_model, prepend, delayed_for, delayed_until)
+        defaults = dict(zip(OPTIONS, options, strict=True))
+        bulk = _Bulk(cls, patience)
+        try:
+            for given in specs:
+                spec = to_spec(given, defaults)
+                bulk.add(cls._way(spec["queue_model"], spec["queue_name"], spec["priority"]), spec)
+        except Exception:  # also of the iterable: what came before it is added all the same
+            bulk.end()
+            raise
+        bulk.end()
+        return AddedJobs(bulk.counts["NEW"], bulk.counts["EXISTING"] + bulk.counts["MOVED"])
+
+    @classmethod
+    def _add_alone(cls, way: Way, spec: Mapping[str, Any], retry_for: float) -> str:
+        """Add one of many jobs that cannot go with the others; answers what was done."""
+        text, prepend = recipes.to_text("identifier", spec["identifier"]), spec["prepend"]
+        delays = spec["delayed_for"], spec["delayed_until"]
+        return cls._add_any(way, text, fields_of(spec), prepend, *delays, retry_for)[1]
+
+    @classmethod
+    def _way(cls, queue_model: Any, queue_name: str | None, priority: int | str) -> Way:
+        """Where jobs are added to; remembered, as most jobs go where others went."""
+        model: Any = cls
+        found = (model, queue_model or cls.queue_model, queue_name if queue_name is not None else cls.queue_name)
+        key = (*found, priority, type(priority))
+        try:
+            return _ways[key]
+        except (KeyError, TypeError):  # TypeError: something that cannot be a key, and is refused below
+            pass
+        queue_model, name = cls._get_queue_model(queue_model), cls._get_queue_name(queue_name)
+        target, record = queue_model._target(name, priority)
+        way = Way(model, queue_model, name, target, cls._class_subject(), cls._has_own_placing(queue_model))
+        if record and record.late:  # limpyd has to write some of a new queue
+            queue_model.get_queue(name, target.priority)
+            return way
+        if len(_ways) >= MAX_WAYS:
+            _ways.clear()
+        return _ways.setdefault(key, way)
+
+    @classmethod
+    def _place_added(cls, job: Any, kind: str, addition: Addition, record: recipes.Record, way: Way) -> None:
+        """Do what the script left to Python, for a job that is held: foreign fields, and the methods of the user."""
+        if kind == "EXISTING":
+            return
+        job._claim = Claim(job.ident, addition.hold.token, "", "")
+        if kind == "NEW":
+            record.write_late(job)
+        current, until_text = job.hmget("priority", "delayed_until")  # as the script wrote it, by the clock of Redis
+        job.enqueue_or_delay(way.name, int(current), _parse_until(until_text), addition.prepend, way.queue_model)
+        job._claim = None
 
     def run(self, queue: Any) -> Any:
         """Do it. Override this; what it returns goes to `job_success` of the worker, and to `on_success`."""
@@ -638,7 +756,7 @@ class Job(BaseJobsModel):
         target = queue_model._target_for_jobs(name, 0 if priority is None else priority)
         is_held = self._has_own_placing(queue_model)
         hold = Hold(os.urandom(8).hex()) if is_held else Hold()
-        delay = _delay(delayed_for, until)
+        delay = to_delay(delayed_for, until)
         worker = self._claim.worker if self._claim and self._claim.worker else os.urandom(8).hex()
         if not self._is_held:  # else it is repeated, after an outage: all but the placing is done
             call = transitions.requeue(self._subject(), target, priority is None, delay, self._token, hold, worker)
@@ -677,7 +795,7 @@ class Job(BaseJobsModel):
         target = queue_model._target_for_jobs(name, 0 if priority is None else priority)
         is_held = _overrides(queue_model, Queue, "enqueue_job", "delay_job", "get_queue")
         hold = Hold(os.urandom(8).hex()) if is_held else Hold()
-        delay = _delay(None, until)
+        delay = to_delay(None, until)
         call = transitions.move(self._subject(), target, priority is None, prepend, delay, self._token, hold)
         moved = self._send_with_queue(call, queue_model, name, self._patience)
         self._claim = Claim(self.ident, hold.token, "", moved.queue_key) if is_held else None
@@ -711,17 +829,79 @@ class Job(BaseJobsModel):
         self._claim = None
 
 
+class _Bulk:
+    """Adds jobs in chunks: while Redis works on one, the next one is made.
+
+    Attributes:
+        counts: of what was done, by kind.
+    """
+
+    def __init__(self, model: Any, retry_for: float) -> None:
+        self.counts: Counter[str] = Counter()
+        self._model, self._retry_for = model, retry_for
+        self._chunk = Chunk()
+        self._sent: tuple[Chunk, Any] | None = None
+
+    def add(self, way: Way, spec: Mapping[str, Any]) -> None:
+        """Take a job. Errors as for `Job.add_job`, also for those that were taken before."""
+        is_taken = self._chunk.add(way, spec)
+        if self._chunk.is_full:
+            self._send_chunk()
+        if not is_taken:
+            self.end()
+            self.counts[self._model._add_alone(way, spec, self._retry_for)] += 1
+
+    def end(self) -> None:
+        """Add all that was taken."""
+        self._send_chunk()
+        self._read_chunk()
+
+    def _send_chunk(self) -> None:
+        chunk, self._chunk = self._chunk, Chunk()
+        sent = None
+        if chunk.groups:
+            calls, behind = [group.call() for group in chunk.groups], self._sent[1] if self._sent else None
+            with suppress(RedisError, DatabaseException):  # it is sent again when its answer is asked for
+                sent = transitions.SentCalls(self._model.database.connection, calls, behind)
+        self._read_chunk()
+        self._sent = (chunk, sent) if chunk.groups else None
+
+    def _read_chunk(self) -> None:
+        if self._sent is None:
+            return
+        (chunk, sent), self._sent = self._sent, None
+        errors: list[Exception] = []
+        for group, position, answer in chunk.answers(self._answers(chunk, sent)):
+            if isinstance(answer, Exception):
+                errors.append(answer)
+            elif answer.kind == "NO_QUEUE":
+                self.counts[self._model._add_alone(group.way, group.spec_of(position), self._retry_for)] += 1
+            else:
+                self.counts[answer.kind] += 1
+                if answer.changes:
+                    repair_indexes(answer.changes)
+        if errors:
+            raise errors[0]
+
+    def _answers(self, chunk: Chunk, sent: Any) -> Any:
+        """What the calls of a chunk answered; they are sent again while Redis cannot be used."""
+        unread = [sent] if sent is not None else []
+
+        def read(client: Any) -> Any:
+            calls = unread.pop() if unread else transitions.SentCalls(client, [group.call() for group in chunk.groups])
+            return calls.read()
+
+        return self._model._patiently(read, self._retry_for)
+
+
+MAX_WAYS = 1000
+_ways: dict[Any, Way] = {}
+
+
 def _seconds(argument: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
         raise InvalidArgument(argument, value, "a number of seconds, 0 or more")
     return value
-
-
-def _delay(delayed_for: float | timedelta | None, until: datetime | None) -> Delay:
-    if delayed_for is not None:
-        seconds = delayed_for.total_seconds() if isinstance(delayed_for, timedelta) else float(delayed_for)
-        return Delay("for", repr(seconds))
-    return Delay() if until is None else Delay("until", repr(datetime_to_score(until)))
 
 
 def _parse_until(value: datetime | str | None) -> datetime | None:

@@ -19,7 +19,9 @@ from limpyd.contrib.indexes import MultiIndexes
 from limpyd.fields import FieldLock
 from limpyd.indexes import BaseIndex, EqualIndex, NumberRangeIndex, TextRangeIndex
 
+from . import lua
 from .exceptions import ConfigurationException, InvalidArgument
+from .statuses import STATUSES
 
 MAX_ARGUMENTS = 1000  # of one command in a script; Lua cannot unpack more than some 8,000 (an even number, for pairs)
 LONGEST_SECONDS = 36525 * 86400  # a century
@@ -52,7 +54,8 @@ def to_text(name: str, value: Any) -> str:
         if isinstance(value, bytes):
             return value.decode()
         if isinstance(value, str):
-            value.encode()
+            if not value.isascii():
+                value.encode()
             return str(value)
     except UnicodeError:
         raise InvalidArgument(name, value, "a string that can be written in UTF-8") from None
@@ -349,13 +352,85 @@ def _command(field: Any, value: Any) -> tuple[list[str], list[tuple[Any, ...]]] 
         return ["ZADD", name, *flat], [(member,) for member in scores]
 
 
+@cache
+def set_prefixes(model: Any, name: str) -> tuple[str, ...] | None:
+    """The keys, without the value, of the sets that index a plain field of the hash; None: it is of another kind."""
+    field = model.get_field(name)
+    is_plain = isinstance(field, limpyd_fields.InstanceHashField) and not field.unique
+    kinds = [_describe(index) for index in field._indexes]
+    if not is_plain or type(field).from_python is not limpyd_fields.InstanceHashField.from_python:
+        return None
+    return tuple(kind[1] for kind in kinds) if all(kind[0] == "equal" for kind in kinds) else None
+
+
+@cache
+def queued_prefixes(model: Any) -> tuple[str, str]:
+    """What the keys of the indexes begin with that find a queued job by its identifier; '' where one is not plain."""
+    if not has_equal_index(model, "identifier") or not has_equal_index(model, "queued"):
+        return "", ""
+    first = (model.get_field(name)._indexes[0] for name in ("identifier", "queued"))
+    by_identifier, by_queued = (index.get_storage_key("") for index in first)
+    return by_identifier, by_queued
+
+
+@cache
+def _defaults(model: Any) -> dict[str, Any]:
+    return {field.name: field.default for field in model.get_fields() if hasattr(field, "default")}
+
+
+@cache
+def _pk_names(model: Any) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(("pk", model.get_field("pk").name)))
+
+
+@cache
+def alike(model: Any, names: tuple[str, ...]) -> str | None:
+    """What add_alike.lua needs to know of a class of jobs, in Lua; None when its new jobs need more than it can write.
+
+    Args:
+        names: the fields in which the jobs differ, the first of which is `identifier`.
+    """
+    same = {**_defaults(model), "status": STATUSES.WAITING, "queued": "1"}
+    own = ("priority", "status", "queued", "queue_key", "delayed_until", *_pk_names(model))
+    if set(own) & set(names) or not all(model.has_field(name) for name in names):
+        return None
+    texts = {name: to_text(name, value) for name, value in same.items() if name not in (*names, "priority")}
+    prefixes = {name: set_prefixes(model, name) for name in (*names, *texts, "priority", "queue_key", "delayed_until")}
+    by_identifier, by_queued = queued_prefixes(model)
+    is_plain = by_identifier and by_queued and model.get_field("pk")._auto_increment
+    if not is_plain or None in prefixes.values() or prefixes["queue_key"] or prefixes["delayed_until"]:
+        return None
+    values = {name: f"ARGV[at + {position}]" for position, name in enumerate(names)}
+    shared = {**{name: lua.quoted(text) for name, text in texts.items()}, "priority": "priority"}
+    pairs = [f"{lua.quoted(name)}, {value}" for name, value in {**values, **shared}.items()]
+    own_sets = [f"{lua.quoted(prefix)} .. {values[name]}" for name in names for prefix in prefixes[name] or ()]
+    shared_sets = [f"{lua.quoted(prefix)} .. {shared[name]}" for name in shared for prefix in prefixes[name] or ()]
+    known = {
+        "repr": model.get_model_repr(),
+        "key": model._name,
+        "recipe": job_recipe(model),
+        "by_identifier": by_identifier,
+        "by_queued": by_queued,
+    }
+    described = ", ".join([f"width = {len(names)}", *(f"{name} = {lua.quoted(text)}" for name, text in known.items())])
+    own_writes = "; ".join(f"redis.call('SADD', {key}, pk)" for key in own_sets)
+    shared_writes = "; ".join(f"redis.call('SADD', {key}, ...)" for key in shared_sets)
+    return (
+        f"local CLASS = {{{described}}}\n"
+        f"local function texts_of(at, priority) return {', '.join(pairs)} end\n"
+        f"local function add_to_sets(at, pk) {own_writes} end\n"
+        f"local function add_to_shared_sets(priority, ...) {shared_writes} end\n"
+    )
+
+
 class Record:
     """A whole new instance of a model, ready to be written by one script.
 
     Args:
         values: by field name; missing ones get their default, the primary key may go as `pk` or by its own name.
     Attributes:
-        text: what the scripts read, as JSON.
+        hash: names and values of its hash, in turn.
+        sets: keys of the sets that its primary key goes into.
         late: values of fields whose kind or index a script does not know: limpyd writes them afterwards.
     Raises:
         InvalidArgument: an unknown field, or a value that cannot be stored.
@@ -365,47 +440,49 @@ class Record:
 
     def __init__(self, model: Any, values: Mapping[str, Any]) -> None:
         self.model = model
+        self.hash: list[str] = []
+        self.sets: list[str] = []
         self.late: dict[str, Any] = {}
-        self._pk: str | None = None
-        self._hash: list[str] = []
-        self._commands: list[list[str]] = []
-        self._index: list[list[str]] = []
-        self._uniques: list[list[str]] = []
-        given = dict(values)
+        self._rest: dict[str, Any] = {}
+        given = {**_defaults(model), **values}
         self._take_pk(given)
-        for name in given:
+        for name, value in given.items():
             if not model.has_field(name):
-                raise InvalidArgument(name, given[name], f"a field of {model.__name__}: there is none of this name")
-        for field in model.get_fields():
-            if field.name in given:
-                self._take(field, given[field.name])
-            elif hasattr(field, "default"):
-                self._take(field, field.default)
-        record = {
-            "key": model._name,
-            "hash": self._hash,
-            "commands": self._commands,
-            "index": self._index,
-            "unique": self._uniques,
-        }
-        self.text = json.dumps(record if self._pk is None else {**record, "pk": self._pk})
+                raise InvalidArgument(name, value, f"a field of {model.__name__}: there is none of this name")
+            prefixes = set_prefixes(model, name)
+            if prefixes is None:
+                self._take(model.get_field(name), value)
+            else:
+                text = to_text(name, value)
+                self.hash += (name, text)
+                self.sets += [prefix + text for prefix in prefixes]
+
+    @property
+    def rest(self) -> str:
+        """What is neither in its hash nor in sets, as JSON: its own key, other fields and indexes; '' for nothing."""
+        return json.dumps(self._rest) if self._rest else ""
+
+    @property
+    def text(self) -> str:
+        """All of it, as JSON."""
+        return json.dumps({"key": self.model._name, "hash": self.hash, "sets": self.sets, **self._rest})
 
     def _take_pk(self, given: dict[str, Any]) -> None:
+        names = [name for name in _pk_names(self.model) if name in given]
         field = self.model.get_field("pk")
-        names = [name for name in dict.fromkeys(("pk", field.name)) if name in given]
         if not names:
             if not field._auto_increment:
                 raise ValueError(f'The pk for {self.model.__name__} is not "auto-increment", you must fill it')
             return
         if field._auto_increment:
             raise ValueError(f'The pk for {self.model.__name__} is "auto-increment", you must not fill it')
-        self._pk = field.normalize(to_text(names[0], given.pop(names[0])))
+        self._rest["pk"] = field.normalize(to_text(names[0], given.pop(names[0])))
 
     def _take(self, field: Any, value: Any) -> None:
         if isinstance(field, limpyd_fields.InstanceHashField):
             check_value(field, value)
             text = to_text(field.name, _from_python(field, value))
-            self._hash += [field.name, text]
+            self.hash += [field.name, text]
             self._take_indexes(field, [(text,)])
             return
         found = _command(field, value)
@@ -414,8 +491,11 @@ class Record:
         else:
             command, name, *arguments = found[0]
             for start in range(0, len(arguments), MAX_ARGUMENTS):  # none at all for an empty list: no key in Redis
-                self._commands.append([command, name, *arguments[start : start + MAX_ARGUMENTS]])
+                self._add("commands", [command, name, *arguments[start : start + MAX_ARGUMENTS]])
             self._take_indexes(field, found[1])
+
+    def _add(self, part: str, item: list[str]) -> None:
+        self._rest.setdefault(part, []).append(item)
 
     def _take_indexes(self, field: Any, values: list[tuple[Any, ...]]) -> None:
         for position, index in enumerate(field._indexes):
@@ -423,8 +503,11 @@ class Record:
                 entries = _entries(index, parts)
                 if entries is None:
                     self.late.setdefault(field.name, None)
-                else:
-                    self._index += entries
+                for command, *arguments in entries or ():
+                    if command == "SADD":
+                        self.sets += arguments
+                    else:
+                        self._add("scores", arguments)
                 if field.unique and position == 0:
                     self._take_unique(field, index, parts[-1])
 
@@ -433,7 +516,7 @@ class Record:
         if unique is None:
             field.get_unique_index().check_uniqueness(None, value)
         else:
-            self._uniques.append(unique)
+            self._add("unique", unique)
 
     def write_late(self, instance: Any) -> None:
         """Write what the script left to limpyd."""

@@ -9,44 +9,64 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import islice
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from limpyd.exceptions import DoesNotExist
 from redis import Redis
 from redis.client import Pipeline
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, ResponseError
 
-from . import lua
-from .exceptions import JobAlreadyExists, JobAlreadyQueued, JobNotInStatus, LeaseLost, WrongKeyType
+from . import lua, wire
+from .exceptions import (
+    JobAlreadyExists,
+    JobAlreadyQueued,
+    JobNotInStatus,
+    LeaseLost,
+    LimpydJobsException,
+    WrongKeyType,
+)
+
+FEW_VALUES = 20  # that are quicker packed one by one than with all of their command
 
 T = TypeVar("T")
+U = TypeVar("U")
 Reply = list[Any]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Call(Generic[T]):
     """A script, what it is called with, and what its reply means.
 
     Attributes:
-        keys, args: by the names that the header of the script gives them, in its order; a list spreads.
+        keys, args: by the names that the header of the script gives them, in its order; a list, the last one, spreads.
+        made_for: what a script that is made for a class of jobs knows of it.
+        packed: the EVALSHA command as Redis reads it, where most of it has been made before.
     """
 
     script: str
     keys: Mapping[str, str]
     args: Mapping[str, str | Sequence[str]]
     read: Callable[[Reply], T]
+    made_for: str = ""
+    packed: bytes | None = None
 
     def arguments(self) -> list[str]:
         """KEYS and ARGV as one list, ready to be sent after their number of keys."""
-        flat = list(self.keys.values())
-        for value in self.args.values():
-            flat.extend([value] if isinstance(value, (str, bytes)) else value)
+        flat: list[Any] = [*self.keys.values(), *self.args.values()]
+        if not isinstance(flat[-1], (str, bytes)):
+            flat.extend(flat.pop())
         return flat
 
     def command(self) -> list[Any]:
         """The EVALSHA command, for connections of any kind."""
-        return ["EVALSHA", lua.load(self.script).sha, len(self.keys), *self.arguments()]
+        return ["EVALSHA", lua.load(self.script, self.made_for).sha, len(self.keys), *self.arguments()]
+
+
+def then(call: Call[T], change: Callable[[T], U]) -> Call[U]:
+    """A call whose reply means something else."""
+    return Call(call.script, call.keys, call.args, lambda reply: change(call.read(reply)), call.made_for, call.packed)
 
 
 def send(client: Any, call: Call[T]) -> T:
@@ -56,14 +76,41 @@ def send(client: Any, call: Call[T]) -> T:
     """
     if isinstance(client, Pipeline):
         client = Redis(connection_pool=client.connection_pool)
-    command = call.command()
     try:
-        reply = client.execute_command(*command)
+        reply = wire.execute(client, call.command, call.packed)
     except NoScriptError:
-        reply = client.execute_command("EVAL", lua.load(call.script).text, *command[2:])
+        text = lua.load(call.script, call.made_for).text
+        reply = wire.execute(client, lambda: ["EVAL", text, *call.command()[2:]])
     except UnicodeEncodeError:  # something that Redis holds and that is not UTF-8
         return send(client, replace(call, args={name: _bytes(value) for name, value in call.args.items()}))
     return call.read(reply)
+
+
+class SentCalls(Generic[T]):
+    """Calls on their way to Redis, in one round trip; after those that they are `behind`, which are read before."""
+
+    def __init__(self, client: Any, calls: Sequence[Call[T]], behind: SentCalls[Any] | None = None) -> None:
+        self._client, self._calls = client, calls
+        commands = [call.packed or call.command() for call in calls]
+        self._sent: wire.Sent = wire.Sent(client, commands, behind._sent if behind is not None else None)
+
+    def read(self) -> list[T | Exception]:
+        """The value of each call, or the error that Redis or its reading raised.
+
+        Raises:
+            RedisError: they could not be sent, or there was no reply.
+        """
+        pairs = zip(self._calls, self._sent.replies(), strict=True)
+        return [_read_or_send(self._client, call, reply) for call, reply in pairs]
+
+
+def _read_or_send(client: Any, call: Call[Any], reply: Any) -> Any:
+    try:
+        if isinstance(reply, NoScriptError):
+            return send(client, call)
+        return reply if isinstance(reply, Exception) else call.read(reply)
+    except (LimpydJobsException, ResponseError) as error:
+        return error
 
 
 def _bytes(value: Any) -> Any:
@@ -88,40 +135,63 @@ class Change:
 Changes = tuple[Change, ...]
 
 
-@dataclass(frozen=True)
-class Target:
-    """A queue by name and priority, as the scripts that may have to create it get it."""
+class Target(NamedTuple):
+    """A queue by name and priority, as the scripts that may have to create it get it.
+
+    Attributes:
+        model: the key prefix of the queue model, `jobs:queue`.
+    """
 
     namespace: str
+    model: str
     recipe: str
     record: str
     name: str
     priority: str
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A class of jobs, and one job of it."""
+class Subject(NamedTuple):
+    """A class of jobs, and one job of it.
+
+    Attributes:
+        key: the key prefix of the class, `jobs:job`.
+    """
 
     repr: str
+    key: str
     recipe: str
     pk: str = ""
 
 
-@dataclass(frozen=True)
-class Delay:
+class Delay(NamedTuple):
     """When a job may start: `kind` is '' (at once), 'until' (a score) or 'for' (seconds from now, by Redis' clock)."""
 
     kind: str = ""
     value: str = ""
 
 
-@dataclass(frozen=True)
-class Hold:
+class Hold(NamedTuple):
     """A lease on a job that waits to be placed by the caller; without a token, nothing is held."""
 
     token: str = ""
     lease_seconds: float = 30
+
+
+class Addition(NamedTuple):
+    """A job to be added.
+
+    Attributes:
+        texts, sets, rest: of its recipes.Record.
+    """
+
+    target: Target
+    identifier: str
+    texts: Sequence[str]
+    sets: Sequence[str]
+    rest: str = ""
+    prepend: bool = False
+    delay: Delay = Delay()
+    hold: Hold = Hold()
 
 
 @dataclass(frozen=True)
@@ -143,8 +213,7 @@ class Claim:
     changes: Changes = field(default=(), compare=False)
 
 
-@dataclass(frozen=True)
-class Added:
+class Added(NamedTuple):
     """What `add` did: `kind` is NEW, MOVED, EXISTING, or NO_QUEUE (of `queue_priority`)."""
 
     kind: str
@@ -295,37 +364,88 @@ def _keys(namespace: str) -> dict[str, str]:
     return {"models": f"{namespace}:models"}
 
 
-def add(
-    subject: Subject, record: str, target: Target, identifier: str, prepend: bool, delay: Delay, hold: Hold
-) -> Call[Added]:
+def add(subject: Subject, addition: Addition) -> Call[Added]:
     """Create a job in a queue, unless its identifier is queued already.
 
     Raises JobAlreadyExists or WrongKeyType on reading.
     """
-
-    def read(reply: Reply) -> Added:
-        _not_taken(reply, "job")
-        if reply[0] == "NO_QUEUE":
-            return Added(reply[0], "", queue_priority=reply[1])
-        return Added(reply[0], reply[1], _changes(reply[2:]))
-
+    target, identifier, texts, sets, rest, prepend, delay, hold = addition
     args: dict[str, str | Sequence[str]] = {
         "namespace": target.namespace,
         "repr": subject.repr,
+        "key": subject.key,
         "recipe": subject.recipe,
-        "record": record,
+        "queue_model": target.model,
         "queue_recipe": target.recipe,
-        "queue_record": target.record,
-        "identifier": identifier,
         "queue_name": target.name,
         "priority": target.priority,
+        "queue_record": target.record,
+        "identifier": identifier,
         "prepend": "1" if prepend else "0",
         "delay_kind": delay.kind,
         "delay_value": delay.value,
         "token": hold.token,
         "lease_seconds": repr(hold.lease_seconds),
+        "rest": rest,
+        "sets_count": str(len(sets)),
+        "sets_and_texts": [*sets, *texts],
     }
-    return Call("add", _keys(target.namespace), args, read)
+    return Call("add", _keys(target.namespace), args, _read_added)
+
+
+def add_alike(made_for: str, target: Target, prepend: bool, values: Sequence[str]) -> Call[list[Added | Exception]]:
+    """Create jobs of a class that wait in a queue, each unless its identifier is queued already.
+
+    Answers what was done for each; JobAlreadyExists, WrongKeyType or ResponseError for one that could not be added.
+
+    Args:
+        made_for: see recipes.alike.
+        values: of each job in turn, for each of the fields that the script is made for.
+    """
+    args: dict[str, str | Sequence[str]] = {
+        "namespace": target.namespace,
+        "queue_model": target.model,
+        "queue_recipe": target.recipe,
+        "queue_name": target.name,
+        "priority": target.priority,
+        "queue_record": target.record,
+        "prepend": "1" if prepend else "0",
+        "values": values,
+    }
+    call = Call("add_alike", _keys(target.namespace), args, _read_all_added, made_for)
+    if len(values) <= FEW_VALUES:
+        call.packed = _packed_alike(made_for, target, prepend, len(values)) + wire.pack(values)
+    return call
+
+
+@lru_cache(1000)
+def _packed_alike(made_for: str, target: Target, prepend: bool, count: int) -> bytes:
+    """What the commands begin with that add jobs of a class to a queue: all but their values."""
+    command = add_alike(made_for, target, prepend, [""] * (FEW_VALUES + 1)).command()[: -FEW_VALUES - 1]
+    return wire.pack_command(command, more=count)
+
+
+def _read_added(reply: Reply) -> Added:
+    kind, text = reply[0], reply[1]
+    if kind == "NO_QUEUE":
+        return Added(kind, "", queue_priority=text)
+    if kind == "FAILED":
+        raise ResponseError(text)
+    _not_taken(reply, "job")
+    return Added(kind, text, _changes(reply[2:]) if len(reply) > 2 else ())
+
+
+def _read_all_added(replies: Sequence[Reply | str]) -> list[Added | Exception]:
+    return [_added_or_error(reply) for reply in replies]
+
+
+def _added_or_error(reply: Reply | str) -> Added | Exception:
+    if isinstance(reply, str):
+        return Added("NEW", reply)
+    try:
+        return _read_added(reply)
+    except (LimpydJobsException, ResponseError) as error:
+        return error
 
 
 def get_queue(target: Target) -> Call[tuple[str, bool]]:

@@ -1,13 +1,17 @@
-"""The scripts: one Lua file a transition, each sent with `_common.lua` in front."""
+"""The scripts: one Lua file a transition, each sent with what it needs of `_common.lua` in front."""
 
 from __future__ import annotations
 
 import hashlib
+import re
+import string
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
+HERE = "-- (what scripts share)\n"  # in a function that needs more than the rest of its script, to be made only there
+PLAIN = set(string.ascii_letters + string.digits + ' _.:,-+{}[]()"')
 NAMES = tuple(sorted(path.stem for path in FOLDER.glob("[a-z]*.lua")))
 
 
@@ -20,13 +24,49 @@ class Script:
     sha: str
 
 
+def quoted(text: str) -> str:
+    """A text as Lua reads it."""
+    plain = "".join(chr(byte) if chr(byte) in PLAIN else f"\\{byte:03d}" for byte in text.encode())
+    return f"'{plain}'"
+
+
 @cache
-def load(name: str) -> Script:
+def load(name: str, made_for: str = "") -> Script:
     """The script of a transition.
 
+    Args:
+        made_for: definitions that the script needs in front, of the class of jobs that it is made for.
     Raises:
         FileNotFoundError: no transition has this name.
     """
-    parts = ("_common.lua", f"{name}.lua")
-    text = "\n".join((FOLDER / part).read_text(encoding="utf-8") for part in parts)
+    body = (FOLDER / f"{name}.lua").read_text(encoding="utf-8")
+    front, mark, rest = body.partition(HERE)
+    inner, end, tail = rest.partition("\nend\n")
+    outer_parts = _needed(front + tail)
+    inner_parts = {name: part for name, part in _needed(inner).items() if name not in outer_parts}
+    text = "".join([made_for, *outer_parts.values(), front, mark, *inner_parts.values(), inner, end, tail])
     return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
+@cache
+def _common() -> dict[str, str]:
+    """What scripts share, by what each part defines, in order: Redis runs all that it gets, each time."""
+    text = (FOLDER / "_common.lua").read_text(encoding="utf-8")
+    parts = re.split(r"^(?=local )", text, flags=re.MULTILINE)
+    names = (re.match(r"local (?:function )?(\w+)", part) for part in parts)
+    return {name[1]: part for name, part in zip(names, parts, strict=True) if name}
+
+
+def _needed(code: str) -> dict[str, str]:
+    """The definitions that some code uses, and those that they use."""
+    needed: set[str] = set()
+    words = _words(code)
+    for name, part in reversed(_common().items()):  # what is used is defined before
+        if name in words:
+            needed.add(name)
+            words |= _words(part)
+    return {name: part for name, part in _common().items() if name in needed}
+
+
+def _words(code: str) -> set[str]:
+    return set(re.findall(r"\w+", re.sub(r"--.*", "", code)))

@@ -1,4 +1,4 @@
--- What the transitions share; the loader puts it in front of each of them.
+-- What the transitions share; the loader puts what a script uses of it in front.
 --
 -- Words: a *recipe* says what a model's fields mean (recipes.py); a *record* is a whole new instance, ready to be
 -- written; a queue is known by its key prefix, `jobs:queue:3`; `namespace` is the one of the queue model.
@@ -13,6 +13,7 @@
 --   jobs:doorbell:queue:<name>   list: one item for each thing that a waiting worker may want to look at
 --   jobs:job:last_queued         hash: identifier -> pk of the job queued last, where `identifier` has no plain index
 
+local NOTHING = {}
 local MAX_RINGS = 100
 local DONE_SECONDS = 3600
 local LAST_SECOND = 253402300799  -- of the year 9999, the last one that dates are written for
@@ -106,17 +107,17 @@ local function recipe_of(namespace, repr)
 end
 
 -- `repr` is the class' own name, or another one that imports it: scripts go on under the name in the recipe.
-local function register(namespace, repr, text)
+local function register(namespace, repr, text, recipe)
   local models = namespace .. ':models'
-  recipes[repr] = cjson.decode(text)
-  for _, name in ipairs({repr, recipes[repr].repr}) do
-    if redis.call('HGET', models, name) ~= text then redis.call('HSET', models, name, text) end
-  end
+  recipes[repr] = recipe or cjson.decode(text)
+  if redis.call('HGET', models, repr) ~= text then redis.call('HSET', models, repr, text) end
+  local own = recipes[repr].repr
+  if own ~= repr and redis.call('HGET', models, own) ~= text then redis.call('HSET', models, own, text) end
 end
 
 -- Move one record from the index entries of its old value to those of its new one; false means no value.
 local function reindex(recipe, pk, field, old, new)
-  for _, index in ipairs(recipe.indexes[field] or {}) do
+  for _, index in ipairs(recipe.indexes[field] or NOTHING) do
     local kind, key, separator = index[1], index[2], index[3]
     if kind == 'equal' then
       if old then redis.call('SREM', key .. old, pk) end
@@ -134,7 +135,7 @@ end
 
 -- The key of an index that a change of a field could not be written to, because something of another type is there; or nil.
 local function broken_index(recipe, field, old, new)
-  for _, index in ipairs(recipe.indexes[field] or {}) do
+  for _, index in ipairs(recipe.indexes[field] or NOTHING) do
     local keys = index[1] == 'equal' and {old and index[2] .. old, new and index[2] .. new} or {index[2]}
     local wanted = index[1] == 'equal' and 'set' or 'zset'
     for _, key in pairs(keys) do
@@ -167,9 +168,10 @@ local function write_fields(recipe, pk, names, values)
 end
 
 -- Which unique value of a record is taken already, or nil.
-local function taken(record)
-  if record.pk and redis.call('SISMEMBER', record.key .. ':collection', record.pk) == 1 then return 'pk' end
-  for _, unique in ipairs(record.unique) do
+local function taken(record, model_key)
+  local collection = (model_key or record.key or '') .. ':collection'
+  if record.pk and redis.call('SISMEMBER', collection, record.pk) == 1 then return 'pk' end
+  for _, unique in ipairs(record.unique or NOTHING) do
     local field, kind, key, value = unique[1], unique[2], unique[3], unique[4]
     local count
     if kind == 'equal' then
@@ -190,22 +192,38 @@ local function create(record)
   if not pk then
     repeat
       pk = tostring(redis.call('INCR', record.key .. ':max_pk'))
-    until redis.call('SISMEMBER', record.key .. ':collection', pk) == 0
+    until redis.call('SADD', record.key .. ':collection', pk) == 1
+  else
+    redis.call('SADD', record.key .. ':collection', pk)
   end
-  redis.call('SADD', record.key .. ':collection', pk)
   if #record.hash > 0 then redis.call('HSET', record.key .. ':' .. pk .. ':hash', unpack(record.hash)) end
-  for _, command in ipairs(record.commands) do
+  for position = 1, #record.sets do redis.call('SADD', record.sets[position], pk) end
+  for _, command in ipairs(record.commands or NOTHING) do
     local arguments = {unpack(command, 3)}
     redis.call(command[1], record.key .. ':' .. pk .. ':' .. command[2], unpack(arguments))
   end
-  for _, index in ipairs(record.index) do
-    if index[1] == 'SADD' then
-      redis.call('SADD', index[2], pk)
-    else
-      redis.call('ZADD', index[2], index[3], index[4] .. pk)
-    end
-  end
+  for _, index in ipairs(record.scores or NOTHING) do redis.call('ZADD', index[1], index[2], index[3] .. pk) end
   return pk
+end
+
+-- A recipe of which mostly what is given here is needed: the rest of it is decoded when somebody asks.
+local function decoded_later(given, text)
+  return setmetatable(given, {__index = function(recipe, name)
+    for part, value in pairs(cjson.decode(text)) do rawset(recipe, part, value) end
+    return rawget(recipe, name)
+  end})
+end
+
+-- Unlike `unpack`, for any number of items.
+local function slice(list, first, last)
+  local part = {}
+  for position = first, last do part[position - first + 1] = list[position] end
+  return part
+end
+
+-- What an error that was caught says: Redis 7 raises tables, 6 texts.
+local function error_text(found)
+  return type(found) == 'table' and found.err or tostring(found)
 end
 
 local unusable  -- a key of a wrong type that kept `find_queue` from its answer
@@ -281,8 +299,8 @@ local function note_due(namespace, queue_model, name, queue)
   if first[1] then redis.call('ZADD', due, first[2], pk) else redis.call('ZREM', due, pk) end
 end
 
-local function note_ready(namespace, queue_model, name, queue)
-  local priority = tonumber(redis.call('HGET', queue .. ':hash', 'priority') or 0) or 0
+local function note_ready(namespace, queue_model, name, queue, known)
+  local priority = tonumber(known or redis.call('HGET', queue .. ':hash', 'priority') or 0) or 0
   if priority ~= priority then priority = 0 end
   redis.call('ZADD', side(namespace, 'ready', queue_model, name), score(priority), string.sub(queue, #queue_model + 2))
 end
@@ -299,19 +317,17 @@ local function enter(namespace, queue_model, name, queue, ident, due, prepend)
   ring(namespace, queue_model, name)
 end
 
--- The key that makes a write to a queue impossible, because something of another type is there; or nil.
-local function broken_key(namespace, queue_model, name, queue)
+-- The key that makes a write to a queue impossible, because something of another type is there; or nil. Without
+-- `is_delayed`, the job may come to wait or to be delayed.
+local function broken_key(namespace, queue_model, name, queue, is_delayed)
   if unusable then return unusable end
-  local keys = {
-    {queue .. ':waiting', 'list'},
-    {queue .. ':delayed', 'zset'},
-    {side(namespace, 'ready', queue_model, name), 'zset'},
-    {side(namespace, 'due', queue_model, name), 'zset'},
-  }
-  for _, pair in ipairs(keys) do
-    local found = redis.call('TYPE', pair[1]).ok
-    if found ~= pair[2] and found ~= 'none' then return pair[1] end
-  end
+  local function is_broken(command, key) return type(redis.pcall(command, key)) == 'table' end
+  local waiting, delayed = queue .. ':waiting', queue .. ':delayed'
+  local ready, due = side(namespace, 'ready', queue_model, name), side(namespace, 'due', queue_model, name)
+  if not is_delayed and is_broken('LLEN', waiting) then return waiting end
+  if is_delayed ~= false and is_broken('ZCARD', delayed) then return delayed end
+  if not is_delayed and is_broken('ZCARD', ready) then return ready end
+  if is_delayed ~= false and is_broken('ZCARD', due) then return due end
   return nil
 end
 
@@ -356,7 +372,8 @@ local function find_queued(recipe, identifier)
     candidates = redis.call('SMEMBERS', by_identifier .. identifier)
   end
   local found
-  for _, pk in ipairs(candidates) do
+  for position = 1, #candidates do
+    local pk = candidates[position]
     local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'queued', 'identifier')
     local is_queued = values[1] == '1' and values[2] == identifier
     if is_queued and (not found or (tonumber(pk) or 0) < (tonumber(found) or 0)) then found = pk end
@@ -388,6 +405,82 @@ end
 local function drop_lease(namespace, ident, token)
   redis.call('ZREM', namespace .. ':leases', ident)
   redis.call('HDEL', namespace .. ':claims', ident, token)
+end
+
+-- What jobs are added by: their class, and the queue by its name and priority.
+local function way_to(namespace, repr, key, recipe_text, queue_model, queue_recipe_text, name, priority, queue_record)
+  return {namespace = namespace, repr = repr, recipe_text = recipe_text, queue_model = queue_model, name = name,
+    priority = priority, queue_record = queue_record, recipe = decoded_later({key = key, repr = repr}, recipe_text),
+    queue_recipe = decoded_later({key = queue_model}, queue_recipe_text)}
+end
+
+-- The queue for a job, or nil and the reply to give: a new queue is made when it is the one that the caller asked for.
+local function queue_for(way, priority, due)
+  local queue = find_queue(way.namespace, way.queue_recipe, way.name, priority)
+  local wanted = queue or way.queue_model .. ':0'
+  local broken = broken_key(way.namespace, way.queue_model, way.name, wanted, due and true or false)
+  if broken then return nil, {'BROKEN', broken} end
+  if queue then return queue end
+  if priority ~= way.priority or way.queue_record == 'null' then return nil, {'NO_QUEUE', priority} end
+  local pk = create(cjson.decode(way.queue_record))
+  return remember_queue(way.namespace, way.queue_recipe, way.name, priority, pk)
+end
+
+local function put_added(way, job, ident, queue)
+  register(way.namespace, way.repr, way.recipe_text, way.recipe)
+  if job.token ~= '' then
+    take_lease(way.namespace, ident, job.token, now() + job.lease_seconds)
+  else
+    enter(way.namespace, way.queue_model, way.name, queue, ident, job.due, job.prepend)
+  end
+end
+
+local function text_of(texts, field)
+  for position = 1, #texts, 2 do
+    if texts[position] == field then return texts[position + 1] end
+  end
+end
+
+local function raise_or_move(way, job, pk)
+  local recipe, ident = way.recipe, way.repr .. ':' .. pk
+  local hash = recipe.key .. ':' .. pk .. ':hash'
+  if job.token ~= '' and redis.call('HGET', way.namespace .. ':claims', ident) == job.token then  -- a repeated call
+    local is_new = redis.call('HGET', hash, 'added') == text_of(job.texts, 'added')
+    return {is_new and 'NEW' or 'MOVED', pk}
+  end
+  local values = redis.call('HMGET', hash, 'status', 'priority')
+  local is_higher = tonumber(way.priority) > (tonumber(values[2] or '0') or 0)
+  local is_running = values[1] == 'r' or redis.call('HEXISTS', way.namespace .. ':claims', ident) == 1
+  if is_running or not (is_higher or job.prepend) then return {'EXISTING', pk} end
+  local wanted = is_higher and way.priority or values[2] or '0'
+  local queue, refusal = queue_for(way, wanted, job.due)
+  if not queue then return refusal end
+  leave_anywhere(way.queue_recipe, recipe, pk, ident)
+  write_fields(recipe, pk, {'status', 'queued', 'priority', 'delayed_until', 'queue_key'},
+    {job.due and 'd' or 'w', '1', wanted, job.due and format_date(job.due) or false, queue})
+  put_added(way, job, ident, queue)
+  return {'MOVED', pk, unpack(changed)}
+end
+
+-- Add a job: identifier, prepend, due (or nil), token and lease_seconds ('': it is not to be held), and sets, texts, rest
+-- of its record. Answers as add.lua.
+local function add_job(way, job)
+  local recipe = way.recipe
+  local existing = find_queued(recipe, job.identifier)
+  if existing then return raise_or_move(way, job, existing) end
+  local record = job.rest == '' and {} or cjson.decode(job.rest)
+  record.key, record.hash, record.sets = recipe.key, job.texts, job.sets
+  local conflict = taken(record)
+  if conflict then return {'TAKEN', conflict} end
+  local queue, refusal = queue_for(way, way.priority, job.due)
+  if not queue then return refusal end
+  local pk = create(record)
+  if job.add_to_sets then job.add_to_sets(pk) end
+  note_queued(recipe, job.identifier, pk)
+  write_fields(recipe, pk, {'status', 'queued', 'delayed_until', 'queue_key'},
+    {job.due and 'd' or 'w', '1', job.due and format_date(job.due) or false, queue})
+  put_added(way, job, way.repr .. ':' .. pk, queue)
+  return {'NEW', pk, unpack(changed)}
 end
 
 -- May the caller record something about a running job? '' as token: only while nobody holds it.

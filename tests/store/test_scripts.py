@@ -13,7 +13,7 @@ from limpyd.exceptions import DoesNotExist, UniquenessError
 
 from limpyd_jobs import STATUSES, Job, Queue, admin, lua, recipes, transitions
 from limpyd_jobs.exceptions import JobAlreadyExists, JobAlreadyQueued, JobNotInStatus, LeaseLost
-from limpyd_jobs.transitions import Claim, Delay, Hold
+from limpyd_jobs.transitions import Addition, Claim, Delay, Hold
 from limpyd_jobs.utils import datetime_to_score, utcnow
 
 NOW = "2026-01-01 00:00:00"
@@ -37,7 +37,7 @@ def send(call: transitions.Call[Any]) -> Any:
 
 def raw(call: transitions.Call[Any]) -> Any:
     """The reply of the script itself."""
-    return send(transitions.Call(call.script, call.keys, call.args, lambda reply: reply))
+    return send(transitions.Call(call.script, call.keys, call.args, lambda reply: reply, call.made_for))
 
 
 def target(name: str = "q", priority: int = 0) -> transitions.Target:
@@ -47,9 +47,10 @@ def target(name: str = "q", priority: int = 0) -> transitions.Target:
 
 def add_call(identifier: str = "a", name: str = "q", priority: int = 0, **more: Any) -> transitions.Call[Any]:
     values = {"identifier": identifier, "priority": str(priority), **more.pop("values", {})}
-    record = recipes.Record(ScriptJob, values).text
+    record = recipes.Record(ScriptJob, values)
     prepend, delay, hold = more.pop("prepend", False), more.pop("delay", Delay()), more.pop("hold", Hold())
-    return transitions.add(ScriptJob._class_subject(), record, target(name, priority), identifier, prepend, delay, hold)
+    one = Addition(target(name, priority), identifier, record.hash, record.sets, record.rest, prepend, delay, hold)
+    return transitions.add(ScriptJob._class_subject(), one)
 
 
 def claim_call(token: str = "w-1", names: tuple[str, ...] = ("q",), lease_seconds: float = 30, **more: Any) -> Any:
@@ -87,6 +88,7 @@ def books(database: Any) -> Any:
 
 SAMPLES = {
     "add": lambda: add_call(),
+    "add_alike": lambda: transitions.add_alike("", target(), False, ["a", NOW]),
     "get_queue": lambda: transitions.get_queue(target()),
     "create": lambda: transitions.create("jobs:job", "{}"),
     "write": lambda: transitions.write("jobs:job:1:hash", "{}", "1", True, "hset", ["status", "w"]),

@@ -16,7 +16,7 @@ import pytest
 from limpyd import fields
 from redis.exceptions import ConnectionError
 
-from limpyd_jobs import STATUSES, Error, Job, Queue, Worker, lua, transitions
+from limpyd_jobs import STATUSES, Error, Job, Queue, Worker, lua, transitions, wire
 from limpyd_jobs.exceptions import JobNotInStatus, LeaseLost
 from limpyd_jobs.transitions import Claim
 from limpyd_jobs.utils import utcnow
@@ -459,32 +459,29 @@ def test_a_job_that_is_put_back_before_its_second_entry_is_skipped_stays_queued(
 # --- Replies that are lost on the wire
 
 
-class ForgetfulClient:
-    """A client that loses the reply to the first run of a script."""
+class ForgetfulWire:
+    """Loses the reply to the first run of a script."""
 
     def __init__(self, script: str) -> None:
         self._script = script
-        self._has_lost = False
+        self._send = wire.execute
+        self.has_lost = False
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(client(), name)
-
-    def execute_command(self, *args: Any) -> Any:
-        result = client().execute_command(*args)
-        if args[1] == lua.load(self._script).sha and not self._has_lost:
-            self._has_lost = True
+    def execute(self, client: Any, command: Any, packed: bytes | None = None) -> Any:
+        result = self._send(client, command, packed)
+        if command()[1] == lua.load(self._script).sha and not self.has_lost:
+            self.has_lost = True
             raise ConnectionError("the connection broke")
         return result
 
 
 @pytest.mark.parametrize(("script", "error"), [("claim", None), ("finish", None), ("fail", ValueError("boo"))])
-def test_a_job_whose_reply_is_lost_is_run_and_recorded_once(script: str, error: Exception | None) -> None:
+def test_a_job_whose_reply_is_lost_is_run_and_recorded_once(
+    script: str, error: Exception | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is not held until its lease lapses: the same call is sent again."""
-    forgetful = ForgetfulClient(script)
+    forgetful = ForgetfulWire(script)
     runs: list[str] = []
-
-    class LossyWorker(Worker):
-        connection = property(lambda self: forgetful)
 
     def callback(job: Any, queue: Any) -> None:
         runs.append(job.identifier.hget())
@@ -492,22 +489,20 @@ def test_a_job_whose_reply_is_lost_is_run_and_recorded_once(script: str, error: 
             raise error
 
     job, second = LeasesJob.add_job("one"), LeasesJob.add_job("two")
-    with Running(idle(LossyWorker, callback=callback, save_errors=False)):
+    monkeypatch.setattr(wire, "execute", forgetful.execute)
+    with Running(idle(callback=callback, save_errors=False)):
         wait_until(lambda: len(runs) == 2 and not leased(), 10, "both jobs are done")
 
     queue = Queue.get_queue("test")
-    assert forgetful._has_lost
+    assert forgetful.has_lost
     assert runs == ["one", "two"]
     assert (queue.errors if error else queue.success).lmembers() == [job.ident, second.ident]
     assert job.hmget("tries", "queued") == ["1", None]
 
 
-def test_a_failure_whose_reply_is_lost_is_requeued_all_the_same() -> None:
-    forgetful = ForgetfulClient("fail")
+def test_a_failure_whose_reply_is_lost_is_requeued_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    forgetful = ForgetfulWire("fail")
     runs: list[str] = []
-
-    class LossyWorker(Worker):
-        connection = property(lambda self: forgetful)
 
     def callback(job: Any, queue: Any) -> None:
         runs.append(job.tries.hget())
@@ -517,7 +512,8 @@ def test_a_failure_whose_reply_is_lost_is_requeued_all_the_same() -> None:
     with pytest.raises(LeaseLost):
         send(transitions.fail("jobs", Claim(f"{LeasesJob.get_model_repr()}:12345", "no", "", ""), "", None, ""))
     job = LeasesJob.add_job("one")
-    with Running(idle(LossyWorker, callback=callback, save_errors=False, requeue_times=1, requeue_delay_delta=0)):
+    monkeypatch.setattr(wire, "execute", forgetful.execute)
+    with Running(idle(callback=callback, save_errors=False, requeue_times=1, requeue_delay_delta=0)):
         wait_until(lambda: len(runs) == 2 and not leased(), 10, "the job ran twice")
 
     assert runs == ["1", "2"]

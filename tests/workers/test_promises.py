@@ -340,16 +340,23 @@ def test_delayed_jobs_of_other_queues_are_promoted_while_one_is_broken(log: Log)
     assert len([line for line in log.lines if "left alone" in line]) == 1
 
 
-@pytest.mark.parametrize("field", ["waiting", "delayed"])
-def test_nothing_is_added_to_a_broken_queue_and_nothing_half(field: str) -> None:
+@pytest.mark.parametrize(
+    ("key", "delay"),
+    [
+        ("jobs:queue:1:waiting", None),
+        ("jobs:ready:queue:test", None),
+        ("jobs:queue:1:delayed", 100),
+        ("jobs:due:queue:test", 100),
+    ],
+)
+def test_nothing_is_added_under_a_broken_key_and_nothing_half(key: str, delay: int | None) -> None:
     Queue.get_queue("test")
-    client().set(f"jobs:queue:1:{field}", "something else")
+    client().delete(key)
+    client().set(key, "something else")
     before = {key: client().type(key) for key in client().keys("*")}
 
-    with pytest.raises(WrongKeyType, match=f"jobs:queue:1:{field}"):
-        PromiseJob.add_job("one")
-    with pytest.raises(WrongKeyType):
-        PromiseJob.add_job("one", delayed_for=100)
+    with pytest.raises(WrongKeyType, match=key):
+        PromiseJob.add_job("one", delayed_for=delay)
 
     assert {key: client().type(key) for key in client().keys("*")} == before
 
