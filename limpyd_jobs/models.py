@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -428,6 +429,9 @@ def _import_allowed(ident: str, module_name: str) -> Any:
         raise JobClassError(ident, printable(error) or type(error).__name__) from error
 
 
+_classes: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()  # found before, by their repr
+
+
 def _subclasses(model: Any) -> Iterator[Any]:
     for child in model.__subclasses__():
         yield child
@@ -468,6 +472,9 @@ class Job(BaseJobsModel):
     _cached_duration: timedelta | None = None
     _is_written = False
     _is_in_doubt = False
+    _is_ahead = False  # claimed ahead: it is WAITING in Redis
+    _ends_later = False
+    _began: datetime | None = None
 
     @property
     def must_exist(self) -> bool:
@@ -488,11 +495,15 @@ class Job(BaseJobsModel):
                 module is not imported yet, and not among the allowed ones (`modules.allowed_modules`).
         """
         model_repr, separator, pk = ident.partition(":")
+        known = _classes.get(model_repr)
+        if known is not None and pk.isdecimal() and len(pk) <= LONGEST_PK:
+            return known
         module_name, dot, name = model_repr.rpartition(".")
         if not separator or not dot or not is_dotted_name(model_repr) or not is_pk(pk):
             raise JobClassError(ident, "it is not of the form module.Class:pk")
         for model in all_job_models():
             if model.get_model_repr() == model_repr and not model.abstract:
+                _classes[model_repr] = model
                 return model
         module = sys.modules.get(module_name) or _import_allowed(ident, module_name)
         if not issubclass(type(module), ModuleType):

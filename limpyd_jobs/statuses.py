@@ -43,7 +43,7 @@ STATUSES = Statuses()
 
 # From each status, those that a transition of ours leads to. `docs/states.md` draws it, the property test walks it.
 FOLLOWERS: dict[str, frozenset[str]] = {
-    STATUSES.WAITING: frozenset("wdrce"),
+    STATUSES.WAITING: frozenset("wdrsce"),
     STATUSES.DELAYED: frozenset("wdce"),
     STATUSES.RUNNING: frozenset("wdsec"),
     STATUSES.SUCCESS: frozenset("wd"),

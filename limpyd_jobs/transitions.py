@@ -194,8 +194,7 @@ class Addition(NamedTuple):
     hold: Hold = Hold()
 
 
-@dataclass(frozen=True)
-class Claim:
+class Claim(NamedTuple):
     """A job that this process holds: what the claim answered, and the token that proves it."""
 
     ident: str
@@ -210,7 +209,7 @@ class Claim:
     cancel_on_error: str = ""
     start: str = ""
     lease_seconds: float = 30
-    changes: Changes = field(default=(), compare=False)
+    changes: Changes = ()
 
 
 class Added(NamedTuple):
@@ -234,8 +233,7 @@ class Moved:
     queue_priority: str = ""
 
 
-@dataclass(frozen=True)
-class Taken:
+class Taken(NamedTuple):
     """What `claim` found: `kind` is CLAIMED, STALE, GONE, UNKNOWN, UNREADABLE, BROKEN or EMPTY.
 
     Attributes:
@@ -254,8 +252,7 @@ class Taken:
     broken_key: str = ""
 
 
-@dataclass(frozen=True)
-class History:
+class History(NamedTuple):
     """The list `success` or `errors` of a queue, after a job was added.
 
     Attributes:
@@ -267,8 +264,7 @@ class History:
     keep: str = ""
 
 
-@dataclass(frozen=True)
-class Ended:
+class Ended(NamedTuple):
     """What `finish`, `fail` or `skip` did: `kind` is OK, ALREADY, LOST, GONE, or CHANGED to `status`."""
 
     kind: str
@@ -603,10 +599,12 @@ def claim(
     keys: Sequence[str] = (),
     by_keys: bool = False,
     broken: Iterable[str] = (),
+    looks_around: bool = True,
 ) -> Call[Taken]:
     """Take the next job.
 
     Args:
+        looks_around: see to the delayed jobs and the indexes, too: once in a while is enough.
         queue_model: the key prefix of the queue model, `jobs:queue`.
         start: what the field `start` of the job becomes.
         names: of queues, in the order of preference between equal priorities.
@@ -614,21 +612,27 @@ def claim(
         broken: keys that are known to be of a wrong type; their queues are passed over.
     """
 
-    def read(reply: Reply) -> Taken:
-        kind = reply[0]
-        if kind == "EMPTY":
-            return Taken(kind, _seconds(reply[1]))
-        if kind == "BROKEN":
-            return Taken(kind, queue_key=reply[1], broken_key=reply[-1])
-        if kind == "UNREADABLE":
-            return Taken(kind, None, reply[1], reply[2], broken_key=reply[3])
-        if kind == "UNKNOWN":
-            return Taken(kind, None, reply[1], reply[2])
-        _, ident, queue_key, name, due, *rest = reply
-        if kind != "CLAIMED":
-            return Taken(kind, _seconds(due), ident, queue_key, name, rest[0] if rest else "")
-        status, identifier, priority, tries, cancel, seconds, *changes = rest
-        held = Claim(
+    args: dict[str, str | Sequence[str]] = {
+        "namespace": namespace,
+        "queue_model": queue_model,
+        "token": token,
+        "lease_seconds": repr(lease_seconds),
+        "start": start,
+        "looks_around": "1" if looks_around else "0",
+        "by_keys": "1" if by_keys else "0",
+        "names_count": str(len(names)),
+        "keys_count": str(len(keys)),
+        "names_keys_and_broken": [*names, *keys, *broken],
+    }
+    return Call("claim", _keys(namespace), args, lambda reply: _taken(reply, token, worker, start))
+
+
+def _taken(reply: Reply, token: str, worker: str, start: str) -> Taken:
+    kind = reply[0]
+    if kind == "CLAIMED":
+        _, ident, queue_key, name, due, status, identifier, priority, tries, cancel, seconds, *changes = reply
+        count, lease_seconds = _integer(tries), float(seconds)
+        known = (
             ident,
             token,
             worker,
@@ -637,26 +641,103 @@ def claim(
             status,
             identifier,
             priority,
-            _integer(tries),
+            count,
             cancel,
             start,
-            float(seconds),
-            _changes(changes),
+            lease_seconds,
         )
+        held = Claim(*known, _changes(changes) if changes else ())
         return Taken(kind, _seconds(due), ident, queue_key, name, status, held)
+    if kind == "EMPTY":
+        return Taken(kind, _seconds(reply[1]))
+    if kind == "BROKEN":
+        return Taken(kind, queue_key=reply[1], broken_key=reply[-1])
+    if kind == "UNREADABLE":
+        return Taken(kind, None, reply[1], reply[2], broken_key=reply[3])
+    if kind == "UNKNOWN":
+        return Taken(kind, None, reply[1], reply[2])
+    _, ident, queue_key, name, due, *rest = reply
+    return Taken(kind, _seconds(due), ident, queue_key, name, rest[0] if rest else "")
 
+
+class End(NamedTuple):
+    """A success to be recorded; `start` is '' unless the job was claimed ahead."""
+
+    held: Claim
+    start: str
+    end: str
+
+
+class Exchanged(NamedTuple):
+    """What `exchange` did: for each end what was recorded, or LeaseLost; and the claims, all CLAIMED but the last."""
+
+    ends: Sequence[Ended | LeaseLost]
+    claims: Sequence[Taken]
+
+
+def exchange(
+    namespace: str,
+    queue_model: str,
+    worker: str,
+    ends: Sequence[End],
+    number: int,
+    claims_count: int,
+    lease_seconds: float,
+    max_recoveries: int,
+    start: str,
+    names: Sequence[str],
+    keys: Sequence[str] = (),
+    by_keys: bool = False,
+    broken: Iterable[str] = (),
+    looks_around: bool = True,
+) -> Call[Exchanged]:
+    """Record successes and claim the next jobs; unless one of the former is LOST, GONE or CHANGED.
+
+    Args:
+        number: of the first claim: the tokens are `worker-number` and so on.
+        claims_count: how many jobs at most; those after the first one are claimed ahead.
+        max_recoveries, lease_seconds: of classes that do not say.
+        start, names, keys, by_keys, broken, looks_around: as for `claim`.
+    """
+    said = [text for held, begun, end in ends for text in (held.ident, held.token, held.queue_key, begun, end)]
     args: dict[str, str | Sequence[str]] = {
         "namespace": namespace,
         "queue_model": queue_model,
-        "token": token,
+        "worker": worker,
         "lease_seconds": repr(lease_seconds),
-        "start": start,
+        "max_recoveries": str(max_recoveries),
         "by_keys": "1" if by_keys else "0",
         "names_count": str(len(names)),
+        "start": start,
+        "looks_around": "1" if looks_around else "0",
+        "number": str(number),
+        "claims_count": str(claims_count),
+        "ends_count": str(len(ends)),
         "keys_count": str(len(keys)),
-        "names_keys_and_broken": [*names, *keys, *broken],
+        "names_ends_keys_and_broken": [*names, *said, *keys, *broken],
     }
-    return Call("claim", _keys(namespace), args, read)
+
+    def read(replies: Reply) -> Exchanged:
+        ended = [_ended(reply, held) for reply, (held, _, _) in zip(replies[0], ends, strict=True)]
+        taken = [
+            _taken(reply, f"{worker}-{number + position}", worker, start) for position, reply in enumerate(replies[1])
+        ]
+        return Exchanged(ended, taken)
+
+    return Call("exchange", _keys(namespace), args, read)
+
+
+def _ended(reply: Reply, held: Claim) -> Ended | LeaseLost:
+    if reply[0] == "LOST":
+        return LeaseLost(held.ident)
+    return _finished(reply)
+
+
+def _finished(reply: Reply) -> Ended:
+    kind = reply[0]
+    if kind == "CHANGED":
+        return Ended(kind, reply[1])
+    return Ended(kind, history=_history(reply[1:3]), changes=_changes(reply[3:]) if len(reply) > 3 else ())
 
 
 def _integer(text: str) -> int:
@@ -668,7 +749,7 @@ def _integer(text: str) -> int:
 
 
 def _seconds(text: str) -> float | None:
-    return float(text) if text else None
+    return float(text) if text and text != "?" else None
 
 
 def finish(namespace: str, held: Claim, end: str) -> Call[Ended]:
@@ -683,10 +764,8 @@ def finish(namespace: str, held: Claim, end: str) -> Call[Ended]:
     }
 
     def read(reply: Reply) -> Ended:
-        if reply[0] == "CHANGED":
-            return Ended(reply[0], reply[1])
-        kind = _not_lost(reply[0], held)
-        return Ended(kind, history=_history(reply[1:3]), changes=_changes(reply[3:]))
+        _not_lost(reply[0], held)
+        return _finished(reply)
 
     return Call("finish", _keys(namespace), args, read)
 
@@ -729,6 +808,25 @@ def fail(namespace: str, held: Claim, end: str, requeue_times: int | None, recor
         return Ended(kind, "e", error_pk, to_be_requeued == "1", str(_integer(priority)), history, changes)
 
     return Call("fail", _keys(namespace), args, read)
+
+
+def begin(namespace: str, held: Claim, start: str) -> Call[Ended]:
+    """Note that a job that was claimed ahead runs now; CHANGED when it must not. Raises LeaseLost on reading."""
+    args = {
+        "namespace": namespace,
+        "ident": held.ident,
+        "token": held.token,
+        "worker": held.worker,
+        "start": start,
+    }
+
+    def read(reply: Reply) -> Ended:
+        kind = _not_lost(reply[0], held)
+        if kind == "CHANGED":
+            return Ended(kind, reply[1])
+        return Ended(kind, changes=_changes(reply[1:]))
+
+    return Call("begin", _keys(namespace), args, read)
 
 
 def skip(namespace: str, held: Claim) -> Call[Ended]:

@@ -117,7 +117,9 @@ end
 
 -- Move one record from the index entries of its old value to those of its new one; false means no value.
 local function reindex(recipe, pk, field, old, new)
-  for _, index in ipairs(recipe.indexes[field] or NOTHING) do
+  local indexes = recipe.indexes[field]
+  for position = 1, indexes and #indexes or 0 do
+    local index = indexes[position]
     local kind, key, separator = index[1], index[2], index[3]
     if kind == 'equal' then
       if old then redis.call('SREM', key .. old, pk) end
@@ -147,9 +149,10 @@ local function broken_index(recipe, field, old, new)
 end
 
 -- Write several fields of a record, hash and indexes; false deletes. `names` and `values` have the same length.
-local function write_fields(recipe, pk, names, values)
+-- `known`: what they are, if the caller has just read it.
+local function write_fields(recipe, pk, names, values, known)
   local hash = recipe.key .. ':' .. pk .. ':hash'
-  local old = redis.call('HMGET', hash, unpack(names))
+  local old = known or redis.call('HMGET', hash, unpack(names))
   local sets, deletes = {}, {}
   for position, name in ipairs(names) do
     local value = values[position]
@@ -219,6 +222,12 @@ local function slice(list, first, last)
   local part = {}
   for position = first, last do part[position - first + 1] = list[position] end
   return part
+end
+
+local function set_of(list, first, last)
+  local found = {}
+  for position = first, last do found[list[position]] = true end
+  return found
 end
 
 -- What an error that was caught says: Redis 7 raises tables, 6 texts.
@@ -487,7 +496,8 @@ end
 -- Answers 'OK', 'ALREADY' (this very step is recorded: a repeated call) or 'LOST'.
 local function guard(namespace, ident, token, worker, step)
   local holder = redis.call('HGET', namespace .. ':claims', ident)
-  if worker ~= '' and redis.call('GET', namespace .. ':done:' .. worker) == token .. step then return 'ALREADY' end
+  local done = worker ~= '' and redis.call('GET', namespace .. ':done:' .. worker)
+  if done and string.find(' ' .. done .. ' ', ' ' .. token .. step .. ' ', 1, true) then return 'ALREADY' end
   if token == '' then return holder and 'LOST' or 'OK' end
   return holder == token and 'OK' or 'LOST'
 end
@@ -544,3 +554,170 @@ local function due_time(kind, value)
   return math.min(wanted, LAST_SECOND)
 end
 
+-- Record the success of a job; see finish.lua. `start` is '' when its record says that it runs. With `steps`, what is to be
+-- remembered of it is left to the caller.
+local function record_success(namespace, ident, token, worker, queue, start, ended, steps)
+  local holder = token ~= '' and redis.call('HGET', namespace .. ':claims', ident)
+  if token == '' or holder ~= token then  -- else this step cannot be recorded yet: it would have dropped the lease
+    local state = guard(namespace, ident, token, worker, '/finish')
+    if state ~= 'OK' then return {state} end
+  end
+  local repr, pk = split_ident(ident)
+  local recipe = recipe_of(namespace, repr)
+  local hash = recipe.key .. ':' .. pk .. ':hash'
+  local values = redis.call('HMGET', hash, 'status', 'end', 'queued', 'start', 'tries')
+  local status, old_end, old_queued, old_start, old_tries = unpack(values, 1, 5)
+  if not status and redis.call('EXISTS', hash) == 0 then
+    drop_lease(namespace, ident, token)
+    return {'GONE'}
+  end
+  if status == 'c' or status == 'd' then return {'CHANGED', status} end
+
+  if start == '' then
+    write_fields(recipe, pk, {'status', 'end', 'queued'}, {'s', ended, false}, values)
+  else
+    local tries = tostring(count_of(old_tries) + 1)
+    write_fields(recipe, pk, {'status', 'end', 'queued', 'start', 'tries'}, {'s', ended, false, start, tries}, values)
+  end
+  drop_lease(namespace, ident, token)
+  local length, keep = push_history(queue, 'success', ident)
+  if steps then steps[#steps + 1] = token .. '/finish' else mark_done(namespace, token, worker, '/finish') end
+  return {'OK', tostring(length), keep, unpack(changed)}
+end
+
+-- Take the next job; see claim.lua. `wanted` holds what that gets, and `is_ahead`: it is claimed after another one.
+-- Answers the reply, nil for none, and whether another job may be claimed after this one.
+local function claim_next(wanted)
+  local namespace, queue_model, token = wanted.namespace, wanted.queue_model, wanted.token
+  local claims = namespace .. ':claims'
+  local found_broken
+
+  -- Ask for something under a key; a key of a wrong type is the answer to this claim, unless the caller knows it.
+  local function ask(command, key, ...)
+    if wanted.broken[key] then return nil end
+    local reply = redis.pcall(command, key, ...)
+    if type(reply) == 'table' and reply.err then
+      found_broken = found_broken or key
+      return nil
+    end
+    return reply
+  end
+
+  local function next_due()
+    local earliest
+    for position = 1, #wanted.names do
+      local found = ask('ZRANGE', side(namespace, 'due', queue_model, wanted.names[position]), 0, 0, 'WITHSCORES') or NOTHING
+      if found[1] and (not earliest or tonumber(found[2]) < earliest) then earliest = tonumber(found[2]) end
+    end
+    return earliest and score(earliest - now()) or ''
+  end
+
+  local function name_of(queue)
+    return ask('HGET', queue .. ':hash', 'name')
+  end
+
+  local function first_of_keys()
+    for position = 1, #wanted.keys do
+      local queue = string.match(wanted.keys[position], '^(.*):waiting$')
+      if queue and (ask('LLEN', wanted.keys[position]) or 0) > 0 then
+        local name = name_of(queue)
+        if name and ask('ZCARD', side(namespace, 'ready', queue_model, name)) then
+          note_ready(namespace, queue_model, name, queue)
+          if wanted.by_keys then return queue, name, ask('LINDEX', wanted.keys[position], 0) end
+        end
+      end
+    end
+  end
+
+  local function first_of_names()
+    local best, best_name, best_ident, best_priority
+    for position = 1, #wanted.names do
+      local name = wanted.names[position]
+      local ready, passed = side(namespace, 'ready', queue_model, name), 0
+      repeat
+        local top = ask('ZREVRANGE', ready, passed, passed, 'WITHSCORES') or NOTHING
+        if not top[1] or (best and tonumber(top[2]) <= best_priority) then break end
+        local queue = queue_model .. ':' .. top[1]
+        local waiting = queue .. ':waiting'
+        local ident = ask('LINDEX', waiting, 0)
+        if ident == nil or wanted.broken[waiting] or wanted.broken[queue .. ':hash'] then
+          passed = passed + 1  -- a broken queue: there are few of them
+        elseif ident and name_of(queue) == name then
+          best, best_name, best_ident, best_priority = queue, name, ident, tonumber(top[2])
+          break
+        else
+          redis.call('ZREM', ready, top[1])  -- so this loop ends
+        end
+      until found_broken
+    end
+    return best, best_name, best_ident
+  end
+
+  local function answer(ident, queue, name, recipe, values)
+    return {'CLAIMED', ident, queue, name, wanted.looks_around and next_due() or '?', values[1], values[3] or '',
+      values[4] or '0', values[2] or '0', values[5] or '', tostring(recipe.lease_seconds or wanted.lease_seconds),
+      unpack(changed)}
+  end
+
+  local FIELDS = {'status', 'tries', 'identifier', 'priority', 'cancel_on_error', 'start', 'queue_key', 'recoveries'}
+
+  local again = redis.call('HGET', claims, token)
+  if again then
+    local repr, pk = split_ident(again)
+    local recipe = recipe_of(namespace, repr)
+    local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', unpack(FIELDS))
+    if values[7] then
+      local name = redis.call('HGET', values[7] .. ':hash', 'name') or ''
+      if values[1] == 'r' then values[1] = 'w' end
+      return answer(again, values[7], name, recipe, values), wanted.max_recoveries and count_of(values[8]) == 0
+    end
+    drop_lease(namespace, again, token)  -- the record was deleted meanwhile
+  end
+
+  local queue, name, ident = first_of_keys()
+  if not wanted.by_keys then queue, name, ident = first_of_names() end
+  if found_broken then return {'BROKEN', found_broken} end
+  if not queue then
+    for position = 1, #wanted.names do
+      redis.call('DEL', side(namespace, 'doorbell', queue_model, wanted.names[position]))
+    end
+    return {'EMPTY', next_due()}
+  end
+
+  local waiting = queue .. ':waiting'
+  local repr, pk = split_ident(ident)
+  local recipe = repr and recipe_of(namespace, repr)
+  if not recipe then return {'UNKNOWN', ident, queue} end
+  local hash = recipe.key .. ':' .. pk .. ':hash'
+  local values = redis.pcall('HMGET', hash, unpack(FIELDS))
+  if values.err then return {'UNREADABLE', ident, queue, hash} end
+
+  ident = recipe.repr .. ':' .. pk
+  local status, has_next = values[1] or '', false
+  if status == '' and redis.call('EXISTS', hash) == 0 then
+    status = 'GONE'
+  elseif redis.call('HEXISTS', claims, ident) == 1 then
+    status = 'r'
+  elseif status == 'w' or status == 'd' or status == 'c' then  -- the lease first: the job is never in no place
+    has_next = status == 'w' and count_of(values[8]) == 0 and (recipe.max_recoveries or wanted.max_recoveries or 0) > 0
+    if wanted.is_ahead and not has_next then return nil end
+    local index = status == 'w' and wanted.looks_around and (broken_index(recipe, 'status', 'w', 'r')
+      or broken_index(recipe, 'status', 's', 'e') or broken_index(recipe, 'queued', '1'))
+    if index then return {'BROKEN', waiting, index} end
+    take_lease(namespace, ident, token, now() + (recipe.lease_seconds or wanted.lease_seconds))
+    redis.call('LPOP', waiting)
+    if status == 'w' and not wanted.is_ahead then
+      local old_tries = values[2]
+      values[2] = tostring(count_of(old_tries) + 1)
+      write_fields(recipe, pk, {'status', 'tries', 'start', 'queue_key'}, {'r', values[2], wanted.start, queue},
+        {status, old_tries, values[6], values[7]})
+    else
+      write_fields(recipe, pk, {'queue_key'}, {queue}, {values[7]})
+    end
+    return answer(ident, queue, name, recipe, values), has_next
+  end
+  redis.call('LPOP', waiting)
+  if status == 'GONE' then return {status, ident, queue, name, next_due()} end
+  if status ~= 'r' then write_fields(recipe, pk, {'queued'}, {false}) end
+  return {'STALE', ident, queue, name, next_due(), status}
+end

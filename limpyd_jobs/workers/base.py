@@ -29,6 +29,7 @@ LOGGER_NAME = "limpyd-jobs"
 LONGEST_DURATION = timedelta(seconds=recipes.LONGEST_SECONDS)  # dates end with the year 9999
 STOPPED_EXIT_CODE = 3  # of a process that was stopped within its job
 FLUSH_SECONDS = 1.0  # for what is left to be logged, before a process ends at once
+MAX_PREFETCH = 1000
 LONGEST_LINE = 20_000  # of the log, in characters
 
 
@@ -45,6 +46,7 @@ class BaseWorker:
             What one worker allows is allowed in the whole process.
         keep_success, keep_errors: how much of these histories is kept: a number of jobs, a timedelta, or a text like
             `1000` or `7d` (see utils.parse_keep); None for all. What a queue says wins.
+        prefetch: how many jobs are claimed in one round trip at most; 0, as 1, for one.
     """
 
     queues: Any = None
@@ -71,6 +73,7 @@ class BaseWorker:
     job_modules: Any = ()
     keep_success: Any = None
     keep_errors: Any = None
+    prefetch = 0
 
     parameters: tuple[str, ...] = (
         "queues",
@@ -99,6 +102,7 @@ class BaseWorker:
         "job_modules",
         "keep_success",
         "keep_errors",
+        "prefetch",
     )
 
     def __init__(self, queues: Any = None, **kwargs: Any) -> None:
@@ -182,6 +186,13 @@ class BaseWorker:
         for name in ("max_loops", "requeue_times", "requeue_priority_delta"):
             if not isinstance(getattr(self, name), int) or isinstance(getattr(self, name), bool):
                 raise ConfigurationException(f"Invalid {name}: {getattr(self, name)!r}: must be an integer")
+        if (
+            not isinstance(self.prefetch, int)
+            or isinstance(self.prefetch, bool)
+            or not 0 <= self.prefetch <= MAX_PREFETCH
+        ):
+            accepted = f"an integer between 0 and {MAX_PREFETCH}"
+            raise ConfigurationException(f"Invalid prefetch: {self.prefetch!r}: must be {accepted}")
         not_negative = ("max_loops", "timeout", "requeue_times", "fetch_priorities_delay", "fetch_delayed_delay")
         for name in not_negative:
             self._check_seconds(name, getattr(self, name))
@@ -359,6 +370,24 @@ class BaseWorker:
 
     def _add_update_status_callback(self, callback: Callable[[Any], None]) -> None:
         self._status_callbacks.append(callback)
+
+    def _is_heard(self, level: str) -> bool:
+        """Does anybody listen to messages of a level? If not, they are not made."""
+        logger = self.logger
+        if not isinstance(logger, logging.Logger) or type(self).log is not BaseWorker.log or "log" in vars(self):
+            return True
+        number = getattr(logging, level.upper(), logging.CRITICAL)
+        if not logger.isEnabledFor(number):
+            return False
+        current: logging.Logger | None = logger
+        found = False
+        while current is not None:
+            for handler in current.handlers:
+                found = True
+                if number >= handler.level and type(handler) is not logging.NullHandler:
+                    return True
+            current = current.parent if current.propagate else None
+        return not found and logging.lastResort is not None and number >= logging.lastResort.level
 
     def log(self, message: str, level: str = "info") -> None:
         """Log a message, as one line, with the id of the worker in front."""

@@ -30,8 +30,9 @@ from ..exceptions import (
 from ..models import Error, Job, Queue, _overrides, all_job_models, printable, repair_indexes
 from ..modules import ANY, allowed_modules, is_dotted_name
 from ..statuses import STATUSES
-from ..transitions import Claim, Doomed, Taken
+from ..transitions import Claim, Doomed, End, Ended, Exchanged, Taken
 from ..utils import parse_datetime, pauses, score_to_datetime, utcnow
+from .ahead import Ahead, Done
 from .base import FLUSH_SECONDS, BaseWorker, format_trace, new_worker_key, try_for
 from .doorbell import Alarm, Doorbell
 from .heartbeat import Heartbeat, own_client
@@ -42,6 +43,8 @@ LAST_TRIES_SECONDS = 5  # for recording an end, when the worker must stop
 POLL_SECONDS = 1  # how often the waiting lists themselves are looked at, for programs that fill them and do not ring
 FAILING_SECONDS = 0.5  # how often a worker that cannot renew its leases looks whether it can again
 BROKEN_SECONDS = 60  # how long a queue is left alone when something else is under one of its keys
+AROUND_SECONDS = 0.1  # how often a busy worker asks when the next delayed job is due
+LONG_REFRESH_SECONDS = 0.05  # of the keys: above that it is not done for each new queue
 DELAY_SECONDS = 60  # of a job that asks to be delayed and does not say until when
 
 
@@ -66,6 +69,10 @@ class Worker(BaseWorker):
         self._known_queues: dict[str, Any] = {}
         self._next_due: float | None = None  # by the monotonic clock, as all that follow
         self._looked_at_keys = self._looked_at_delayed = self._updated_keys = self._recovered_at = float("-inf")
+        self._looked_around = float("-inf")
+        self._recover_after = self.lease_seconds / 3
+        self._known_keys: frozenset[str] = frozenset()
+        self._refresh_seconds = 0.0  # what the last refresh of the keys took
         self._poll_seconds: float = POLL_SECONDS
         self._give_up_at: float | None = None  # trying to record an end; once for all that is left to record
         self._said_no_queues = False
@@ -77,6 +84,11 @@ class Worker(BaseWorker):
         own_keys = _overrides(type(self), Worker, "update_keys")
         self._has_own_keys = own_keys or _overrides(self.queue_model, Queue, "get_waiting_keys", "get_all_by_priority")
         self._has_own_success = _overrides(type(self), Worker, "job_success")
+        self._has_own_start = _overrides(type(self), Worker, "job_started")
+        # what looks between two jobs, or decides about the next one, must find it untouched
+        own_steps = ("job_success", "wait_for_job", "must_stop", "set_status", "requeue_delayed_jobs", "run_ended")
+        self._may_claim_early = not _overrides(type(self), Worker, *own_steps)
+        self._may_end_together = self.prefetch > 1 and self._may_claim_early
 
     def _prepare_process(self) -> None:
         """What a worker must not share with another: after a fork it is another one."""
@@ -88,6 +100,7 @@ class Worker(BaseWorker):
         self._alarm = Alarm()
         self._doorbell: Doorbell | None = None
         self._heartbeat: Heartbeat | None = None
+        self._ahead = Ahead(self._settle_from_thread)
 
     @property
     def connection(self) -> Any:
@@ -100,6 +113,12 @@ class Worker(BaseWorker):
 
     def _send_call(self, call: transitions.Call[Any]) -> Any:
         return transitions.send(self.connection, call)
+
+    def _end_alone(self, call: transitions.Call[Any]) -> Any:
+        """Record the end of one job, after those that were to be sent with others."""
+        if self._ahead.unsent:
+            self._settle()
+        return self._until_answered(lambda: self._send_call(call))
 
     def _until_answered(self, send: Callable[[], Any]) -> Any:
         """Record an end, again and again until Redis answers; each of these transitions is safe to repeat.
@@ -182,9 +201,10 @@ class Worker(BaseWorker):
 
     def _broken_keys(self) -> list[str]:
         """The keys that are left alone."""
-        if self._broken:
-            now = time.monotonic()
-            self._broken = {key: until for key, until in self._broken.items() if until > now}
+        if not self._broken:
+            return []
+        now = time.monotonic()
+        self._broken = {key: until for key, until in self._broken.items() if until > now}
         return list(self._broken)
 
     def _queues_to_promote(self) -> list[Any]:
@@ -295,12 +315,23 @@ class Worker(BaseWorker):
     def stop_now(self) -> None:
         """Give the job back to the head of its queue, its try not counted, and end the process with the exit code 3."""
         try:
-            held = [claim.token for claim in list(self._held_claims.values())]
-            made = self._claims_made  # the last one may not be among those that are held yet, the next one be under way
-            idents = self._give_back([*held, self._token(made), self._token(made + 1)])
+            made = (
+                self._claims_made
+            )  # the last ones may not be among those that are held yet, the next ones be under way
+            last = made + max(self.prefetch, 1)
+            tokens = [claim.token for claim in list(self._held_claims.values())]
+            tokens += [self._token(number) for number in range(made, last + 1)]
+            self._send_ends_quickly()
+            idents = self._give_back(tokens[::-1])  # each goes to the head: the first one comes last
             try_for(FLUSH_SECONDS, lambda: self._tell_given_back(idents))
         finally:
             super().stop_now()
+
+    def _send_ends_quickly(self) -> None:
+        """Record what has ended before the rest is given back; if that cannot be done soon, it runs again."""
+        if self._ahead.unsent and self._ahead.lock.acquire(timeout=FLUSH_SECONDS):
+            with contextlib.suppress(RedisError, DatabaseException):
+                self._send_call(self._exchange_call(list(self._ahead.unsent), 0, False))
 
     def _tell_given_back(self, idents: Iterable[str]) -> None:
         for ident in idents:
@@ -337,10 +368,23 @@ class Worker(BaseWorker):
                 self.run_started()
                 self._main_loop()
         finally:
+            self._leave_nothing()
             heartbeat.stop()
             self._heartbeat = None
             self._doorbell.close()
             self._doorbell = None
+
+    def _leave_nothing(self) -> None:
+        """Record the ends that are left, and give back what was claimed ahead and has not begun."""
+        if self._pid != os.getpid():
+            return
+        self._ahead.stop()
+        with contextlib.suppress(RedisError, DatabaseException):  # their leases lapse then
+            self._settle()
+        tokens = [taken.claim.token for taken, _ in self._ahead.claims if taken.claim is not None]
+        self._ahead.claims.clear()
+        if tokens:
+            self._give_back(tokens[::-1])
 
     def _wait_for_database(self) -> bool:
         """Wait until the database answers, if it is used for the first time; False when the worker must stop before."""
@@ -411,6 +455,8 @@ class Worker(BaseWorker):
     def _refresh_keys(self) -> None:
         self._updated_keys = time.monotonic()
         self.update_keys()
+        self._known_keys = frozenset(self.keys)
+        self._refresh_seconds = time.monotonic() - self._updated_keys
 
     def _main_loop(self) -> None:
         while not self.must_stop():
@@ -469,7 +515,8 @@ class Worker(BaseWorker):
         is_due = self._next_due is not None and time.monotonic() >= self._next_due
         if is_due or time.monotonic() - self._looked_at_delayed >= self.fetch_delayed_delay:
             self.requeue_delayed_jobs()
-        if self._is_time("_recovered_at", self.lease_seconds / 3 * random.uniform(0.8, 1.2)):
+        if self._is_time("_recovered_at", self._recover_after):
+            self._recover_after = self.lease_seconds / 3 * random.uniform(0.8, 1.2)
             self._recover_lapsed()
         self._retention.trim()
 
@@ -522,24 +569,129 @@ class Worker(BaseWorker):
     def _take_job(self) -> tuple[Any, Any] | None:
         """Claim a job if there is one, going past entries that cannot be run."""
         while True:
-            started, looks_at_keys = time.monotonic(), self._looks_at_keys()
-            taken = self._send_call(self._claim_call(looks_at_keys))
-            if looks_at_keys:  # with thousands of queues less often, so that it takes 2% of the time at most
-                self._poll_seconds = max(POLL_SECONDS, 50 * (time.monotonic() - started))
-            self._claims_made += 1  # while no reply comes, the token stays: the claim may have been made
-            self._outage.end()
-            if taken.next_due is not None:
-                self._next_due = time.monotonic() + taken.next_due
+            taken, is_ahead = self._next_taken()
             if taken.kind == "EMPTY":
                 return None
             if taken.kind in ("CLAIMED", "STALE"):
                 found = self._accept_taken(taken)
                 if found is not None:
+                    found[1]._is_ahead = is_ahead
                     return found
             else:
                 self._clear_away(taken)
             if self.must_stop():
                 return None
+
+    def _next_taken(self) -> tuple[Taken, bool]:
+        """What comes next, and whether it was claimed ahead and waits until it begins."""
+        claims = self._ahead.claims
+        while True:
+            if not claims:
+                self._settle(claims_count=self._claims_wanted())
+            elif claims[0][1] and self._ahead.must_look:
+                self._look_at_claims()
+            taken, is_ahead = claims.popleft()
+            claim = taken.claim
+            if claim is None or self._held_claims.get(claim.ident) is claim:  # else its lease was lost meanwhile
+                return taken, is_ahead
+
+    def _claims_wanted(self) -> int:
+        return max(min(self.prefetch, self.max_loops - self.num_loops), 1)
+
+    def _look_at_claims(self) -> None:
+        """See whether jobs that were claimed ahead are still to be run: a canceled one does not begin."""
+        claims = [(taken, is_ahead) for taken, is_ahead in self._ahead.claims]
+        idents = [taken.ident for taken, is_ahead in claims if is_ahead]
+        keys = [f"{Job.class_of(ident)._name}:{ident.partition(':')[2]}:hash" for ident in idents]
+        found = dict(zip(idents, self._ask_keys("hget", keys, "status"), strict=True))
+        self._ahead.note_look()
+        self._ahead.claims.clear()
+        for taken, is_ahead in claims:
+            status = found.get(taken.ident, taken.status) if is_ahead else taken.status
+            self._ahead.claims.append((taken._replace(status=status or ""), is_ahead))
+
+    def _settle(self, claims_count: int = 0) -> None:
+        """Send the ends that are left, and tell of them; claim the next jobs, up to `claims_count`."""
+        ahead = self._ahead
+        while True:
+            with ahead.lock:
+                exchanged = self._exchange(claims_count)
+            while ahead.sent:
+                self._tell_end(ahead.sent.popleft())
+            if exchanged is None or exchanged.claims or not claims_count:
+                return
+            # an end was refused, and nothing was claimed: now that it is seen to, ask again
+
+    def _exchange(self, claims_count: int) -> Exchanged | None:
+        """Send the ends that are left, and claim; None when there is nothing to do. Under the lock of `_ahead`."""
+        done = list(self._ahead.unsent)
+        if not claims_count and not done:
+            return None
+        started, looks_at_keys = time.monotonic(), claims_count > 0 and self._looks_at_keys()
+        call = self._exchange_call(done, claims_count, looks_at_keys)
+        exchanged: Exchanged = (
+            self._send_call(call) if claims_count else self._until_answered(lambda: self._send_call(call))
+        )
+        if looks_at_keys:  # with thousands of queues less often, so that it takes 2% of the time at most
+            self._poll_seconds = max(POLL_SECONDS, 50 * (time.monotonic() - started))
+        self._outage.end()
+        self._note_exchanged(done, exchanged, claims_count)
+        return exchanged
+
+    def _note_exchanged(self, done: list[Done], exchanged: Exchanged, claims_count: int) -> None:
+        """Take note of what was recorded and claimed. Under the lock of `_ahead`."""
+        ahead = self._ahead
+        ahead.unsent = []
+        for one, outcome in zip(done, exchanged.ends, strict=True):
+            one.outcome = outcome
+            ahead.sent.append(one)
+        if exchanged.claims:  # while no reply comes, the tokens stay: the claims may have been made
+            self._claims_made += claims_count
+            ahead.note_look()
+        for position, taken in enumerate(exchanged.claims):
+            if taken.next_due is not None:
+                self._next_due = time.monotonic() + taken.next_due
+            if taken.claim is not None:
+                self._hold(taken.claim)
+            if position == 0 or taken.kind in ("CLAIMED", "STALE", "GONE"):  # else the next claim will find it first
+                ahead.claims.append((taken, position > 0 and taken.status == STATUSES.WAITING))
+
+    def _exchange_call(self, done: list[Done], claims_count: int, looks_at_keys: bool) -> transitions.Call[Exchanged]:
+        looks_around = looks_at_keys or self._is_time("_looked_around", AROUND_SECONDS)
+        start = str(utcnow())
+        keys: Any = self.keys if looks_at_keys else ()
+        ends = [one.end for one in done]
+        if claims_count == 1 and not ends:
+            claim = transitions.claim(
+                self._namespace,
+                self.queue_model._name,
+                self._token(self._claims_made + 1),
+                self._worker_key,
+                self.lease_seconds,
+                start,
+                self.queues,
+                keys,
+                self._has_own_keys,
+                self._broken_keys(),
+                looks_around,
+            )
+            return transitions.then(claim, lambda taken: Exchanged((), (taken,)))
+        return transitions.exchange(
+            self._namespace,
+            self.queue_model._name,
+            self._worker_key,
+            ends,
+            self._claims_made + 1,
+            claims_count,
+            self.lease_seconds,
+            self.max_recoveries,
+            start,
+            self.queues,
+            keys,
+            self._has_own_keys,
+            self._broken_keys(),
+            looks_around,
+        )
 
     def _clear_away(self, taken: Taken) -> None:
         """See to what stands in the way of the next job."""
@@ -555,20 +707,6 @@ class Worker(BaseWorker):
     def _looks_at_keys(self) -> bool:
         return self._has_own_keys or self._is_time("_looked_at_keys", self._poll_seconds)
 
-    def _claim_call(self, looks_at_keys: bool) -> transitions.Call[Taken]:
-        return transitions.claim(
-            self._namespace,
-            self.queue_model._name,
-            self._token(self._claims_made + 1),
-            self._worker_key,
-            self.lease_seconds,
-            str(utcnow()),
-            self.queues,
-            self.keys if looks_at_keys else (),
-            self._has_own_keys,
-            self._broken_keys(),
-        )
-
     def _token(self, number: int) -> str:
         """The token of the first claim, the second..."""
         return f"{self._worker_key}-{number}"
@@ -580,13 +718,12 @@ class Worker(BaseWorker):
             None when the class of the job cannot be had: it is in error.
         """
         try:
-            if taken.claim is not None:
-                self._hold(taken.claim)
+            if taken.claim is not None and taken.claim.changes:
                 repair_indexes(taken.claim.changes)
             self.set_status("running")
             key = f"{taken.queue_key}:waiting"
-            if key not in self.keys and not self._has_own_keys:
-                self._refresh_keys()
+            if key not in self._known_keys and not self._has_own_keys:
+                self._refresh_keys_for(key)
             queue, job = self.get_queue(key), self.get_job(taken.ident)
         except BaseException as error:
             self._held_claims.pop(taken.ident, None)
@@ -598,6 +735,12 @@ class Worker(BaseWorker):
             raise  # of an override
         job._claim, job._cached_status = taken.claim, taken.status
         return queue, job
+
+    def _refresh_keys_for(self, key: str) -> None:
+        """There is a new queue. With thousands of them, looking for all takes 2% of the time at most."""
+        pause = 50 * self._refresh_seconds if self._refresh_seconds > LONG_REFRESH_SECONDS else 0
+        if key not in self.keys and time.monotonic() - self._updated_keys >= pause:
+            self._refresh_keys()
 
     def _hold(self, claim: Claim) -> None:
         self._held_claims[claim.ident] = claim
@@ -669,7 +812,8 @@ class Worker(BaseWorker):
 
     def _process_taken(self, queue: Any, job: Any) -> None:
         """Do with a taken job what its status says."""
-        self.set_status("running")
+        if self.status != "running":  # an override of wait_for_job
+            self.set_status("running")
         claim, self._current_job = job._claim, job
         try:
             job._cached_status = job._cached_status or job.status.hget()
@@ -679,7 +823,7 @@ class Worker(BaseWorker):
                 self._pass_over(queue, job)
         finally:
             self._current_job = None
-            if claim is not None:
+            if claim is not None and not job._ends_later:  # else it is kept until its end is recorded
                 self._held_claims.pop(claim.ident, None)
 
     def _pass_over(self, queue: Any, job: Any) -> None:
@@ -692,6 +836,8 @@ class Worker(BaseWorker):
             self._settle_end(job, queue, self._write_skip)
 
     def _run_job(self, queue: Any, job: Any) -> None:
+        if job._is_ahead:
+            self._begin(job, queue)
         self._call_hook(job, queue, self.job_started)
         is_ours = job._claim is not None
         self._was_interrupted = False
@@ -709,11 +855,52 @@ class Worker(BaseWorker):
                 raise SystemExit  # a process that the job has forked: the end of the job is not its business
             self._end_in_success(queue, job, result, is_ours)
 
+    def _begin(self, job: Any, queue: Any) -> None:
+        """A job that was claimed ahead runs now: it is noted when it takes long, or when its end is recorded."""
+        job._began = utcnow()
+        with self._ahead.lock:
+            self._ahead.running = job._claim._replace(start=str(job._began))
+        if self._has_own_start or hasattr(job, "on_started"):
+            self._call_hook(job, queue, self._note_begun)
+        else:
+            self._ahead.wake()
+
+    def _note_begun(self, job: Any, queue: Any) -> None:
+        """Note in Redis that a job that was claimed ahead runs, unless that has been done.
+
+        Raises:
+            LeaseLost: it is somebody else's by now.
+        """
+        if job._is_ahead:
+            with self._ahead.lock:
+                running, self._ahead.running = self._ahead.running, None
+            job._is_ahead = False
+            if running is not None:
+                call = transitions.begin(self._namespace, running, running.start)
+                repair_indexes(self._until_answered(lambda: self._send_call(call)).changes)
+
+    def _settle_from_thread(self) -> None:
+        """Send what has been waiting for a while: the ends, and that the running job runs."""
+        ahead = self._ahead
+        with ahead.lock:
+            if ahead.unsent:
+                done = list(ahead.unsent)
+                self._note_exchanged(done, self._send_call(self._exchange_call(done, 0, False)), 0)
+            if ahead.running is not None:
+                call = transitions.begin(self._namespace, ahead.running, ahead.running.start)
+                with contextlib.suppress(LeaseLost):  # it is found at the end
+                    repair_indexes(self._send_call(call).changes)
+                ahead.running = None
+
     def _end_in_error(self, queue: Any, job: Any, exception: BaseException, trace: str | None, is_ours: bool) -> None:
         if is_ours and job._claim is None:
             self._moved_itself(job, queue)
             self._log_message(job, self.job_error_message, queue, True, exception, trace, level="error")
             return
+        if job._is_ahead:
+            self._call_hook(job, queue, self._note_begun)
+            if job._claim is None:
+                return
         self._call_hook(job, queue, self.job_error, exception, trace)
         self._settle_end(job, queue, self._write_plain_error, exception, trace)
 
@@ -721,6 +908,9 @@ class Worker(BaseWorker):
         """Success, unless the job was canceled or delayed meanwhile: a plain worker learns that from the transition."""
         if is_ours and job._claim is None:
             self._moved_itself(job, queue)
+            return
+        if self._may_end_together and job._claim is not None and not hasattr(job, "on_success"):
+            self._end_later(job, queue, result)
             return
         try:
             if self._has_own_success:
@@ -731,6 +921,34 @@ class Worker(BaseWorker):
             job._cached_status = changed.status
         if job._cached_status in (STATUSES.CANCELED, STATUSES.DELAYED):
             self._pass_over(queue, job)
+
+    def _end_later(self, job: Any, queue: Any, result: Any) -> None:
+        """Leave the end of a job to be sent with others."""
+        ended = utcnow()
+        with self._ahead.lock:
+            running, self._ahead.running = self._ahead.running, None
+            start = running.start if job._is_ahead and running is not None else ""
+            self._ahead.unsent.append(Done(job, queue, result, End(job._claim, start, str(ended))))
+        job._cached_duration = ended - (job._began or parse_datetime(job._claim.start))
+        job._ends_later = True
+        self._ahead.wake()
+
+    def _tell_end(self, done: Done) -> None:
+        """What `job_success` does after the write, for an end that was sent with others."""
+        job, queue, outcome = done.job, done.queue, done.outcome
+        self._current_job = job
+        try:
+            if isinstance(outcome, LeaseLost):
+                self._tell_lost_lease(job, queue, outcome)
+            elif outcome is not None and outcome.kind == "CHANGED":
+                job._cached_status = outcome.status
+                self._pass_over(queue, job)
+            elif outcome is not None:
+                self._take_note_of_success(job, done.end.held, outcome)
+                self._log_message(job, self.job_success_message, queue, done.result)
+        finally:
+            self._current_job = None
+            self._held_claims.pop(done.end.held.ident, None)
 
     def _moved_itself(self, job: Any, queue: Any) -> None:
         """The callback put the job in a queue again: that is where it stays, and this run records no end."""
@@ -765,6 +983,8 @@ class Worker(BaseWorker):
 
     def _log_message(self, job: Any, message: Callable[..., str], *args: Any, level: str = "info") -> None:
         """Log a message about a job; one that raises is logged itself, and ends nothing."""
+        if not self._is_heard(level):
+            return
         try:
             text = message(job, *args)
         except Exception:
@@ -798,8 +1018,7 @@ class Worker(BaseWorker):
             self._tell_lost_lease(job, queue, lost)
 
     def _write_skip(self, job: Any, queue: Any) -> None:
-        call = transitions.skip(self._namespace, self._claim_for(job, queue))
-        ended = self._until_answered(lambda: self._send_call(call))
+        ended = self._end_alone(transitions.skip(self._namespace, self._claim_for(job, queue)))
         self._release_claim(job)
         repair_indexes(ended.changes)
 
@@ -829,18 +1048,52 @@ class Worker(BaseWorker):
         self._call_job_hook(job, "on_success", queue, job_result)
 
     def _write_success(self, job: Any, queue: Any) -> None:
+        self._note_begun(job, queue)
         claim = self._claim_for(job, queue)
         end = utcnow()
-        call = transitions.finish(self._namespace, claim, str(end))
-        ended = self._until_answered(lambda: self._send_call(call))
+        ended = self._finish(job, End(claim, "", str(end)))
         if ended.kind == "CHANGED":
             raise _StatusChanged(ended.status)
+        if claim.start:
+            job._cached_duration = end - (job._began or parse_datetime(claim.start))
+        self._take_note_of_success(job, claim, ended)
+
+    def _take_note_of_success(self, job: Any, claim: Claim, ended: Ended) -> None:
         job._cached_status, job._is_written = STATUSES.SUCCESS, True
         self._note_history(claim, "success", ended)
-        if claim.start:
-            job._cached_duration = end - parse_datetime(claim.start)
         self._release_claim(job)
-        repair_indexes(ended.changes)
+        if ended.changes:
+            repair_indexes(ended.changes)
+
+    def _finish(self, job: Any, end: End) -> Ended:
+        """Record a success; where nobody looks before the next job, claim that with it.
+
+        Raises:
+            LeaseLost: it is somebody else's by now.
+        """
+        if not self._claims_next(job):
+            call = transitions.finish(self._namespace, end.held, end.end)
+            ended: Ended = self._end_alone(call)
+            return ended
+        with self._ahead.lock:
+            done = [Done(job, None, None, end)]
+            exchange = self._exchange_call(done, 1, self._looks_at_keys())
+            self._note_exchanged(done, self._until_answered(lambda: self._send_call(exchange)), 1)
+            outcome = self._ahead.sent.pop().outcome
+        if isinstance(outcome, LeaseLost):
+            raise outcome
+        assert outcome is not None
+        return outcome
+
+    def _claims_next(self, job: Any) -> bool:
+        """Can the next job be claimed with the end of this one: no hook looks in between, and nothing else is due?"""
+        if not self._may_claim_early or job._claim is None or hasattr(job, "on_success"):
+            return False
+        if self._ahead.claims or self._ahead.unsent:
+            return False
+        if self._heartbeat is None or self._heartbeat.is_failing or self.must_stop():
+            return False
+        return self._next_due is None or time.monotonic() < self._next_due
 
     def _tell_unsaved(self, claim: Claim, ended: transitions.Ended, record: str) -> None:
         if record and ended.kind == "OK" and not ended.error_pk:
@@ -869,7 +1122,7 @@ class Worker(BaseWorker):
         text = record.text if record and not record.late else ""
         times = None if self._must_not_be_requeued(job) else self.requeue_times
         call = transitions.fail(self._namespace, claim, str(utcnow()), times, text)
-        ended: transitions.Ended = self._until_answered(lambda: self._send_call(call))
+        ended: Ended = self._end_alone(call)
         job._cached_status, job._is_written = STATUSES.ERROR, True
         self._note_history(claim, "errors", ended)
         self._tell_unsaved(claim, ended, text)
@@ -884,8 +1137,7 @@ class Worker(BaseWorker):
     def _write_plain_error(self, job: Any, queue: Any, exception: BaseException, trace: str | None) -> None:
         """As `_write_error`, without anything that a subclass may have made to raise."""
         claim = self._claim_for(job, queue)
-        call = transitions.fail(self._namespace, claim, str(utcnow()), None, "")
-        ended = self._until_answered(lambda: self._send_call(call))
+        ended = self._end_alone(transitions.fail(self._namespace, claim, str(utcnow()), None, ""))
         self._note_history(claim, "errors", ended)
         job._cached_status, job._is_written = STATUSES.ERROR, True
         repair_indexes(ended.changes)

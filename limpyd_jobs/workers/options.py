@@ -105,6 +105,11 @@ OPTIONS: tuple[Option, ...] = (
         help="Leave SIGINT and SIGTERM alone: they interrupt the current job",
     ),
     make_option(
+        "--prefetch",
+        type="int",
+        help="Claim up to this many jobs in one round trip, for very short jobs, e.g. --prefetch=50 (default: 0, one)",
+    ),
+    make_option(
         "--timeout",
         type="seconds",
         help="The longest wait for a job in one call, in seconds; 0 for no limit, e.g. --timeout=5 (default: 30)",
@@ -195,6 +200,7 @@ LIMITS: dict[str, tuple[int, bool]] = {
     "lease_seconds": (0, False),
     "max_recoveries": (0, True),
     "stop_timeout": (0, True),
+    "prefetch": (0, True),
 }
 
 

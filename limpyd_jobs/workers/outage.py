@@ -28,7 +28,7 @@ class Outage:
     ) -> None:
         self._log, self._what, self._over = log, what, over
         self._pauses = pauses()
-        self._is_told = False
+        self._is_told = self._is_failing = False
         self._over_at: float | None = None
         self._last_line = float("-inf")
 
@@ -40,7 +40,7 @@ class Outage:
         """
         if self._over_at is not None and time.monotonic() - self._over_at > SECONDS_BETWEEN_OUTAGES:
             self._last_line = float("-inf")
-        self._over_at = None
+        self._over_at, self._is_failing = None, True
         if error is not None and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line, self._is_told = time.monotonic(), True
             self._log(f"{self._what}: {error}")
@@ -48,8 +48,9 @@ class Outage:
 
     def end(self) -> None:
         """Redis answers."""
+        if not self._is_failing:
+            return
         if self._is_told:
             self._log(self._over)
-        if self._over_at is None:
-            self._over_at = time.monotonic()
+        self._over_at, self._is_failing = time.monotonic(), False
         self._is_told, self._pauses = False, pauses()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -93,6 +92,8 @@ SAMPLES = {
     "create": lambda: transitions.create("jobs:job", "{}"),
     "write": lambda: transitions.write("jobs:job:1:hash", "{}", "1", True, "hset", ["status", "w"]),
     "claim": lambda: claim_call(),
+    "exchange": lambda: transitions.exchange("jobs", "jobs:queue", "w", [], 1, 1, 30, 3, NOW, ["q"]),
+    "begin": lambda: transitions.begin("jobs", Claim("a:1", "t", "w", "jobs:queue:1"), NOW),
     "finish": lambda: transitions.finish("jobs", Claim("a:1", "t", "w", "jobs:queue:1"), NOW),
     "fail": lambda: transitions.fail("jobs", Claim("a:1", "t", "w", "jobs:queue:1"), NOW, 1, ""),
     "skip": lambda: transitions.skip("jobs", Claim("a:1", "t", "w", "jobs:queue:1")),
@@ -754,7 +755,7 @@ def test_renew_prolongs_what_is_held_and_names_what_is_lost(held: Claim) -> None
     client = Job.database.connection
     before = client.zscore("jobs:leases", held.ident)
     stranger = Claim("x:1", "t", "w", "jobs:queue:1")
-    assert send(transitions.renew("jobs", (replace(held, lease_seconds=900), stranger))) == ("x:1",)
+    assert send(transitions.renew("jobs", (held._replace(lease_seconds=900), stranger))) == ("x:1",)
     assert client.zscore("jobs:leases", held.ident) > before + 800
     assert client.zcard("jobs:leases") == 1
 

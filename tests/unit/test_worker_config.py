@@ -44,6 +44,7 @@ OPTION_NAMES = [
     "max-duration",
     "terminate-gracefuly",
     "no-terminate-gracefuly",
+    "prefetch",
     "timeout",
     "fetch-priorities-delay",
     "fetch-delayed-delay",
@@ -623,6 +624,7 @@ def test_c4_the_options_in_force_are_printed(capsys: pytest.CaptureFixture[str])
         " - job-modules = ",
         " - keep-success = None",
         " - keep-errors = None",
+        " - prefetch = 0",
     ]
 
 

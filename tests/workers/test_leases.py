@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import timedelta
 from types import ModuleType
 from typing import Any, ClassVar
@@ -475,7 +474,7 @@ class ForgetfulWire:
         return result
 
 
-@pytest.mark.parametrize(("script", "error"), [("claim", None), ("finish", None), ("fail", ValueError("boo"))])
+@pytest.mark.parametrize(("script", "error"), [("claim", None), ("exchange", None), ("fail", ValueError("boo"))])
 def test_a_job_whose_reply_is_lost_is_run_and_recorded_once(
     script: str, error: Exception | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -547,7 +546,7 @@ def test_a_renewal_prolongs_a_lease() -> None:
     held = claim(lease_seconds=5)
     before = client().zscore("jobs:leases", job.ident)
 
-    lost = send(transitions.renew("jobs", [replace(held, lease_seconds=500)]))
+    lost = send(transitions.renew("jobs", [held._replace(lease_seconds=500)]))
 
     assert lost == ()
     assert client().zscore("jobs:leases", job.ident) > before + 400
@@ -561,7 +560,7 @@ def test_a_renewal_answers_what_is_lost_and_leaves_it_alone() -> None:
     claim("another-1")
     before = client().zscore("jobs:leases", job.ident)
 
-    lost = send(transitions.renew("jobs", [replace(claim, lease_seconds=500) for claim in (held, other)]))
+    lost = send(transitions.renew("jobs", [claim._replace(lease_seconds=500) for claim in (held, other)]))
 
     assert lost == (job.ident,)
     assert client().zscore("jobs:leases", job.ident) == before

@@ -1,0 +1,93 @@
+"""What a worker holds beside its running job: claims for which it has asked ahead, and ends that it has yet to send."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from redis.exceptions import RedisError
+
+from ..exceptions import DatabaseException, LeaseLost
+from ..fields import Writes
+from ..transitions import Claim, End, Ended, Taken
+
+LINGER_SECONDS = 0.02  # how long an end may wait for others, and a job that was claimed ahead run without being noted
+LOOK_SECONDS = 0.01  # how old what is known of the statuses of jobs that were claimed ahead may be, when one begins
+
+
+@dataclass
+class Done:
+    """A job that ended well, whose end is to be sent: with what is needed to tell of it then."""
+
+    job: Any
+    queue: Any
+    result: Any
+    end: End
+    outcome: Ended | LeaseLost | None = None
+
+
+class Ahead:
+    """The claims that have not begun, and the ends that are not sent.
+
+    Args:
+        settle: sends the ends that are there and notes the running job, from the thread of this object.
+
+    A thread sees to it that neither has to wait for a job that takes long. Whoever sends ends does so under `lock`, one
+    at a time: so a repeated call finds what it has recorded.
+    """
+
+    def __init__(self, settle: Callable[[], None]) -> None:
+        self.lock = threading.Lock()
+        self.claims: deque[tuple[Taken, bool]] = deque()  # with whether it is RUNNING already
+        self.unsent: list[Done] = []
+        self.sent: deque[Done] = deque()  # by the thread: the worker has yet to tell of them
+        self.running: Claim | None = None  # claimed ahead, begun, and not noted as RUNNING
+        self.began: datetime | None = None  # the one that is running
+        self._looked_at, self._writes = 0.0, 0
+        self._settle = settle
+        self._wake = threading.Event()
+        self._must_stop = False
+        self._thread: threading.Thread | None = None
+
+    def note_look(self) -> None:
+        """The statuses of the claims are known."""
+        self._looked_at, self._writes = time.monotonic(), Writes.count
+
+    @property
+    def must_look(self) -> bool:
+        """May a status have changed: was one written here, or is it a while since somebody looked?"""
+        return self._writes != Writes.count or time.monotonic() - self._looked_at > LOOK_SECONDS
+
+    def wake(self) -> None:
+        """There is something to settle, if the worker does not come to it before."""
+        if not self._wake.is_set():
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._linger, name="limpyd-jobs-ahead", daemon=True)
+                self._thread.start()
+            self._wake.set()
+
+    def _linger(self) -> None:
+        while True:
+            self._wake.wait()
+            if self._must_stop:
+                return
+            self._wake.clear()
+            time.sleep(LINGER_SECONDS)
+            with suppress(RedisError, DatabaseException):  # the worker will meet it, too
+                self._settle()
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._must_stop = True
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self._must_stop = False
+        self._wake.clear()
