@@ -7,14 +7,14 @@ writes those (add_alike.lua); any other job goes by add.lua.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, TypeAlias
 
 from . import recipes, transitions
 from .exceptions import InvalidArgument
-from .transitions import Added, Addition, Call, Delay, Hold, Subject, Target
+from .transitions import Added, Addition, Answer, Call, Delay, Hold, Subject, Target
 from .utils import compute_delayed_until, datetime_to_score, utcnow
 
 WRITTEN_BY_ADD = ("status", "queued", "delayed_until", "queue_key")
@@ -22,7 +22,6 @@ CHUNK_JOBS = 500  # that one round trip adds: a few milliseconds of Redis' time
 CHUNK_CHARACTERS = 500_000  # of their values, at which a chunk is full, too
 OPTIONS = ("queue_name", "priority", "queue_model", "prepend", "delayed_for", "delayed_until")
 
-Answer: TypeAlias = "Added | Exception"
 Spec: TypeAlias = "Mapping[str, Any]"
 
 
@@ -76,57 +75,73 @@ def to_delay(delayed_for: float | timedelta | None, until: datetime | None) -> D
 
 def first(answers: list[Answer]) -> Added:
     """What was done for the only job of a call; its error is raised."""
-    added = answers[0]
-    if isinstance(added, Exception):
-        raise added
-    return added
+    answer = answers[0]
+    if isinstance(answer, str):
+        return Added("NEW", answer)
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 @dataclass
-class Group:
-    """Jobs in a row that one call adds.
-
-    Attributes:
-        names: of the fields of jobs that are alike beside `identifier` and `added`.
-        values: of these jobs in turn; see transitions.add_alike.
-        addition: a job that is like no other, with its `spec`: the arguments of `add_job`.
-    """
+class AlikeJobs:
+    """Jobs in a row that go to one queue and have the same fields: those of `made_for`; see transitions.add_alike."""
 
     way: Way
-    prepend: bool = False
-    names: tuple[str, ...] = ()
-    made_for: str = ""
+    prepend: bool
+    names: tuple[str, ...]
+    made_for: str
     values: list[str] = field(default_factory=list)
-    addition: Addition | None = None
-    spec: Spec = field(default_factory=dict)
 
-    def takes(self, way: Way, names: tuple[str, ...], prepend: bool) -> bool:
-        """Can another job join?"""
-        return self.way is way and self.names == names and self.prepend == prepend and self.addition is None
+    @property
+    def _width(self) -> int:
+        return 2 + len(self.names)
 
-    def call(self) -> Call[list[Answer]]:
-        """The call that adds them."""
-        if self.addition is None:
-            return transitions.add_alike(self.made_for, self.way.target, self.prepend, self.values)
-        return transitions.then(transitions.add(self.way.subject, self.addition), lambda added: [added])
+    @property
+    def size(self) -> int:
+        """How many they are."""
+        return len(self.values) // self._width
 
-    def spec_of(self, position: int) -> Spec:
-        """The arguments of `add_job` for one of them."""
-        if self.addition is not None:
-            return self.spec
-        names = ("identifier", "added", *self.names)
-        start = position * len(names)
-        values = dict(zip(names, self.values[start : start + len(names)], strict=True))
-        return {**values, "prepend": self.prepend, "delayed_for": None, "delayed_until": None}
+    def call(self, start: int) -> Call[list[Answer]]:
+        """The call that adds those from a place on."""
+        values = self.values[start * self._width :] if start else self.values
+        return transitions.add_alike(self.made_for, self.way.target, self.prepend, values)
+
+    def spec_of(self, place: int) -> tuple[Way, Spec]:
+        """Where one of them goes, and the arguments of `add_job`."""
+        values = self.values[place * self._width : (place + 1) * self._width]
+        given = dict(zip(("identifier", "added", *self.names), values, strict=True))
+        return self.way, {**given, "prepend": self.prepend, "delayed_for": None, "delayed_until": None}
+
+
+@dataclass
+class AnyJobs:
+    """Jobs in a row that go to queues of one model; see transitions.add."""
+
+    queue_model: Any
+    additions: list[Addition] = field(default_factory=list)
+    specs: list[tuple[Way, Spec]] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        """How many they are."""
+        return len(self.additions)
+
+    def call(self, start: int) -> Call[list[Answer]]:
+        """The call that adds those from a place on."""
+        return transitions.add(self.specs[0][0].subject, self.additions[start:])
+
+    def spec_of(self, place: int) -> tuple[Way, Spec]:
+        """Where one of them goes, and the arguments of `add_job`."""
+        return self.specs[place]
 
 
 class Chunk:
-    """Jobs that one round trip adds, in their order."""
+    """Some jobs, in their order, in as few groups as can be: each takes a call."""
 
     def __init__(self) -> None:
-        self.groups: list[Group] = []
+        self.groups: list[AlikeJobs | AnyJobs] = []
         self._jobs = self._characters = 0
-        self._added = str(utcnow())
 
     @property
     def is_full(self) -> bool:
@@ -138,46 +153,49 @@ class Chunk:
 
         Args:
             spec: the arguments of `add_job`.
+        Raises:
+            InvalidArgument: as `add_job`; the job is not taken.
         """
-        text, fields = recipes.to_text("identifier", spec["identifier"]), fields_of(spec)
-        prepend, delays = bool(spec["prepend"]), (spec["delayed_for"], spec["delayed_until"])
-        if delays == (None, None) and self.add_alike(way, text, fields, prepend):
+        text, prepend, fields = (
+            recipes.to_text("identifier", spec["identifier"]),
+            bool(spec["prepend"]),
+            fields_of(spec),
+        )
+        delays = (spec["delayed_for"], spec["delayed_until"])
+        if delays == (None, None) and self._add_alike(way, text, prepend, fields):
             return True
         addition, record = way.addition(text, fields, prepend, *delays)
         if addition.hold.token:
             return False
-        self.groups.append(Group(way, addition=addition, spec=spec))
-        self._jobs += 1
-        self._characters += sum(map(len, record.hash)) + len(record.rest)
-        return True
-
-    def add_alike(self, way: Way, identifier: str, fields: Mapping[str, Any], prepend: bool) -> bool:
-        """Take a job that is to wait; False when it is like no other."""
-        names = tuple(fields) if fields else ()
         group = self.groups[-1] if self.groups else None
-        if group is None or not group.takes(way, names, prepend):
-            made_for = way.made_for(names)
-            if made_for is None:
-                return False
-            group = Group(way, prepend, names, made_for)
+        if not isinstance(group, AnyJobs) or group.queue_model is not way.queue_model:
+            group = AnyJobs(way.queue_model)
             self.groups.append(group)
-        group.values += (identifier, self._added)
-        self._jobs += 1
-        self._characters += len(identifier)
-        if fields:
-            values = [recipes.to_text(*item) for item in fields.items()]
-            group.values += values
-            self._characters += sum(map(len, values))
+        group.additions.append(addition)
+        group.specs.append((way, spec))
+        self._count(sum(map(len, record.hash)) + len(record.rest))
         return True
 
-    def answers(self, replies: Iterable[list[Answer] | Exception]) -> Iterator[tuple[Group, int, Answer]]:
-        """What was done for each job, by its group and its place there, from what the calls of the groups answered."""
-        for group, reply in zip(self.groups, replies, strict=True):
-            if isinstance(reply, Exception):
-                yield group, 0, reply
-            else:
-                for position, answer in enumerate(reply):
-                    yield group, position, answer
+    def _add_alike(self, way: Way, identifier: str, prepend: bool, fields: Mapping[str, Any]) -> bool:
+        names = tuple(sorted(fields)) if fields else ()
+        group = self.groups[-1] if self.groups else None
+        is_alike = (
+            isinstance(group, AlikeJobs) and group.way is way and group.prepend == prepend and group.names == names
+        )
+        made_for = group.made_for if is_alike else way.made_for(names)  # type: ignore[union-attr]
+        if made_for is None or (self.groups and not is_alike):  # the rest of the chunk goes in one call, whatever it is
+            return False
+        values = [identifier, str(utcnow()), *(recipes.to_text(name, fields[name]) for name in names)]
+        if not is_alike:
+            group = AlikeJobs(way, prepend, names, made_for)
+            self.groups.append(group)
+        group.values += values  # type: ignore[union-attr]
+        self._count(sum(map(len, values)) if fields else len(identifier))
+        return True
+
+    def _count(self, characters: int) -> None:
+        self._jobs += 1
+        self._characters += characters
 
 
 def fields_of(spec: Spec) -> dict[str, Any]:
@@ -194,6 +212,6 @@ def to_spec(given: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(given, Mapping):
         if "identifier" in given:
             return {**defaults, **given}
-    elif isinstance(given, (str, bytes, int, float)):
+    elif isinstance(given, (str, bytes, int, float)) and not isinstance(given, bool):
         return {**defaults, "identifier": given}
     raise InvalidArgument("specs", given, "identifiers, or mappings of the arguments of add_job, with an identifier")

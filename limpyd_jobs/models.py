@@ -10,7 +10,7 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime, timedelta
 from importlib import import_module
 from types import ModuleType
@@ -22,7 +22,7 @@ from limpyd.contrib.related import RelatedModel
 from redis.exceptions import RedisError, ResponseError
 
 from . import recipes, transitions
-from .additions import OPTIONS, AddedJobs, Chunk, Way, fields_of, first, to_delay, to_spec
+from .additions import OPTIONS, AddedJobs, AlikeJobs, AnyJobs, Chunk, Way, fields_of, first, to_delay, to_spec
 from .database import JobsDatabase, is_outage, leave_replica
 from .exceptions import ConfigurationException, DatabaseException, InvalidArgument, JobClassError, LimpydJobsException
 from .fields import InstanceHashField, needs_limpyd, upgrade, write
@@ -612,9 +612,10 @@ class Job(BaseJobsModel):
         text = recipes.to_text("identifier", identifier)
         patience = _seconds("retry_for", cls.retry_for if retry_for is None else retry_for)
         if delayed_for is None and delayed_until is None:
-            made_for = way.made_for(fields_if_new)
+            names = tuple(sorted(fields_if_new)) if fields_if_new else ()
+            made_for = way.made_for(names)
             if made_for is not None:
-                values = [text, str(utcnow()), *(recipes.to_text(*item) for item in fields_if_new.items())]
+                values = [text, str(utcnow()), *(recipes.to_text(name, fields_if_new[name]) for name in names)]
                 alike = transitions.add_alike(made_for, way.target, bool(prepend), values)
                 return cls.from_pk(cls._send_added(transitions.then(alike, first), way, patience).pk)
         return cls._add_any(way, text, fields_if_new, prepend, delayed_for, delayed_until, patience)[0]
@@ -632,7 +633,8 @@ class Job(BaseJobsModel):
     ) -> tuple[Any, str]:
         """Add a job of any kind; answers it and what was done."""
         addition, record = way.addition(identifier, fields_if_new, prepend, delayed_for, delayed_until)
-        added = cls._send_added(transitions.add(way.subject, addition), way, retry_for)
+        call = transitions.then(transitions.add(way.subject, [addition]), first)
+        added = cls._send_added(call, way, retry_for)
         job = cls.from_pk(added.pk)
         if way.is_held or record.late:
             cls._place_added(job, added.kind, addition, record, way)
@@ -672,34 +674,27 @@ class Job(BaseJobsModel):
                 added, of those after it some may be: adding all of them again is safe.
         Redis: add_alike.lua, add.lua.
         """
-        if isinstance(specs, (str, bytes, Mapping)) or not isinstance(specs, Iterable):
+        if isinstance(specs, (str, bytes, bytearray, memoryview, Mapping)) or not isinstance(specs, Iterable):
             raise InvalidArgument("specs", specs, "an iterable of identifiers or mappings")
         patience = _seconds("retry_for", cls.retry_for if retry_for is None else retry_for)
         options = (queue_name, priority, queue_model, prepend, delayed_for, delayed_until)
         defaults = dict(zip(OPTIONS, options, strict=True))
         bulk = _Bulk(cls, patience)
-        try:
+        with bulk:
             for given in specs:
                 spec = to_spec(given, defaults)
                 bulk.add(cls._way(spec["queue_model"], spec["queue_name"], spec["priority"]), spec)
-        except Exception:  # also of the iterable: what came before it is added all the same
-            bulk.end()
-            raise
-        bulk.end()
         return AddedJobs(bulk.counts["NEW"], bulk.counts["EXISTING"] + bulk.counts["MOVED"])
-
-    @classmethod
-    def _add_alone(cls, way: Way, spec: Mapping[str, Any], retry_for: float) -> str:
-        """Add one of many jobs that cannot go with the others; answers what was done."""
-        text, prepend = recipes.to_text("identifier", spec["identifier"]), spec["prepend"]
-        delays = spec["delayed_for"], spec["delayed_until"]
-        return cls._add_any(way, text, fields_of(spec), prepend, *delays, retry_for)[1]
 
     @classmethod
     def _way(cls, queue_model: Any, queue_name: str | None, priority: int | str) -> Way:
         """Where jobs are added to; remembered, as most jobs go where others went."""
         model: Any = cls
-        found = (model, queue_model or cls.queue_model, queue_name if queue_name is not None else cls.queue_name)
+        found = (
+            model,
+            cls.queue_model if queue_model is None else queue_model,
+            queue_name if queue_name is not None else cls.queue_name,
+        )
         key = (*found, priority, type(priority))
         try:
             return _ways[key]
@@ -841,7 +836,7 @@ class Job(BaseJobsModel):
 
 
 class _Bulk:
-    """Adds jobs in chunks: while Redis works on one, the next one is made.
+    """Adds jobs in chunks, one after the other; in a thread, so that the next one is made while Redis works on it.
 
     Attributes:
         counts: of what was done, by kind.
@@ -851,58 +846,83 @@ class _Bulk:
         self.counts: Counter[str] = Counter()
         self._model, self._retry_for = model, retry_for
         self._chunk = Chunk()
-        self._sent: tuple[Chunk, Any] | None = None
+        self._thread: ThreadPoolExecutor | None = None
+        self._sent: Future[None] | None = None
+
+    def __enter__(self) -> _Bulk:
+        return self
+
+    def __exit__(self, *exc_info: Any) -> None:
+        try:
+            if exc_info[0] is None or issubclass(exc_info[0], Exception):  # what came before an error is added
+                self._wait()
+                self._send(self._chunk)
+        finally:
+            if self._thread is not None:
+                self._thread.shutdown()
 
     def add(self, way: Way, spec: Mapping[str, Any]) -> None:
         """Take a job. Errors as for `Job.add_job`, also for those that were taken before."""
         is_taken = self._chunk.add(way, spec)
-        if self._chunk.is_full:
-            self._send_chunk()
-        if not is_taken:
-            self.end()
-            self.counts[self._model._add_alone(way, spec, self._retry_for)] += 1
-
-    def end(self) -> None:
-        """Add all that was taken."""
-        self._send_chunk()
-        self._read_chunk()
-
-    def _send_chunk(self) -> None:
-        chunk, self._chunk = self._chunk, Chunk()
-        sent = None
-        if chunk.groups:
-            calls, behind = [group.call() for group in chunk.groups], self._sent[1] if self._sent else None
-            with suppress(RedisError, DatabaseException):  # it is sent again when its answer is asked for
-                sent = transitions.SentCalls(self._model.database.connection, calls, behind)
-        self._read_chunk()
-        self._sent = (chunk, sent) if chunk.groups else None
-
-    def _read_chunk(self) -> None:
-        if self._sent is None:
-            return
-        (chunk, sent), self._sent = self._sent, None
-        errors: list[Exception] = []
-        for group, position, answer in chunk.answers(self._answers(chunk, sent)):
-            if isinstance(answer, Exception):
-                errors.append(answer)
-            elif answer.kind == "NO_QUEUE":
-                self.counts[self._model._add_alone(group.way, group.spec_of(position), self._retry_for)] += 1
+        if not is_taken or self._chunk.is_full:
+            self._wait()
+            chunk, self._chunk = self._chunk, Chunk()
+            if is_taken:
+                self._thread = self._thread or ThreadPoolExecutor(1, "limpyd-jobs-add")
+                self._sent = self._thread.submit(self._send, chunk)
             else:
-                self.counts[answer.kind] += 1
-                if answer.changes:
-                    repair_indexes(answer.changes)
+                self._send(chunk)
+                self._add_alone(way, spec)
+
+    def _wait(self) -> None:
+        sent, self._sent = self._sent, None
+        if sent is not None:
+            sent.result()
+
+    def _send(self, chunk: Chunk) -> None:
+        errors: list[Exception] = []
+        for group in chunk.groups:
+            self._send_group(group, errors)
         if errors:
             raise errors[0]
 
-    def _answers(self, chunk: Chunk, sent: Any) -> Any:
-        """What the calls of a chunk answered; they are sent again while Redis cannot be used."""
-        unread = [sent] if sent is not None else []
+    def _send_group(self, group: AlikeJobs | AnyJobs, errors: list[Exception]) -> None:
+        place = 0
 
-        def read(client: Any) -> Any:
-            calls = unread.pop() if unread else transitions.SentCalls(client, [group.call() for group in chunk.groups])
-            return calls.read()
+        def send(client: Any) -> list[Any]:
+            """Answers for those from `place` on; an outage is raised when it comes first."""
+            answers = transitions.send(client, group.call(place))
+            answer = answers[0]
+            if isinstance(answer, Exception) and is_outage(answer):
+                raise answer
+            return answers
 
-        return self._model._patiently(read, self._retry_for)
+        while place < group.size:
+            for answer in self._model._patiently(send, self._retry_for):
+                if isinstance(answer, str):
+                    self.counts["NEW"] += 1
+                    place += 1
+                    continue
+                if isinstance(answer, Exception) and is_outage(answer):
+                    break  # it comes first in the next call, which waits
+                self._take_answer(group, place, answer, errors)
+                place += 1
+
+    def _take_answer(self, group: AlikeJobs | AnyJobs, place: int, answer: Any, errors: list[Exception]) -> None:
+        if isinstance(answer, Exception):
+            errors.append(answer)
+        elif answer.kind == "NO_QUEUE":
+            self._add_alone(*group.spec_of(place))
+        else:
+            self.counts[answer.kind] += 1
+            if answer.changes:
+                repair_indexes(answer.changes)
+
+    def _add_alone(self, way: Way, spec: Mapping[str, Any]) -> None:
+        """Add a job that cannot go with others."""
+        text, delays = recipes.to_text("identifier", spec["identifier"]), (spec["delayed_for"], spec["delayed_until"])
+        added = self._model._add_any(way, text, fields_of(spec), spec["prepend"], *delays, self._retry_for)
+        self.counts[added[1]] += 1
 
 
 MAX_WAYS = 1000

@@ -40,6 +40,7 @@ TRANSITION_FIELDS = (
     "queue_key",
     "recoveries",
 )
+MOST_ALIKE = 50  # fields that a script of add_alike writes: Lua cannot hold more than some 120 in one expression
 JOB_OPTIONS = ("lease_seconds", "max_recoveries")  # attributes of a class of jobs that scripts must know
 QUEUE_FIELDS = ("name", "priority")
 
@@ -384,24 +385,55 @@ def _pk_names(model: Any) -> tuple[str, ...]:
 
 
 @cache
+def plain_life(model: Any, queue_model: Any) -> str:
+    """What exchange.lua needs to know of a class of jobs to go its quick way, in Lua; nothing when they are not plain.
+
+    Args:
+        queue_model: of the queues that the worker takes from.
+    """
+    prefixes = {name: set_prefixes(model, name) for name in TRANSITION_FIELDS}
+    others = [found for name, found in prefixes.items() if name not in ("identifier", "priority", "status", "queued")]
+    status, queued = prefixes["status"] or (), prefixes["queued"] or ()
+    namespace = queue_model.namespace or ""
+    if len(status) != 1 or len(queued) != 1 or others != [()] * len(others):
+        return "local CLASS = nil\n"
+    known = {
+        "repr": model.get_model_repr(),
+        "prefix": f"{model.get_model_repr()}:",
+        "key": model._name,
+        "recipe": job_recipe(model),
+        "status": status[0],
+        "queued": queued[0],
+        "ready": f":ready:{queue_model._name[len(namespace) + 1 :]}:",
+    }
+    parts = [f"{name} = {lua.quoted(text)}" for name, text in known.items()]
+    if model.lease_seconds is not None:
+        parts.append(f"lease_seconds = {lua.quoted(repr(model.lease_seconds))}")
+    if model.max_recoveries is not None:
+        parts.append(f"max_recoveries = {model.max_recoveries}")
+    return f"local CLASS = {{{', '.join(parts)}}}\n"
+
+
+@cache
 def alike(model: Any, names: tuple[str, ...]) -> str | None:
     """What add_alike.lua needs to know of a class of jobs, in Lua; None when its new jobs need more than it can write.
 
     Args:
         names: the fields in which the jobs differ, the first of which is `identifier`.
     """
-    same = {**_defaults(model), "status": STATUSES.WAITING, "queued": "1"}
     own = ("priority", "status", "queued", "queue_key", "delayed_until", *_pk_names(model))
     if set(own) & set(names) or not all(model.has_field(name) for name in names):
         return None
-    texts = {name: to_text(name, value) for name, value in same.items() if name not in (*names, "priority")}
-    prefixes = {name: set_prefixes(model, name) for name in (*names, *texts, "priority", "queue_key", "delayed_until")}
+    same = {**_defaults(model), "status": STATUSES.WAITING, "queued": "1"}
+    same = {name: value for name, value in same.items() if name not in (*names, "priority")}
+    prefixes = {name: set_prefixes(model, name) for name in (*names, *same, "priority", "queue_key", "delayed_until")}
     by_identifier, by_queued = queued_prefixes(model)
-    is_plain = by_identifier and by_queued and model.get_field("pk")._auto_increment
+    is_plain = by_identifier and by_queued and model.get_field("pk")._auto_increment and len(prefixes) <= MOST_ALIKE
     if not is_plain or None in prefixes.values() or prefixes["queue_key"] or prefixes["delayed_until"]:
         return None
     values = {name: f"ARGV[at + {position}]" for position, name in enumerate(names)}
-    shared = {**{name: lua.quoted(text) for name, text in texts.items()}, "priority": "priority"}
+    texts = {name: lua.quoted(to_text(name, value)) for name, value in same.items()}
+    shared = {**texts, "priority": "priority"}
     pairs = [f"{lua.quoted(name)}, {value}" for name, value in {**values, **shared}.items()]
     own_sets = [f"{lua.quoted(prefix)} .. {values[name]}" for name in names for prefix in prefixes[name] or ()]
     shared_sets = [f"{lua.quoted(prefix)} .. {shared[name]}" for name in shared for prefix in prefixes[name] or ()]
@@ -413,13 +445,13 @@ def alike(model: Any, names: tuple[str, ...]) -> str | None:
         "by_queued": by_queued,
     }
     described = ", ".join([f"width = {len(names)}", *(f"{name} = {lua.quoted(text)}" for name, text in known.items())])
-    own_writes = "; ".join(f"redis.call('SADD', {key}, pk)" for key in own_sets)
-    shared_writes = "; ".join(f"redis.call('SADD', {key}, ...)" for key in shared_sets)
+    own_writes = "; ".join(f"call(command, {key}, pk)" for key in own_sets)
+    shared_writes = "; ".join(f"call(command, {key}, ...)" for key in shared_sets)
     return (
         f"local CLASS = {{{described}}}\n"
         f"local function texts_of(at, priority) return {', '.join(pairs)} end\n"
-        f"local function add_to_sets(at, pk) {own_writes} end\n"
-        f"local function add_to_shared_sets(priority, ...) {shared_writes} end\n"
+        f"local function in_own_sets(call, command, at, pk) {own_writes} end\n"
+        f"local function in_shared_sets(call, command, priority, ...) {shared_writes} end\n"
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import islice
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 from limpyd.exceptions import DoesNotExist
 from redis import Redis
@@ -84,33 +84,6 @@ def send(client: Any, call: Call[T]) -> T:
     except UnicodeEncodeError:  # something that Redis holds and that is not UTF-8
         return send(client, replace(call, args={name: _bytes(value) for name, value in call.args.items()}))
     return call.read(reply)
-
-
-class SentCalls(Generic[T]):
-    """Calls on their way to Redis, in one round trip; after those that they are `behind`, which are read before."""
-
-    def __init__(self, client: Any, calls: Sequence[Call[T]], behind: SentCalls[Any] | None = None) -> None:
-        self._client, self._calls = client, calls
-        commands = [call.packed or call.command() for call in calls]
-        self._sent: wire.Sent = wire.Sent(client, commands, behind._sent if behind is not None else None)
-
-    def read(self) -> list[T | Exception]:
-        """The value of each call, or the error that Redis or its reading raised.
-
-        Raises:
-            RedisError: they could not be sent, or there was no reply.
-        """
-        pairs = zip(self._calls, self._sent.replies(), strict=True)
-        return [_read_or_send(self._client, call, reply) for call, reply in pairs]
-
-
-def _read_or_send(client: Any, call: Call[Any], reply: Any) -> Any:
-    try:
-        if isinstance(reply, NoScriptError):
-            return send(client, call)
-        return reply if isinstance(reply, Exception) else call.read(reply)
-    except (LimpydJobsException, ResponseError) as error:
-        return error
 
 
 def _bytes(value: Any) -> Any:
@@ -219,6 +192,9 @@ class Added(NamedTuple):
     pk: str
     changes: Changes = ()
     queue_priority: str = ""
+
+
+Answer: TypeAlias = "str | Added | Exception"
 
 
 @dataclass(frozen=True)
@@ -360,39 +336,35 @@ def _keys(namespace: str) -> dict[str, str]:
     return {"models": f"{namespace}:models"}
 
 
-def add(subject: Subject, addition: Addition) -> Call[Added]:
-    """Create a job in a queue, unless its identifier is queued already.
+def add(subject: Subject, additions: Sequence[Addition]) -> Call[list[Answer]]:
+    """Create jobs of a class in queues of one model, each unless its identifier is queued already.
 
-    Raises JobAlreadyExists or WrongKeyType on reading.
+    Answers what was done for each, up to one with NO_QUEUE: the primary key of a new one, or what else was done, or
+    JobAlreadyExists, WrongKeyType or ResponseError, if it could not be added.
     """
-    target, identifier, texts, sets, rest, prepend, delay, hold = addition
+    first = additions[0].target
+    numbers: dict[Target, str] = {}
+    jobs: list[str] = []
+    for target, identifier, texts, sets, rest, prepend, delay, hold in additions:
+        number = numbers.get(target) or numbers.setdefault(target, str(len(numbers) + 1))
+        jobs += (number, identifier, "1" if prepend else "0", delay.kind, delay.value, hold.token)
+        jobs += (repr(hold.lease_seconds), rest, str(len(sets)), str(len(texts)), *sets, *texts)
+    targets = [text for target in numbers for text in (target.name, target.priority, target.record)]
     args: dict[str, str | Sequence[str]] = {
-        "namespace": target.namespace,
+        "namespace": first.namespace,
         "repr": subject.repr,
         "key": subject.key,
         "recipe": subject.recipe,
-        "queue_model": target.model,
-        "queue_recipe": target.recipe,
-        "queue_name": target.name,
-        "priority": target.priority,
-        "queue_record": target.record,
-        "identifier": identifier,
-        "prepend": "1" if prepend else "0",
-        "delay_kind": delay.kind,
-        "delay_value": delay.value,
-        "token": hold.token,
-        "lease_seconds": repr(hold.lease_seconds),
-        "rest": rest,
-        "sets_count": str(len(sets)),
-        "sets_and_texts": [*sets, *texts],
+        "queue_model": first.model,
+        "queue_recipe": first.recipe,
+        "targets_count": str(len(numbers)),
+        "targets_and_jobs": targets + jobs,
     }
-    return Call("add", _keys(target.namespace), args, _read_added)
+    return Call("add", _keys(first.namespace), args, _read_all_added)
 
 
-def add_alike(made_for: str, target: Target, prepend: bool, values: Sequence[str]) -> Call[list[Added | Exception]]:
-    """Create jobs of a class that wait in a queue, each unless its identifier is queued already.
-
-    Answers what was done for each; JobAlreadyExists, WrongKeyType or ResponseError for one that could not be added.
+def add_alike(made_for: str, target: Target, prepend: bool, values: Sequence[str]) -> Call[list[Answer]]:
+    """Create jobs of a class that wait in a queue, each unless its identifier is queued already. Answers as `add`.
 
     Args:
         made_for: see recipes.alike.
@@ -431,13 +403,11 @@ def _read_added(reply: Reply) -> Added:
     return Added(kind, text, _changes(reply[2:]) if len(reply) > 2 else ())
 
 
-def _read_all_added(replies: Sequence[Reply | str]) -> list[Added | Exception]:
-    return [_added_or_error(reply) for reply in replies]
+def _read_all_added(replies: Sequence[Reply | str]) -> list[Answer]:
+    return [reply if isinstance(reply, str) else _added_or_error(reply) for reply in replies]
 
 
-def _added_or_error(reply: Reply | str) -> Added | Exception:
-    if isinstance(reply, str):
-        return Added("NEW", reply)
+def _added_or_error(reply: Reply) -> Added | Exception:
     try:
         return _read_added(reply)
     except (LimpydJobsException, ResponseError) as error:
@@ -690,10 +660,12 @@ def exchange(
     by_keys: bool = False,
     broken: Iterable[str] = (),
     looks_around: bool = True,
+    made_for: str = "local CLASS = nil\n",
 ) -> Call[Exchanged]:
     """Record successes and claim the next jobs; unless one of the former is LOST, GONE or CHANGED.
 
     Args:
+        made_for: see recipes.plain_life.
         number: of the first claim: the tokens are `worker-number` and so on.
         claims_count: how many jobs at most; those after the first one are claimed ahead.
         max_recoveries, lease_seconds: of classes that do not say.
@@ -724,7 +696,7 @@ def exchange(
         ]
         return Exchanged(ended, taken)
 
-    return Call("exchange", _keys(namespace), args, read)
+    return Call("exchange", _keys(namespace), args, read, made_for)
 
 
 def _ended(reply: Reply, held: Claim) -> Ended | LeaseLost:

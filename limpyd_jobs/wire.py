@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from typing import Any
 
 import redis
-from redis.exceptions import ConnectionError, ResponseError, TimeoutError
+from redis.exceptions import ConnectionError, ResponseError
 
 MAX_SPARES = 10
 SHARE = 10  # of the connections that a pool may have, one in so many may be a spare
@@ -51,79 +50,6 @@ def execute(client: Any, command: Callable[[], Sequence[Any]], packed: bytes | N
         raise
     _keep(pool, spares, connection)
     return reply
-
-
-class Sent:
-    """Commands that were sent in one go, and are safe to repeat: their replies are read later.
-
-    Meanwhile Redis works on them. When the connection breaks they are sent again.
-
-    Args:
-        behind: others, whose replies are read before: Redis runs these after them.
-    """
-
-    def __init__(self, client: Any, commands: Sequence[bytes | Sequence[Any]], behind: Sent | None = None) -> None:
-        self._commands = commands
-        self._pool = client.connection_pool
-        self._spares = self._pool.__dict__.setdefault(_SPARES, [])
-        self._connection: Any = None
-        self._follower: Sent | None = None
-        with suppress(ConnectionError, TimeoutError):  # they are sent again when their replies are asked for
-            if behind is not None and behind._connection is not None:
-                self._connection, behind._follower = behind._connection, self
-            else:
-                self._connection = _take(self._pool, self._spares)
-            self._send()
-
-    def _send(self) -> None:
-        try:
-            for command in self._commands:
-                packed = [command] if isinstance(command, bytes) else self._connection.pack_command(*command)
-                self._connection.send_packed_command(packed)
-        except BaseException:
-            self._connection.disconnect()  # whoever is before reads nothing from it any more, and gives it back
-            raise
-
-    def replies(self) -> list[Any]:
-        """A reply to each command; of one that failed, its ResponseError.
-
-        Raises:
-            RedisError: the connection broke twice, or no reply came in time.
-        """
-        try:
-            if self._connection is not None:
-                return self._read()
-        except ConnectionError:
-            release_spares(self._pool)  # they may have broken together
-        self._connection = _take(self._pool, self._spares)
-        try:
-            self._send()
-        except BaseException:
-            self._pool.release(self._connection)
-            raise
-        return self._read()
-
-    def _read(self) -> list[Any]:
-        connection, follower = self._connection, self._follower
-        self._connection = self._follower = None
-        try:
-            replies = [_reply(connection) for _ in self._commands]
-        except BaseException:  # what comes next on this connection may be a reply that was not read
-            connection.disconnect()
-            self._pool.release(connection)
-            if follower is not None:
-                follower._connection = None
-            raise
-        if follower is None:
-            _keep(self._pool, self._spares, connection)
-        return replies
-
-
-def _reply(connection: Any) -> Any:
-    try:
-        return connection.read_response()
-    except ResponseError as error:
-        return error
 
 
 def pack(texts: Iterable[Any]) -> bytes:

@@ -38,6 +38,10 @@ local function count_of(text)
   return math.floor(number)
 end
 
+local function next_count(text)
+  return tostring(count_of(text) + 1)
+end
+
 local function score(number)
   return string.format('%.6f', number)
 end
@@ -189,6 +193,8 @@ local function taken(record, model_key)
   return nil
 end
 
+local creating  -- the key of the model and the primary key of the record that is being written
+
 -- Write a whole new record: primary key, hash, fields of other types, indexes. Ask `taken` before.
 local function create(record)
   local pk = record.pk
@@ -199,6 +205,7 @@ local function create(record)
   else
     redis.call('SADD', record.key .. ':collection', pk)
   end
+  creating = {record.key, pk}
   if #record.hash > 0 then redis.call('HSET', record.key .. ':' .. pk .. ':hash', unpack(record.hash)) end
   for position = 1, #record.sets do redis.call('SADD', record.sets[position], pk) end
   for _, command in ipairs(record.commands or NOTHING) do
@@ -471,9 +478,7 @@ local function raise_or_move(way, job, pk)
   return {'MOVED', pk, unpack(changed)}
 end
 
--- Add a job: identifier, prepend, due (or nil), token and lease_seconds ('': it is not to be held), and sets, texts, rest
--- of its record. Answers as add.lua.
-local function add_job(way, job)
+local function try_to_add(way, job)
   local recipe = way.recipe
   local existing = find_queued(recipe, job.identifier)
   if existing then return raise_or_move(way, job, existing) end
@@ -484,12 +489,25 @@ local function add_job(way, job)
   local queue, refusal = queue_for(way, way.priority, job.due)
   if not queue then return refusal end
   local pk = create(record)
-  if job.add_to_sets then job.add_to_sets(pk) end
   note_queued(recipe, job.identifier, pk)
   write_fields(recipe, pk, {'status', 'queued', 'delayed_until', 'queue_key'},
     {job.due and 'd' or 'w', '1', job.due and format_date(job.due) or false, queue})
   put_added(way, job, way.repr .. ':' .. pk, queue)
   return {'NEW', pk, unpack(changed)}
+end
+
+-- Add a job: identifier, prepend, due (or nil), token and lease_seconds ('': it is not to be held), and sets, texts, rest
+-- of its record. Answers as add.lua.
+local function add_job(way, job)
+  changed, creating = {}, nil
+  local is_done, reply = pcall(try_to_add, way, job)
+  if is_done then return reply end
+  if creating and creating[1] == way.recipe.key then  -- there is no job that is in no place
+    redis.pcall('DEL', creating[1] .. ':' .. creating[2] .. ':hash')
+    redis.pcall('SREM', creating[1] .. ':collection', creating[2])
+    for position = 1, #job.sets do redis.pcall('SREM', job.sets[position], creating[2]) end
+  end
+  return {'FAILED', error_text(reply)}
 end
 
 -- May the caller record something about a running job? '' as token: only while nobody holds it.
@@ -576,7 +594,7 @@ local function record_success(namespace, ident, token, worker, queue, start, end
   if start == '' then
     write_fields(recipe, pk, {'status', 'end', 'queued'}, {'s', ended, false}, values)
   else
-    local tries = tostring(count_of(old_tries) + 1)
+    local tries = next_count(old_tries)
     write_fields(recipe, pk, {'status', 'end', 'queued', 'start', 'tries'}, {'s', ended, false, start, tries}, values)
   end
   drop_lease(namespace, ident, token)
@@ -708,7 +726,7 @@ local function claim_next(wanted)
     redis.call('LPOP', waiting)
     if status == 'w' and not wanted.is_ahead then
       local old_tries = values[2]
-      values[2] = tostring(count_of(old_tries) + 1)
+      values[2] = next_count(old_tries)
       write_fields(recipe, pk, {'status', 'tries', 'start', 'queue_key'}, {'r', values[2], wanted.start, queue},
         {status, old_tries, values[6], values[7]})
     else

@@ -1,10 +1,11 @@
--- add: create a job in a queue, unless its identifier is queued already; then raise or move the existing one.
+-- add: create jobs of a class in queues, each unless its identifier is queued already; then raise or move the existing one.
 -- KEYS: models
--- ARGV: namespace repr key recipe queue_model queue_recipe queue_name priority queue_record identifier prepend delay_kind delay_value token lease_seconds rest sets_count sets_and_texts...
--- `queue_record`: of a new queue; null when it needs a primary key. Of the new job: `sets` are keys of sets that get its
--- primary key, `texts` the names and values of its hash, `rest` what else a record may have, as JSON, or ''; what says
--- that it waits or is delayed is added here.
--- Replies:
+-- ARGV: namespace repr key recipe queue_model queue_recipe targets_count targets_and_jobs...
+-- A target is a queue: name priority record; `record` of a new queue, null when it needs a primary key. A job:
+--   target identifier prepend delay_kind delay_value token lease_seconds rest sets_count texts_count sets... texts...
+-- `target`: its number, from 1; `sets`: keys of sets that get its primary key; `texts`: names and values of its hash;
+-- `rest`: what else a record may have, as JSON, or ''. What says that it waits or is delayed is added here.
+-- Replies, in a list, for each job up to one that is answered NO_QUEUE:
 --   NEW pk changed...          created, and waiting or delayed (or held under `token`, when one is given)
 --   MOVED pk changed...        the queued job got the priority or the place (or is held, ready to be moved by the caller)
 --   EXISTING pk                the queued job stays as it is: it runs, or nothing asked to move it
@@ -12,9 +13,22 @@
 --                              it (the existing job keeps this priority; or the model needs a primary key), ask again
 --   BROKEN key                 something of another type is under this key of the queue; nothing was written
 --   TAKEN field                the primary key or a unique value belongs to another job
+--   FAILED error               of a command that wrote it
 -- Invariants: at most one queued job for an identifier and class; a running job is never touched; all or nothing.
-local way = way_to(ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9])
-local sets_end = 17 + tonumber(ARGV[17])
-return add_job(way, {identifier = ARGV[10], prepend = ARGV[11] == '1', due = due_time(ARGV[12], ARGV[13]),
-  token = ARGV[14], lease_seconds = tonumber(ARGV[15]), rest = ARGV[16], sets = slice(ARGV, 18, sets_end),
-  texts = slice(ARGV, sets_end + 1, #ARGV)})
+local at, targets, replies = 8, {}, {}
+for number = 1, tonumber(ARGV[7]) do
+  targets[number] = way_to(ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[at], ARGV[at + 1], ARGV[at + 2])
+  at = at + 3
+end
+while ARGV[at] do
+  local sets_end = at + 9 + tonumber(ARGV[at + 8])
+  local last = sets_end + tonumber(ARGV[at + 9])
+  local job = {identifier = ARGV[at + 1], prepend = ARGV[at + 2] == '1', due = due_time(ARGV[at + 3], ARGV[at + 4]),
+    token = ARGV[at + 5], lease_seconds = tonumber(ARGV[at + 6]), rest = ARGV[at + 7],
+    sets = slice(ARGV, at + 10, sets_end), texts = slice(ARGV, sets_end + 1, last)}
+  local reply = add_job(targets[tonumber(ARGV[at])], job)
+  replies[#replies + 1] = reply
+  if reply[1] == 'NO_QUEUE' then break end
+  at = last + 1
+end
+return replies

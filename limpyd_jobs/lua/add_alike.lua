@@ -1,15 +1,15 @@
 -- add_alike: create jobs of a class that wait in one queue and need no more than their hash and sets, as `add` does.
 -- KEYS: models
 -- ARGV: namespace queue_model queue_recipe queue_name priority queue_record prepend values...
--- This script is made for a class of jobs (see recipes.alike): `CLASS` is what is known of it, `texts_of`, `add_to_sets`
--- and `add_to_shared_sets` write it out. `values` are of each job in turn, for each of some fields; the first is `identifier`.
--- Replies, in a list, for each job: the primary key of a new one; or a list, one of those of `add`, or
---   FAILED error               of a command that wrote it
+-- This script is made for a class of jobs (see recipes.alike): `CLASS` is what is known of it; `texts_of`, `in_own_sets`
+-- and `in_shared_sets` write it out. `values` are of each job in turn, for each of some fields; the first is `identifier`.
+-- Replies, in a list, for each job: the primary key of a new one; or a list, one of those of `add`
 local namespace, queue_model, name, priority, is_prepended = ARGV[1], ARGV[2], ARGV[4], ARGV[5], ARGV[7] == '1'
-local queue, is_registered = nil, false
+local count = (#ARGV - 7) / CLASS.width
+local queue, is_registered, are_all_new = nil, false, false
 local pks, idents, fresh, replies = {}, {}, {}, {}  -- the first three of jobs that are written and have yet to enter
 
--- The queue, if it is known and all is well with its keys; it is noted as one that may hold work.
+-- The queue, if it is known and all is well with its keys.
 local function known_queue()
   local known = redis.pcall('HGET', side(namespace, 'queues', queue_model, name), priority)
   if type(known) ~= 'string' then return nil end
@@ -17,31 +17,41 @@ local function known_queue()
   local found = redis.pcall('HMGET', found_queue .. ':hash', 'name', 'priority')
   if found[1] ~= name or found[2] ~= priority then return nil end
   if type(redis.pcall('LLEN', found_queue .. ':waiting')) ~= 'number' then return nil end
-  local noted = redis.pcall('ZADD', side(namespace, 'ready', queue_model, name), priority, known)
-  return type(noted) == 'number' and found_queue or nil
+  local is_ready_good = type(redis.pcall('ZCARD', side(namespace, 'ready', queue_model, name))) == 'number'
+  return is_ready_good and found_queue or nil
 end
 
--- Is no job known by any of these identifiers? Then none of them is queued.
-local function are_unknown()
+-- Is no job known by any of these identifiers, and are all indexes that they share as they should be?
+local function may_all_be_new()
   local keys = {}
   for at = 8, #ARGV, CLASS.width do keys[#keys + 1] = CLASS.by_identifier .. ARGV[at] end
+  in_shared_sets(redis.call, 'SISMEMBER', priority, '')
   return redis.call('EXISTS', unpack(keys)) == 0
 end
 
-local function create_alike(at)
-  local pk
-  repeat
-    pk = tostring(redis.call('INCR', CLASS.key .. ':max_pk'))
-  until redis.call('SADD', CLASS.key .. ':collection', pk) == 1
-  add_to_sets(at, pk)
+local function is_queued(identifier)
+  if are_all_new then return false end
+  local found = redis.pcall('SINTER', CLASS.by_identifier .. identifier, CLASS.by_queued .. '1')
+  return found.err or found[1]
+end
+
+local function write(at, pk)
+  in_own_sets(redis.call, 'SADD', at, pk)
+  if count == 1 then in_shared_sets(redis.call, 'SADD', priority, pk) end
   redis.call('HSET', CLASS.key .. ':' .. pk .. ':hash', 'queue_key', queue, texts_of(at, priority))
-  return pk
+end
+
+local function unwrite(at, pk)
+  in_own_sets(redis.pcall, 'SREM', at, pk)
+  in_shared_sets(redis.pcall, 'SREM', priority, pk)
+  redis.call('SREM', CLASS.key .. ':collection', pk)
 end
 
 local function enter_new()
   if not pks[1] then return end
-  add_to_shared_sets(priority, unpack(pks))
+  if count > 1 then in_shared_sets(redis.call, 'SADD', priority, unpack(pks)) end
   redis.call(is_prepended and 'LPUSH' or 'RPUSH', queue .. ':waiting', unpack(idents))
+  redis.call('ZADD', side(namespace, 'ready', queue_model, name), priority, string.sub(queue, #queue_model + 2))
   ring(namespace, queue_model, name, #pks)
   pks, idents, fresh = {}, {}, {}
 end
@@ -52,39 +62,47 @@ local function prepare()
 -- (what scripts share)
   local way = way_to(namespace, CLASS.repr, CLASS.key, CLASS.recipe, queue_model, ARGV[3], name, priority, ARGV[6])
   add_other = function(at)
-    local function add_to_all_sets(pk)
-      add_to_sets(at, pk)
-      add_to_shared_sets(priority, pk)
-    end
-    local is_done, reply = pcall(add_job, way, {identifier = ARGV[at], prepend = is_prepended, token = '', rest = '',
-      sets = {}, texts = {texts_of(at, priority)}, add_to_sets = add_to_all_sets})
-    changed = {}
-    return is_done and reply or {'FAILED', error_text(reply)}
+    local sets = {}
+    local function collect(_, set) sets[#sets + 1] = set end
+    in_own_sets(collect, '', at)
+    in_shared_sets(collect, '', priority)
+    return add_job(way, {identifier = ARGV[at], prepend = is_prepended, token = '', rest = '', sets = sets,
+      texts = {texts_of(at, priority)}})
   end
 end
 
-local are_all_new = #ARGV > 7 + CLASS.width and are_unknown()
+if count > 1 then
+  local is_good, answer = pcall(may_all_be_new)
+  are_all_new = is_good and answer
+  if not is_good then queue = false end  -- each has to be looked at
+end
 for at = 8, #ARGV, CLASS.width do
-  queue = queue or known_queue()
+  if queue == nil then queue = known_queue() end
   local identifier = ARGV[at]
-  local is_new = queue and not fresh[identifier]
-    and (are_all_new or not redis.call('SINTER', CLASS.by_identifier .. identifier, CLASS.by_queued .. '1')[1])
-  if is_new then
+  local is_written = false
+  if queue and not fresh[identifier] and not is_queued(identifier) then
     if not is_registered and redis.call('HGET', KEYS[1], CLASS.repr) ~= CLASS.recipe then
       redis.call('HSET', KEYS[1], CLASS.repr, CLASS.recipe)
     end
     is_registered = true
-    local is_done, pk = pcall(create_alike, at)
-    if is_done then
+    local pk
+    repeat
+      pk = tostring(redis.call('INCR', CLASS.key .. ':max_pk'))
+    until redis.call('SADD', CLASS.key .. ':collection', pk) == 1
+    is_written = pcall(write, at, pk)
+    if is_written then
       pks[#pks + 1], idents[#idents + 1], fresh[identifier] = pk, CLASS.repr .. ':' .. pk, true
       replies[#replies + 1] = pk
     else
-      replies[#replies + 1] = {'FAILED', error_text(pk)}
+      unwrite(at, pk)  -- the other way says what is wrong
     end
-  else
+  end
+  if not is_written then
     enter_new()
     if not add_other then prepare() end
-    replies[#replies + 1] = add_other(at)
+    local reply = add_other(at)
+    replies[#replies + 1], are_all_new = reply, false
+    if reply[1] == 'NO_QUEUE' then break end
   end
 end
 enter_new()

@@ -5,34 +5,128 @@
 -- All else is as for `claim`, but that up to `claims_count` jobs are claimed, under the tokens worker-number, worker-number+1...
 -- The first of them is RUNNING; those after it are claimed ahead: they are leased and stay WAITING until they begin. A job
 -- whose lease has lapsed before, or whose class is given back never, is claimed ahead of nothing, and nothing after it.
--- Replies, in two lists: for each end one of those of `finish`; then, unless one of these is not OK or ALREADY, for each
--- claim one of those of `claim`: others than CLAIMED come last.
+-- Replies, in two lists: for each end one of those of `finish`, like
+--   OK length keep changed...
+-- then, unless one of these is neither OK nor ALREADY, for each claim one of those of `claim`; what is not a claim comes last:
+--   CLAIMED ident queue name next_due status identifier priority tries cancel_on_error lease_seconds changed...
 -- Invariants: as for `finish` and `claim`; a repeated call records and claims nothing twice.
-local namespace, worker, max_recoveries = ARGV[1], ARGV[3], tonumber(ARGV[5])
-local names_end = 13 + tonumber(ARGV[7])
+-- Made for a class of jobs, if there is one whose jobs change no index but those of status and `queued`, and these are sets:
+-- `CLASS` is what is known of it (see recipes.plain_life). Its jobs go the quick way; it writes what the other one does.
+local namespace, queue_model, worker, max_recoveries, start = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[5]), ARGV[8]
+local names_count, may_claim = tonumber(ARGV[7]), true
+local names_end = 13 + names_count
 local ends_end = names_end + 5 * tonumber(ARGV[12])
 local keys_end = ends_end + tonumber(ARGV[13])
-local ends, claims, steps, may_claim = {}, {}, {}, true
-allow_when_full(namespace)
+local claims_key, leases_key = namespace .. ':claims', namespace .. ':leases'
+local ends, claims, steps = {}, {}, {}
+local time = redis.call('TIME')
+local now_text = time[1] .. '.' .. string.format('%06d', time[2])
+redis.call('HDEL', claims_key, '')  -- takes no memory: so what follows is allowed when that is full
+
+local is_known = CLASS and redis.call('HGET', namespace .. ':models', CLASS.repr) == CLASS.recipe
+local prefix_end = CLASS and #CLASS.repr + 1
+local function pk_of(ident)
+  if is_known and string.sub(ident, 1, prefix_end) == CLASS.prefix then return string.sub(ident, prefix_end + 1) end
+end
+
+local function end_quickly(ident, token, queue, begun, ended)
+  local pk = pk_of(ident)
+  if not pk or token == '' or redis.call('HGET', claims_key, ident) ~= token then return nil end
+  local hash = CLASS.key .. ':' .. pk .. ':hash'
+  local values = redis.call('HMGET', hash, 'status', 'queued', 'tries')
+  local status = values[1]
+  if values[2] ~= '1' or not (status == 'r' and begun == '' or status == 'w' and begun ~= '') then return nil end
+  redis.call('SREM', CLASS.status .. status, pk)
+  redis.call('SADD', CLASS.status .. 's', pk)
+  redis.call('SREM', CLASS.queued .. '1', pk)
+  if status == 'r' then
+    redis.call('HSET', hash, 'status', 's', 'end', ended)
+  else
+    redis.call('HSET', hash, 'status', 's', 'end', ended, 'start', begun, 'tries', next_count(values[3]))
+  end
+  redis.call('HDEL', hash, 'queued')
+  redis.call('ZREM', leases_key, ident)
+  redis.call('HDEL', claims_key, ident, token)
+  local length, keep = push_history(queue, 'success', ident)
+  steps[#steps + 1] = token .. '/finish'
+  return {'OK', tostring(length), keep}
+end
+
+-- A claim on the first job of the queue, if it is plain; `is_ahead`: after another one.
+local function claim_quickly(token, is_ahead)
+  local name = ARGV[14]
+  local top = redis.pcall('ZREVRANGE', namespace .. CLASS.ready .. name, 0, 0)[1]
+  if not top then return nil end
+  local queue = queue_model .. ':' .. top
+  local waiting = queue .. ':waiting'
+  local ident = redis.pcall('LINDEX', waiting, 0)
+  local pk = type(ident) == 'string' and pk_of(ident)
+  if not pk or redis.pcall('HGET', queue .. ':hash', 'name') ~= name then return nil end
+  local holders = redis.call('HMGET', claims_key, token, ident)
+  if holders[1] or holders[2] then return nil end
+  local hash = CLASS.key .. ':' .. pk .. ':hash'
+  local values = redis.pcall('HMGET', hash, 'status', 'tries', 'identifier', 'priority', 'cancel_on_error', 'recoveries')
+  if values[1] ~= 'w' or values[6] then return nil end
+  if is_ahead and (CLASS.max_recoveries or max_recoveries) == 0 then return nil end
+
+  local seconds = CLASS.lease_seconds or ARGV[4]
+  redis.call('ZADD', leases_key, string.format('%.6f', now_text + seconds), ident)
+  redis.call('HSET', claims_key, ident, token, token, ident)
+  redis.call('LPOP', waiting)
+  local tries = values[2] or '0'
+  if is_ahead then
+    redis.call('HSET', hash, 'queue_key', queue)
+  else
+    tries = next_count(tries)
+    redis.call('SREM', CLASS.status .. 'w', pk)
+    redis.call('SADD', CLASS.status .. 'r', pk)
+    redis.call('HSET', hash, 'status', 'r', 'tries', tries, 'start', start, 'queue_key', queue)
+  end
+  return {'CLAIMED', ident, queue, name, '?', 'w', values[3] or '', values[4] or '0', tries, values[5] or '', seconds}
+end
+
+-- How any job is ended and claimed: made for the first one that is not plain.
+local end_other, claim_other
+local function prepare()
+-- (what scripts share)
+  local wanted = {namespace = namespace, queue_model = queue_model, lease_seconds = tonumber(ARGV[4]),
+    by_keys = ARGV[6] == '1', start = start, looks_around = ARGV[9] == '1', max_recoveries = max_recoveries,
+    names = slice(ARGV, 14, names_end), keys = slice(ARGV, ends_end + 1, keys_end), broken = set_of(ARGV, keys_end + 1, #ARGV)}
+  end_other = function(at)
+    local reply = record_success(namespace, ARGV[at], ARGV[at + 1], worker, ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], steps)
+    changed = {}
+    return reply
+  end
+  claim_other = function(token, is_ahead)
+    wanted.token, wanted.is_ahead = token, is_ahead
+    local reply, has_next = claim_next(wanted)
+    changed, wanted.keys, wanted.looks_around = {}, NOTHING, false
+    return reply, has_next
+  end
+end
 
 for at = names_end + 1, ends_end, 5 do
-  local reply = record_success(namespace, ARGV[at], ARGV[at + 1], worker, ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], steps)
-  if changed[1] then changed = {} end
+  local reply = is_known and end_quickly(ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4])
+  if not reply then
+    if not end_other then prepare() end
+    reply = end_other(at)
+  end
   ends[#ends + 1] = reply
   may_claim = may_claim and (reply[1] == 'OK' or reply[1] == 'ALREADY')
 end
 if steps[1] then mark_done(namespace, table.concat(steps, ' '), worker, '') end
 
-local wanted = {namespace = namespace, queue_model = ARGV[2], lease_seconds = tonumber(ARGV[4]), by_keys = ARGV[6] == '1',
-  start = ARGV[8], looks_around = ARGV[9] == '1', max_recoveries = max_recoveries, names = slice(ARGV, 14, names_end),
-  keys = slice(ARGV, ends_end + 1, keys_end), broken = set_of(ARGV, keys_end + 1, #ARGV)}
 local number, count = tonumber(ARGV[10]), may_claim and tonumber(ARGV[11]) or 0
+local is_quick = is_known and names_count == 1 and keys_end == #ARGV and keys_end == ends_end and ARGV[6] == '0' and ARGV[9] == '0'
 for position = 0, count - 1 do
-  wanted.token, wanted.is_ahead = worker .. '-' .. string.format('%.0f', number + position), position > 0
-  local reply, has_next = claim_next(wanted)
+  local token = worker .. '-' .. string.format('%.0f', number + position)
+  local reply, has_next = is_quick and claim_quickly(token, position > 0), true
+  if not reply then
+    if not claim_other then prepare() end
+    reply, has_next = claim_other(token, position > 0)
+    is_quick = is_quick or is_known and names_count == 1 and keys_end == #ARGV and ARGV[6] == '0'
+  end
   claims[#claims + 1] = reply
-  if changed[1] then changed = {} end
   if not has_next then break end
-  wanted.keys, wanted.looks_around = NOTHING, false
 end
 return {ends, claims}

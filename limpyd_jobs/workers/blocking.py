@@ -71,6 +71,9 @@ class Worker(BaseWorker):
         self._looked_at_keys = self._looked_at_delayed = self._updated_keys = self._recovered_at = float("-inf")
         self._looked_around = float("-inf")
         self._recover_after = self.lease_seconds / 3
+        self._made_for = recipes.plain_life(
+            Job, self.queue_model
+        )  # what the next call knows of the class of the last job
         self._known_keys: frozenset[str] = frozenset()
         self._refresh_seconds = 0.0  # what the last refresh of the keys took
         self._poll_seconds: float = POLL_SECONDS
@@ -691,6 +694,7 @@ class Worker(BaseWorker):
             self._has_own_keys,
             self._broken_keys(),
             looks_around,
+            self._made_for,
         )
 
     def _clear_away(self, taken: Taken) -> None:
@@ -734,6 +738,8 @@ class Worker(BaseWorker):
                     return None
             raise  # of an override
         job._claim, job._cached_status = taken.claim, taken.status
+        model: Any = type(job)
+        self._made_for = recipes.plain_life(model, self.queue_model)
         return queue, job
 
     def _refresh_keys_for(self, key: str) -> None:

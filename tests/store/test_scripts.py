@@ -11,6 +11,7 @@ from limpyd import fields
 from limpyd.exceptions import DoesNotExist, UniquenessError
 
 from limpyd_jobs import STATUSES, Job, Queue, admin, lua, recipes, transitions
+from limpyd_jobs.additions import first
 from limpyd_jobs.exceptions import JobAlreadyExists, JobAlreadyQueued, JobNotInStatus, LeaseLost
 from limpyd_jobs.transitions import Addition, Claim, Delay, Hold
 from limpyd_jobs.utils import datetime_to_score, utcnow
@@ -36,7 +37,8 @@ def send(call: transitions.Call[Any]) -> Any:
 
 def raw(call: transitions.Call[Any]) -> Any:
     """The reply of the script itself."""
-    return send(transitions.Call(call.script, call.keys, call.args, lambda reply: reply, call.made_for))
+    read = (lambda replies: replies[0]) if call.script == "add" else lambda reply: reply
+    return send(transitions.Call(call.script, call.keys, call.args, read, call.made_for))
 
 
 def target(name: str = "q", priority: int = 0) -> transitions.Target:
@@ -49,7 +51,7 @@ def add_call(identifier: str = "a", name: str = "q", priority: int = 0, **more: 
     record = recipes.Record(ScriptJob, values)
     prepend, delay, hold = more.pop("prepend", False), more.pop("delay", Delay()), more.pop("hold", Hold())
     one = Addition(target(name, priority), identifier, record.hash, record.sets, record.rest, prepend, delay, hold)
-    return transitions.add(ScriptJob._class_subject(), one)
+    return transitions.then(transitions.add(ScriptJob._class_subject(), [one]), first)
 
 
 def claim_call(token: str = "w-1", names: tuple[str, ...] = ("q",), lease_seconds: float = 30, **more: Any) -> Any:
