@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from itertools import islice
+from itertools import count, islice
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 from limpyd.exceptions import DoesNotExist
@@ -64,6 +64,19 @@ class Call(Generic[T]):
         return ["EVALSHA", lua.load(self.script, self.made_for).sha, len(self.keys), *self.arguments()]
 
 
+class SentCall(Generic[T]):
+    """A call on its way: its reply is read later, when Redis has done it."""
+
+    def __init__(self, client: Any, call: Call[T]) -> None:
+        self._client, self._call = client, call
+        self._sent = wire.Sent(client, call.command)
+
+    def read(self) -> T:
+        """The value of the call; it is sent again when the connection broke. Raises as `send`."""
+        reply = self._sent.reply()
+        return send(self._client, self._call) if reply is None else self._call.read(reply)
+
+
 def then(call: Call[T], change: Callable[[T], U]) -> Call[U]:
     """A call whose reply means something else."""
     return Call(call.script, call.keys, call.args, lambda reply: change(call.read(reply)), call.made_for, call.packed)
@@ -74,7 +87,7 @@ def send(client: Any, call: Call[T]) -> T:
 
     Within a limpyd pipeline it is sent at once, on a connection of its own: a transition needs its reply.
     """
-    if isinstance(client, Pipeline):
+    if type(client) is not Redis and isinstance(client, Pipeline):
         client = Redis(connection_pool=client.connection_pool)
     try:
         reply = wire.execute(client, call.command, call.packed)
@@ -216,6 +229,7 @@ class Taken(NamedTuple):
         queue_key: of BROKEN, the key that is to be left alone.
         broken_key: of BROKEN and UNREADABLE, where something of another type is.
         next_due: seconds until the first delayed job is due, None when there is none.
+        is_ahead: leased, and still WAITING.
     """
 
     kind: str
@@ -226,6 +240,7 @@ class Taken(NamedTuple):
     status: str = ""
     claim: Claim | None = None
     broken_key: str = ""
+    is_ahead: bool = False
 
 
 class History(NamedTuple):
@@ -390,7 +405,7 @@ def add_alike(made_for: str, target: Target, prepend: bool, values: Sequence[str
 def _packed_alike(made_for: str, target: Target, prepend: bool, count: int) -> bytes:
     """What the commands begin with that add jobs of a class to a queue: all but their values."""
     command = add_alike(made_for, target, prepend, [""] * (FEW_VALUES + 1)).command()[: -FEW_VALUES - 1]
-    return wire.pack_command(command, more=count)
+    return b"*%d\r\n" % (len(command) + count) + wire.pack(command)
 
 
 def _read_added(reply: Reply) -> Added:
@@ -600,24 +615,11 @@ def claim(
 def _taken(reply: Reply, token: str, worker: str, start: str) -> Taken:
     kind = reply[0]
     if kind == "CLAIMED":
-        _, ident, queue_key, name, due, status, identifier, priority, tries, cancel, seconds, *changes = reply
-        count, lease_seconds = _integer(tries), float(seconds)
-        known = (
-            ident,
-            token,
-            worker,
-            queue_key,
-            name,
-            status,
-            identifier,
-            priority,
-            count,
-            cancel,
-            start,
-            lease_seconds,
-        )
-        held = Claim(*known, _changes(changes) if changes else ())
-        return Taken(kind, _seconds(due), ident, queue_key, name, status, held)
+        _, ident, queue_key, name, due, status, identifier, priority, tries, cancel, seconds, ahead = reply[:12]
+        changes = _changes(reply[12:]) if len(reply) > 12 else ()
+        known = (ident, token, worker, queue_key, name, status, identifier, priority, _integer(tries), cancel, start)
+        held = Claim(*known, float(seconds), changes)
+        return Taken(kind, _seconds(due), ident, queue_key, name, status, held, "", ahead == "1")
     if kind == "EMPTY":
         return Taken(kind, _seconds(reply[1]))
     if kind == "BROKEN":
@@ -645,56 +647,71 @@ class Exchanged(NamedTuple):
     claims: Sequence[Taken]
 
 
+class Caller(NamedTuple):
+    """What a worker says in each exchange, in the words of the script.
+
+    Attributes:
+        lease_seconds, max_recoveries: of classes of jobs that do not say.
+        by_keys, names: as for `claim`.
+    """
+
+    namespace: str
+    queue_model: str
+    worker: str
+    lease_seconds: str
+    max_recoveries: str
+    by_keys: str
+    names: tuple[str, ...]
+
+
 def exchange(
-    namespace: str,
-    queue_model: str,
-    worker: str,
+    caller: Caller,
     ends: Sequence[End],
     number: int,
     claims_count: int,
-    lease_seconds: float,
-    max_recoveries: int,
     start: str,
-    names: Sequence[str],
     keys: Sequence[str] = (),
-    by_keys: bool = False,
-    broken: Iterable[str] = (),
+    broken: Sequence[str] = (),
     looks_around: bool = True,
     made_for: str = "local CLASS = nil\n",
+    first_runs: bool = True,
 ) -> Call[Exchanged]:
     """Record successes and claim the next jobs; unless one of the former is LOST, GONE or CHANGED.
 
     Args:
-        made_for: see recipes.plain_life.
         number: of the first claim: the tokens are `worker-number` and so on.
-        claims_count: how many jobs at most; those after the first one are claimed ahead.
-        max_recoveries, lease_seconds: of classes that do not say.
-        start, names, keys, by_keys, broken, looks_around: as for `claim`.
+        claims_count: how many jobs at most; they are claimed ahead, but for the first one when it `first_runs`.
+        start, keys, broken, looks_around: as for `claim`.
+        made_for: see recipes.plain_life.
     """
-    said = [text for held, begun, end in ends for text in (held.ident, held.token, held.queue_key, begun, end)]
+    namespace, queue_model, worker, lease_seconds, max_recoveries, by_keys, names = caller
+    last = [*names]
+    for held, begun, end in ends:
+        last += (held.ident, held.token, held.queue_key, begun, end)
+    if keys or broken:
+        last += [*keys, *broken]
     args: dict[str, str | Sequence[str]] = {
         "namespace": namespace,
         "queue_model": queue_model,
         "worker": worker,
-        "lease_seconds": repr(lease_seconds),
-        "max_recoveries": str(max_recoveries),
-        "by_keys": "1" if by_keys else "0",
+        "lease_seconds": lease_seconds,
+        "max_recoveries": max_recoveries,
+        "by_keys": by_keys,
         "names_count": str(len(names)),
         "start": start,
         "looks_around": "1" if looks_around else "0",
         "number": str(number),
+        "first_runs": "1" if first_runs else "0",
         "claims_count": str(claims_count),
         "ends_count": str(len(ends)),
         "keys_count": str(len(keys)),
-        "names_ends_keys_and_broken": [*names, *said, *keys, *broken],
+        "names_ends_keys_and_broken": last,
     }
 
     def read(replies: Reply) -> Exchanged:
-        ended = [_ended(reply, held) for reply, (held, _, _) in zip(replies[0], ends, strict=True)]
-        taken = [
-            _taken(reply, f"{worker}-{number + position}", worker, start) for position, reply in enumerate(replies[1])
-        ]
-        return Exchanged(ended, taken)
+        ended = [_ended(reply, end.held) for reply, end in zip(replies[0], ends, strict=True)]
+        tokens = count(number)
+        return Exchanged(ended, [_taken(reply, f"{worker}-{next(tokens)}", worker, start) for reply in replies[1]])
 
     return Call("exchange", _keys(namespace), args, read, made_for)
 
@@ -709,7 +726,10 @@ def _finished(reply: Reply) -> Ended:
     kind = reply[0]
     if kind == "CHANGED":
         return Ended(kind, reply[1])
-    return Ended(kind, history=_history(reply[1:3]), changes=_changes(reply[3:]) if len(reply) > 3 else ())
+    if kind == "OK":
+        history = History(int(reply[1]), reply[2])
+        return Ended(kind, "", "", False, "0", history, _changes(reply[3:]) if len(reply) > 3 else ())
+    return Ended(kind)
 
 
 def _integer(text: str) -> int:
@@ -825,8 +845,8 @@ def promote(
         if kind == "LOCKED":
             return Promoted(kind)
         rest = reply[4:]
-        count = int(reply[3])
-        return Promoted(kind, reply[1] == "1", gone=tuple(rest[count:]), changes=_changes(rest[:count]))
+        length = int(reply[3])
+        return Promoted(kind, reply[1] == "1", gone=tuple(rest[length:]), changes=_changes(rest[:length]))
 
     args: dict[str, str | Sequence[str]] = {
         "namespace": namespace,

@@ -12,7 +12,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import redis
-from redis.exceptions import ConnectionError, ResponseError
+from redis.exceptions import ConnectionError, NoScriptError, RedisError, ResponseError
+
+hiredis: Any
+try:
+    import hiredis
+except ImportError:  # it comes with redis[hiredis]; without it all is done in Python
+    hiredis = None
 
 MAX_SPARES = 10
 SHARE = 10  # of the connections that a pool may have, one in so many may be a spare
@@ -34,10 +40,7 @@ def execute(client: Any, command: Callable[[], Sequence[Any]], packed: bytes | N
     spares = pool.__dict__.setdefault(_SPARES, [])
     connection = _take(pool, spares)
     try:
-        if packed is None:
-            connection.send_command(*command())
-        else:
-            connection.send_packed_command((packed,))
+        connection.send_packed_command((packed or pack_command(command()),))
         reply = connection.read_response()
     except ResponseError:  # an answer: the connection is as good as before
         _keep(pool, spares, connection)
@@ -52,15 +55,62 @@ def execute(client: Any, command: Callable[[], Sequence[Any]], packed: bytes | N
     return reply
 
 
+class Sent:
+    """A command that was sent, and whose reply is read later."""
+
+    def __init__(self, client: Any, command: Callable[[], Sequence[Any]]) -> None:
+        self._pool = client.connection_pool
+        self._spares = self._pool.__dict__.setdefault(_SPARES, [])
+        self._connection: Any = _take(self._pool, self._spares)
+        try:
+            self._connection.send_packed_command((pack_command(command()),))
+        except BaseException as error:
+            self._give_up()
+            if not isinstance(error, (RedisError, UnicodeError)):
+                raise
+
+    def reply(self) -> Any:
+        """The reply; None when there is none: it was not sent, or the connection broke, or Redis has not the script."""
+        if self._connection is None:
+            return None
+        try:
+            reply = self._connection.read_response()
+        except NoScriptError:
+            self._keep()
+            return None
+        except ResponseError:
+            self._keep()
+            raise
+        except BaseException as error:
+            self._give_up()
+            if isinstance(error, ConnectionError):
+                return None
+            raise
+        self._keep()
+        return reply
+
+    def _keep(self) -> None:
+        connection, self._connection = self._connection, None
+        _keep(self._pool, self._spares, connection)
+
+    def _give_up(self) -> None:
+        connection, self._connection = self._connection, None
+        connection.disconnect()
+        self._pool.release(connection)
+
+
 def pack(texts: Iterable[Any]) -> bytes:
     """Some arguments of a command as Redis reads them."""
     encoded = [text if isinstance(text, bytes) else str(text).encode() for text in texts]
     return b"".join([b"$%d\r\n%b\r\n" % (len(one), one) for one in encoded])
 
 
-def pack_command(command: Sequence[Any], more: int = 0) -> bytes:
-    """A command as Redis reads it, or its beginning when `more` arguments follow."""
-    return b"*%d\r\n" % (len(command) + more) + pack(command)
+def pack_command(command: Sequence[Any]) -> bytes:
+    """A command as Redis reads it."""
+    if hiredis is not None:
+        packed: bytes = hiredis.pack_command(tuple(command))
+        return packed
+    return b"*%d\r\n" % len(command) + pack(command)
 
 
 def release_spares(pool: Any) -> None:

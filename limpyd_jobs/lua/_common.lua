@@ -671,10 +671,10 @@ local function claim_next(wanted)
     return best, best_name, best_ident
   end
 
-  local function answer(ident, queue, name, recipe, values)
+  local function answer(ident, queue, name, recipe, values, is_ahead)
     return {'CLAIMED', ident, queue, name, wanted.looks_around and next_due() or '?', values[1], values[3] or '',
       values[4] or '0', values[2] or '0', values[5] or '', tostring(recipe.lease_seconds or wanted.lease_seconds),
-      unpack(changed)}
+      is_ahead and '1' or '0', unpack(changed)}
   end
 
   local FIELDS = {'status', 'tries', 'identifier', 'priority', 'cancel_on_error', 'start', 'queue_key', 'recoveries'}
@@ -686,8 +686,9 @@ local function claim_next(wanted)
     local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', unpack(FIELDS))
     if values[7] then
       local name = redis.call('HGET', values[7] .. ':hash', 'name') or ''
+      local is_ahead = values[1] == 'w'
       if values[1] == 'r' then values[1] = 'w' end
-      return answer(again, values[7], name, recipe, values), wanted.max_recoveries and count_of(values[8]) == 0
+      return answer(again, values[7], name, recipe, values, is_ahead), wanted.max_recoveries and count_of(values[8]) == 0
     end
     drop_lease(namespace, again, token)  -- the record was deleted meanwhile
   end
@@ -732,7 +733,7 @@ local function claim_next(wanted)
     else
       write_fields(recipe, pk, {'queue_key'}, {queue}, {values[7]})
     end
-    return answer(ident, queue, name, recipe, values), has_next
+    return answer(ident, queue, name, recipe, values, status == 'w' and wanted.is_ahead), has_next
   end
   redis.call('LPOP', waiting)
   if status == 'GONE' then return {status, ident, queue, name, next_due()} end

@@ -1,22 +1,22 @@
 -- exchange: record the successes of some jobs, and claim the next ones, in one round trip.
 -- KEYS: models
--- ARGV: namespace queue_model worker lease_seconds max_recoveries by_keys names_count start looks_around number claims_count ends_count keys_count names_ends_keys_and_broken...
+-- ARGV: namespace queue_model worker lease_seconds max_recoveries by_keys names_count start looks_around number first_runs claims_count ends_count keys_count names_ends_keys_and_broken...
 -- An end: ident token queue start end; `start` is '' when its record says that the job runs, else the job was claimed ahead.
 -- All else is as for `claim`, but that up to `claims_count` jobs are claimed, under the tokens worker-number, worker-number+1...
--- The first of them is RUNNING; those after it are claimed ahead: they are leased and stay WAITING until they begin. A job
+-- With `first_runs` ('1') the first of them is RUNNING; the others are claimed ahead: leased, and WAITING until they begin. A job
 -- whose lease has lapsed before, or whose class is given back never, is claimed ahead of nothing, and nothing after it.
 -- Replies, in two lists: for each end one of those of `finish`, like
 --   OK length keep changed...
 -- then, unless one of these is neither OK nor ALREADY, for each claim one of those of `claim`; what is not a claim comes last:
---   CLAIMED ident queue name next_due status identifier priority tries cancel_on_error lease_seconds changed...
+--   CLAIMED ident queue name next_due status identifier priority tries cancel_on_error lease_seconds is_ahead changed...
 -- Invariants: as for `finish` and `claim`; a repeated call records and claims nothing twice.
 -- Made for a class of jobs, if there is one whose jobs change no index but those of status and `queued`, and these are sets:
 -- `CLASS` is what is known of it (see recipes.plain_life). Its jobs go the quick way; it writes what the other one does.
 local namespace, queue_model, worker, max_recoveries, start = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[5]), ARGV[8]
 local names_count, may_claim = tonumber(ARGV[7]), true
-local names_end = 13 + names_count
-local ends_end = names_end + 5 * tonumber(ARGV[12])
-local keys_end = ends_end + tonumber(ARGV[13])
+local names_end = 14 + names_count
+local ends_end = names_end + 5 * tonumber(ARGV[13])
+local keys_end = ends_end + tonumber(ARGV[14])
 local claims_key, leases_key = namespace .. ':claims', namespace .. ':leases'
 local ends, claims, steps = {}, {}, {}
 local time = redis.call('TIME')
@@ -54,7 +54,7 @@ end
 
 -- A claim on the first job of the queue, if it is plain; `is_ahead`: after another one.
 local function claim_quickly(token, is_ahead)
-  local name = ARGV[14]
+  local name = ARGV[15]
   local top = redis.pcall('ZREVRANGE', namespace .. CLASS.ready .. name, 0, 0)[1]
   if not top then return nil end
   local queue = queue_model .. ':' .. top
@@ -65,7 +65,7 @@ local function claim_quickly(token, is_ahead)
   local holders = redis.call('HMGET', claims_key, token, ident)
   if holders[1] or holders[2] then return nil end
   local hash = CLASS.key .. ':' .. pk .. ':hash'
-  local values = redis.pcall('HMGET', hash, 'status', 'tries', 'identifier', 'priority', 'cancel_on_error', 'recoveries')
+  local values = redis.pcall('HMGET', hash, 'status', 'tries', 'identifier', 'priority', 'cancel_on_error', 'recoveries', 'queue_key')
   if values[1] ~= 'w' or values[6] then return nil end
   if is_ahead and (CLASS.max_recoveries or max_recoveries) == 0 then return nil end
 
@@ -75,14 +75,15 @@ local function claim_quickly(token, is_ahead)
   redis.call('LPOP', waiting)
   local tries = values[2] or '0'
   if is_ahead then
-    redis.call('HSET', hash, 'queue_key', queue)
+    if values[7] ~= queue then redis.call('HSET', hash, 'queue_key', queue) end
   else
     tries = next_count(tries)
     redis.call('SREM', CLASS.status .. 'w', pk)
     redis.call('SADD', CLASS.status .. 'r', pk)
     redis.call('HSET', hash, 'status', 'r', 'tries', tries, 'start', start, 'queue_key', queue)
   end
-  return {'CLAIMED', ident, queue, name, '?', 'w', values[3] or '', values[4] or '0', tries, values[5] or '', seconds}
+  return {'CLAIMED', ident, queue, name, '?', 'w', values[3] or '', values[4] or '0', tries, values[5] or '', seconds,
+    is_ahead and '1' or '0'}
 end
 
 -- How any job is ended and claimed: made for the first one that is not plain.
@@ -91,7 +92,7 @@ local function prepare()
 -- (what scripts share)
   local wanted = {namespace = namespace, queue_model = queue_model, lease_seconds = tonumber(ARGV[4]),
     by_keys = ARGV[6] == '1', start = start, looks_around = ARGV[9] == '1', max_recoveries = max_recoveries,
-    names = slice(ARGV, 14, names_end), keys = slice(ARGV, ends_end + 1, keys_end), broken = set_of(ARGV, keys_end + 1, #ARGV)}
+    names = slice(ARGV, 15, names_end), keys = slice(ARGV, ends_end + 1, keys_end), broken = set_of(ARGV, keys_end + 1, #ARGV)}
   end_other = function(at)
     local reply = record_success(namespace, ARGV[at], ARGV[at + 1], worker, ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], steps)
     changed = {}
@@ -116,17 +117,18 @@ for at = names_end + 1, ends_end, 5 do
 end
 if steps[1] then mark_done(namespace, table.concat(steps, ' '), worker, '') end
 
-local number, count = tonumber(ARGV[10]), may_claim and tonumber(ARGV[11]) or 0
+local number, count = tonumber(ARGV[10]), may_claim and tonumber(ARGV[12]) or 0
 local is_quick = is_known and names_count == 1 and keys_end == #ARGV and keys_end == ends_end and ARGV[6] == '0' and ARGV[9] == '0'
+local first_ahead = ARGV[11] == '1' and 1 or 0
 for position = 0, count - 1 do
   local token = worker .. '-' .. string.format('%.0f', number + position)
-  local reply, has_next = is_quick and claim_quickly(token, position > 0), true
+  local reply, has_next = is_quick and claim_quickly(token, position >= first_ahead), true
   if not reply then
     if not claim_other then prepare() end
-    reply, has_next = claim_other(token, position > 0)
+    reply, has_next = claim_other(token, position >= first_ahead)
     is_quick = is_quick or is_known and names_count == 1 and keys_end == #ARGV and ARGV[6] == '0'
   end
-  claims[#claims + 1] = reply
+  if reply then claims[#claims + 1] = reply end
   if not has_next then break end
 end
 return {ends, claims}

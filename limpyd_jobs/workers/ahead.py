@@ -8,14 +8,13 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from redis.exceptions import RedisError
 
 from ..exceptions import DatabaseException, LeaseLost
 from ..fields import Writes
-from ..transitions import Claim, End, Ended, Taken
+from ..transitions import Claim, End, Ended, Exchanged, SentCall, Taken
 
 LINGER_SECONDS = 0.02  # how long an end may wait for others, and a job that was claimed ahead run without being noted
 LOOK_SECONDS = 0.01  # how old what is known of the statuses of jobs that were claimed ahead may be, when one begins
@@ -32,6 +31,15 @@ class Done:
     outcome: Ended | LeaseLost | None = None
 
 
+@dataclass
+class Fetch:
+    """An exchange that is on its way: the ends that it records, and how many claims it asks for."""
+
+    sent: SentCall[Exchanged]
+    done: list[Done]
+    claims_count: int
+
+
 class Ahead:
     """The claims that have not begun, and the ends that are not sent.
 
@@ -44,11 +52,12 @@ class Ahead:
 
     def __init__(self, settle: Callable[[], None]) -> None:
         self.lock = threading.Lock()
-        self.claims: deque[tuple[Taken, bool]] = deque()  # with whether it is RUNNING already
+        self.claims: deque[Taken] = deque()
+        self.fetch: Fetch | None = None
         self.unsent: list[Done] = []
         self.sent: deque[Done] = deque()  # by the thread: the worker has yet to tell of them
         self.running: Claim | None = None  # claimed ahead, begun, and not noted as RUNNING
-        self.began: datetime | None = None  # the one that is running
+        self.may_have_more = False  # did the last exchange give all the claims that it was asked for?
         self._looked_at, self._writes = 0.0, 0
         self._settle = settle
         self._wake = threading.Event()

@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterable
@@ -30,6 +31,7 @@ LONGEST_DURATION = timedelta(seconds=recipes.LONGEST_SECONDS)  # dates end with 
 STOPPED_EXIT_CODE = 3  # of a process that was stopped within its job
 FLUSH_SECONDS = 1.0  # for what is left to be logged, before a process ends at once
 MAX_PREFETCH = 1000
+LISTENER_SECONDS = 0.1
 LONGEST_LINE = 20_000  # of the log, in characters
 
 
@@ -126,6 +128,7 @@ class BaseWorker:
         self._pid = os.getpid()
         self._id = str(threading.get_ident())[-6:]
         self._alarm = Alarm()
+        self._unheard: dict[str, float] = {}  # levels to which nobody listens -> when to look again
         self._status_callbacks: list[Callable[[Any], None]] = []
         self.keys: list[str] = []
         self.status: str | None = None
@@ -372,22 +375,14 @@ class BaseWorker:
         self._status_callbacks.append(callback)
 
     def _is_heard(self, level: str) -> bool:
-        """Does anybody listen to messages of a level? If not, they are not made."""
-        logger = self.logger
-        if not isinstance(logger, logging.Logger) or type(self).log is not BaseWorker.log or "log" in vars(self):
-            return True
-        number = getattr(logging, level.upper(), logging.CRITICAL)
-        if not logger.isEnabledFor(number):
+        """Does anybody listen to messages of a level? If not, they are not made; who begins to is noticed soon."""
+        if time.monotonic() < self._unheard.get(level, 0):
             return False
-        current: logging.Logger | None = logger
-        found = False
-        while current is not None:
-            for handler in current.handlers:
-                found = True
-                if number >= handler.level and type(handler) is not logging.NullHandler:
-                    return True
-            current = current.parent if current.propagate else None
-        return not found and logging.lastResort is not None and number >= logging.lastResort.level
+        has_own_log = type(self).log is not BaseWorker.log or not isinstance(self.logger, logging.Logger)
+        is_heard = has_own_log or has_listener(self.logger, getattr(logging, level.upper(), logging.CRITICAL))
+        if not is_heard:
+            self._unheard[level] = time.monotonic() + LISTENER_SECONDS
+        return is_heard
 
     def log(self, message: str, level: str = "info") -> None:
         """Log a message, as one line, with the id of the worker in front."""
@@ -491,6 +486,20 @@ def safe_line(text: str) -> str:
     """A text with its control characters escaped, so that it cannot pass for another line of the log."""
     text = shortened(str(text), LONGEST_LINE)
     return UNSAFE_CHARACTERS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def has_listener(logger: logging.Logger, level: int) -> bool:
+    """Would a message of this level be written somewhere?"""
+    if not logger.isEnabledFor(level):
+        return False
+    current: logging.Logger | None = logger
+    handlers: list[logging.Handler] = []
+    while current is not None:
+        handlers += current.handlers
+        current = current.parent if current.propagate else None
+    if not handlers and logging.lastResort is not None:
+        handlers.append(logging.lastResort)
+    return any(level >= one.level and type(one) is not logging.NullHandler for one in handlers)
 
 
 def format_trace() -> str:

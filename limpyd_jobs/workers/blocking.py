@@ -32,7 +32,7 @@ from ..modules import ANY, allowed_modules, is_dotted_name
 from ..statuses import STATUSES
 from ..transitions import Claim, Doomed, End, Ended, Exchanged, Taken
 from ..utils import parse_datetime, pauses, score_to_datetime, utcnow
-from .ahead import Ahead, Done
+from .ahead import Ahead, Done, Fetch
 from .base import FLUSH_SECONDS, BaseWorker, format_trace, new_worker_key, try_for
 from .doorbell import Alarm, Doorbell
 from .heartbeat import Heartbeat, own_client
@@ -55,6 +55,11 @@ class _StatusChanged(BaseException):  # so that no `except Exception` of an over
         self.status = status
 
 
+def _has_method(job: Any, name: str) -> bool:
+    """Has a job a hook of its own? Without asking for it: a model looks for what it has not among its fields."""
+    return hasattr(type(job), name) or name in job.__dict__
+
+
 class Worker(BaseWorker):
     """Takes the jobs of some queues by priority, runs each, and records what became of it.
 
@@ -71,6 +76,8 @@ class Worker(BaseWorker):
         self._looked_at_keys = self._looked_at_delayed = self._updated_keys = self._recovered_at = float("-inf")
         self._looked_around = float("-inf")
         self._recover_after = self.lease_seconds / 3
+        self._known_caller: transitions.Caller | None = None
+        self._claimed_at = utcnow()  # by the clock of this machine
         self._made_for = recipes.plain_life(
             Job, self.queue_model
         )  # what the next call knows of the class of the last job
@@ -119,7 +126,7 @@ class Worker(BaseWorker):
 
     def _end_alone(self, call: transitions.Call[Any]) -> Any:
         """Record the end of one job, after those that were to be sent with others."""
-        if self._ahead.unsent:
+        if self._ahead.unsent or self._ahead.fetch is not None:
             self._settle()
         return self._until_answered(lambda: self._send_call(call))
 
@@ -383,8 +390,10 @@ class Worker(BaseWorker):
             return
         self._ahead.stop()
         with contextlib.suppress(RedisError, DatabaseException):  # their leases lapse then
+            with self._ahead.lock:
+                self._receive()
             self._settle()
-        tokens = [taken.claim.token for taken, _ in self._ahead.claims if taken.claim is not None]
+        tokens = [taken.claim.token for taken in self._ahead.claims if taken.claim is not None]
         self._ahead.claims.clear()
         if tokens:
             self._give_back(tokens[::-1])
@@ -513,12 +522,14 @@ class Worker(BaseWorker):
 
     def _do_rounds(self) -> None:
         """What is to be done from time to time, between two jobs."""
-        if self._is_time("_updated_keys", self.fetch_priorities_delay):
+        now = time.monotonic()
+        if now - self._updated_keys >= self.fetch_priorities_delay:
             self._refresh_keys()
-        is_due = self._next_due is not None and time.monotonic() >= self._next_due
-        if is_due or time.monotonic() - self._looked_at_delayed >= self.fetch_delayed_delay:
+        is_due = self._next_due is not None and now >= self._next_due
+        if is_due or now - self._looked_at_delayed >= self.fetch_delayed_delay:
             self.requeue_delayed_jobs()
-        if self._is_time("_recovered_at", self._recover_after):
+        if now - self._recovered_at >= self._recover_after:
+            self._recovered_at = now
             self._recover_after = self.lease_seconds / 3 * random.uniform(0.8, 1.2)
             self._recover_lapsed()
         self._retention.trim()
@@ -572,55 +583,90 @@ class Worker(BaseWorker):
     def _take_job(self) -> tuple[Any, Any] | None:
         """Claim a job if there is one, going past entries that cannot be run."""
         while True:
-            taken, is_ahead = self._next_taken()
+            taken = self._next_taken()
             if taken.kind == "EMPTY":
                 return None
             if taken.kind in ("CLAIMED", "STALE"):
                 found = self._accept_taken(taken)
                 if found is not None:
-                    found[1]._is_ahead = is_ahead
+                    found[1]._is_ahead = taken.is_ahead
                     return found
             else:
                 self._clear_away(taken)
             if self.must_stop():
                 return None
 
-    def _next_taken(self) -> tuple[Taken, bool]:
-        """What comes next, and whether it was claimed ahead and waits until it begins."""
-        claims = self._ahead.claims
+    def _next_taken(self) -> Taken:
+        """What comes next."""
+        ahead = self._ahead
         while True:
-            if not claims:
+            if self.prefetch > 1:
+                self._fetch_ahead()
+            if not ahead.claims:
                 self._settle(claims_count=self._claims_wanted())
-            elif claims[0][1] and self._ahead.must_look:
+            elif ahead.claims[0].is_ahead and ahead.must_look:
                 self._look_at_claims()
-            taken, is_ahead = claims.popleft()
+            taken = ahead.claims.popleft()
             claim = taken.claim
             if claim is None or self._held_claims.get(claim.ident) is claim:  # else its lease was lost meanwhile
-                return taken, is_ahead
+                return taken
 
     def _claims_wanted(self) -> int:
-        return max(min(self.prefetch, self.max_loops - self.num_loops), 1)
+        left = self.max_loops - self.num_loops - len(self._ahead.claims)
+        return max(min(self.prefetch - len(self._ahead.claims), left), 1)
+
+    def _fetch_ahead(self) -> None:
+        """When half of the claims are used up, ask for more, and read the reply when they are needed."""
+        ahead = self._ahead
+        if ahead.fetch is not None:
+            if not ahead.claims:
+                with ahead.lock:
+                    self._receive()
+                self._tell_ends()
+        elif 0 < len(ahead.claims) <= self.prefetch // 2 and ahead.may_have_more and self._may_fetch():
+            with ahead.lock:
+                done, claims_count = list(ahead.unsent), self._claims_wanted()
+                call = self._exchange_call(done, claims_count, False, first_runs=False)
+                ahead.fetch = Fetch(transitions.SentCall(self.connection, call), done, claims_count)
+
+    def _may_fetch(self) -> bool:
+        is_due = self._next_due is not None and time.monotonic() >= self._next_due
+        is_last = self.num_loops + len(self._ahead.claims) >= self.max_loops
+        is_failing = self._heartbeat is None or self._heartbeat.is_failing
+        return self._may_claim_early and not (is_due or is_last or is_failing or self.must_stop())
+
+    def _receive(self) -> None:
+        """Read the reply to what was asked ahead, if anything was. Under the lock of `_ahead`."""
+        fetch, self._ahead.fetch = self._ahead.fetch, None
+        if fetch is not None:
+            self._note_exchanged(fetch.done, fetch.sent.read(), fetch.claims_count)
+            self._outage.end()
 
     def _look_at_claims(self) -> None:
         """See whether jobs that were claimed ahead are still to be run: a canceled one does not begin."""
-        claims = [(taken, is_ahead) for taken, is_ahead in self._ahead.claims]
-        idents = [taken.ident for taken, is_ahead in claims if is_ahead]
+        claims = list(self._ahead.claims)
+        idents = [taken.ident for taken in claims if taken.is_ahead]
         keys = [f"{Job.class_of(ident)._name}:{ident.partition(':')[2]}:hash" for ident in idents]
         found = dict(zip(idents, self._ask_keys("hget", keys, "status"), strict=True))
         self._ahead.note_look()
         self._ahead.claims.clear()
-        for taken, is_ahead in claims:
-            status = found.get(taken.ident, taken.status) if is_ahead else taken.status
-            self._ahead.claims.append((taken._replace(status=status or ""), is_ahead))
+        for taken in claims:
+            status = found.get(taken.ident, taken.status) if taken.is_ahead else taken.status
+            self._ahead.claims.append(taken._replace(status=status or ""))
+
+    def _tell_ends(self) -> None:
+        """Tell of the ends that were sent with others."""
+        while self._ahead.sent:
+            self._tell_end(self._ahead.sent.popleft())
 
     def _settle(self, claims_count: int = 0) -> None:
         """Send the ends that are left, and tell of them; claim the next jobs, up to `claims_count`."""
         ahead = self._ahead
         while True:
             with ahead.lock:
+                self._receive()
                 exchanged = self._exchange(claims_count)
-            while ahead.sent:
-                self._tell_end(ahead.sent.popleft())
+            self._tell_ends()
             if exchanged is None or exchanged.claims or not claims_count:
                 return
             # an end was refused, and nothing was claimed: now that it is seen to, ask again
@@ -644,7 +690,7 @@ class Worker(BaseWorker):
     def _note_exchanged(self, done: list[Done], exchanged: Exchanged, claims_count: int) -> None:
         """Take note of what was recorded and claimed. Under the lock of `_ahead`."""
         ahead = self._ahead
-        ahead.unsent = []
+        del ahead.unsent[: len(done)]
         for one, outcome in zip(done, exchanged.ends, strict=True):
             one.outcome = outcome
             ahead.sent.append(one)
@@ -657,14 +703,21 @@ class Worker(BaseWorker):
             if taken.claim is not None:
                 self._hold(taken.claim)
             if position == 0 or taken.kind in ("CLAIMED", "STALE", "GONE"):  # else the next claim will find it first
-                ahead.claims.append((taken, position > 0 and taken.status == STATUSES.WAITING))
+                ahead.claims.append(taken)
+        ahead.may_have_more = len(exchanged.claims) == claims_count
 
-    def _exchange_call(self, done: list[Done], claims_count: int, looks_at_keys: bool) -> transitions.Call[Exchanged]:
-        looks_around = looks_at_keys or self._is_time("_looked_around", AROUND_SECONDS)
-        start = str(utcnow())
+    def _exchange_call(
+        self, done: list[Done], claims_count: int, looks_at_keys: bool, first_runs: bool = True
+    ) -> transitions.Call[Exchanged]:
+        now = time.monotonic()
+        looks_around = looks_at_keys or now - self._looked_around >= AROUND_SECONDS
+        if looks_around:
+            self._looked_around = now
         keys: Any = self.keys if looks_at_keys else ()
-        ends = [one.end for one in done]
-        if claims_count == 1 and not ends:
+        if claims_count:
+            self._claimed_at = utcnow()
+        start = str(self._claimed_at)
+        if claims_count == 1 and not done:
             claim = transitions.claim(
                 self._namespace,
                 self.queue_model._name,
@@ -679,23 +732,33 @@ class Worker(BaseWorker):
                 looks_around,
             )
             return transitions.then(claim, lambda taken: Exchanged((), (taken,)))
+        ends, number = [one.end for one in done], self._claims_made + 1
         return transitions.exchange(
-            self._namespace,
-            self.queue_model._name,
-            self._worker_key,
+            self._caller(),
             ends,
-            self._claims_made + 1,
+            number,
             claims_count,
-            self.lease_seconds,
-            self.max_recoveries,
             start,
-            self.queues,
             keys,
-            self._has_own_keys,
             self._broken_keys(),
             looks_around,
             self._made_for,
+            first_runs,
         )
+
+    def _caller(self) -> transitions.Caller:
+        found = self._known_caller
+        if found is None or found.worker != self._worker_key:  # another one after a fork
+            found = self._known_caller = transitions.Caller(
+                self._namespace,
+                self.queue_model._name,
+                self._worker_key,
+                repr(self.lease_seconds),
+                str(self.max_recoveries),
+                "1" if self._has_own_keys else "0",
+                tuple(self.queues),
+            )
+        return found
 
     def _clear_away(self, taken: Taken) -> None:
         """See to what stands in the way of the next job."""
@@ -709,7 +772,11 @@ class Worker(BaseWorker):
             self.log(f"Unable to get job: no record of {taken.ident}", level="error")
 
     def _looks_at_keys(self) -> bool:
-        return self._has_own_keys or self._is_time("_looked_at_keys", self._poll_seconds)
+        now = time.monotonic()
+        if now - self._looked_at_keys >= self._poll_seconds:
+            self._looked_at_keys = now
+            return True
+        return self._has_own_keys
 
     def _token(self, number: int) -> str:
         """The token of the first claim, the second..."""
@@ -738,6 +805,7 @@ class Worker(BaseWorker):
                     return None
             raise  # of an override
         job._claim, job._cached_status = taken.claim, taken.status
+        job._began = self._claimed_at if taken.claim is not None else None  # or later, if it was claimed ahead
         model: Any = type(job)
         self._made_for = recipes.plain_life(model, self.queue_model)
         return queue, job
@@ -866,7 +934,7 @@ class Worker(BaseWorker):
         job._began = utcnow()
         with self._ahead.lock:
             self._ahead.running = job._claim._replace(start=str(job._began))
-        if self._has_own_start or hasattr(job, "on_started"):
+        if self._has_own_start or _has_method(job, "on_started"):
             self._call_hook(job, queue, self._note_begun)
         else:
             self._ahead.wake()
@@ -889,6 +957,7 @@ class Worker(BaseWorker):
         """Send what has been waiting for a while: the ends, and that the running job runs."""
         ahead = self._ahead
         with ahead.lock:
+            self._receive()
             if ahead.unsent:
                 done = list(ahead.unsent)
                 self._note_exchanged(done, self._send_call(self._exchange_call(done, 0, False)), 0)
@@ -915,7 +984,7 @@ class Worker(BaseWorker):
         if is_ours and job._claim is None:
             self._moved_itself(job, queue)
             return
-        if self._may_end_together and job._claim is not None and not hasattr(job, "on_success"):
+        if self._may_end_together and job._claim is not None and not _has_method(job, "on_success"):
             self._end_later(job, queue, result)
             return
         try:
@@ -1001,9 +1070,9 @@ class Worker(BaseWorker):
 
     def _call_job_hook(self, job: Any, name: str, *args: Any) -> None:
         """Call a method of the job, if it has it; what it raises is logged, and ends nothing."""
-        method = getattr(job, name, None)
-        if method is None:
+        if not _has_method(job, name):
             return
+        method = getattr(job, name)
         try:
             method(*args)
         except BaseException as error:
@@ -1093,9 +1162,9 @@ class Worker(BaseWorker):
 
     def _claims_next(self, job: Any) -> bool:
         """Can the next job be claimed with the end of this one: no hook looks in between, and nothing else is due?"""
-        if not self._may_claim_early or job._claim is None or hasattr(job, "on_success"):
+        if not self._may_claim_early or job._claim is None or _has_method(job, "on_success"):
             return False
-        if self._ahead.claims or self._ahead.unsent:
+        if self._ahead.claims or self._ahead.unsent or self._ahead.fetch is not None:
             return False
         if self._heartbeat is None or self._heartbeat.is_failing or self.must_stop():
             return False

@@ -87,6 +87,8 @@ def books(database: Any) -> Any:
     assert [str(problem) for problem in admin.check()] == []
 
 
+CALLER = transitions.Caller("jobs", "jobs:queue", "w", "30", "3", "0", ("q",))
+
 SAMPLES = {
     "add": lambda: add_call(),
     "add_alike": lambda: transitions.add_alike("", target(), False, ["a", NOW]),
@@ -94,7 +96,7 @@ SAMPLES = {
     "create": lambda: transitions.create("jobs:job", "{}"),
     "write": lambda: transitions.write("jobs:job:1:hash", "{}", "1", True, "hset", ["status", "w"]),
     "claim": lambda: claim_call(),
-    "exchange": lambda: transitions.exchange("jobs", "jobs:queue", "w", [], 1, 1, 30, 3, NOW, ["q"]),
+    "exchange": lambda: transitions.exchange(CALLER, [], 1, 1, NOW),
     "begin": lambda: transitions.begin("jobs", Claim("a:1", "t", "w", "jobs:queue:1"), NOW),
     "finish": lambda: transitions.finish("jobs", Claim("a:1", "t", "w", "jobs:queue:1"), NOW),
     "fail": lambda: transitions.fail("jobs", Claim("a:1", "t", "w", "jobs:queue:1"), NOW, 1, ""),

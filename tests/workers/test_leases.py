@@ -15,7 +15,7 @@ import pytest
 from limpyd import fields
 from redis.exceptions import ConnectionError
 
-from limpyd_jobs import STATUSES, Error, Job, Queue, Worker, lua, transitions, wire
+from limpyd_jobs import STATUSES, Error, Job, Queue, Worker, lua, recipes, transitions, wire
 from limpyd_jobs.exceptions import JobNotInStatus, LeaseLost
 from limpyd_jobs.transitions import Claim
 from limpyd_jobs.utils import utcnow
@@ -468,7 +468,8 @@ class ForgetfulWire:
 
     def execute(self, client: Any, command: Any, packed: bytes | None = None) -> Any:
         result = self._send(client, command, packed)
-        if command()[1] == lua.load(self._script).sha and not self.has_lost:
+        made_for = recipes.plain_life(LeasesJob, Queue) if self._script == "exchange" else ""
+        if command()[1] == lua.load(self._script, made_for).sha and not self.has_lost:
             self.has_lost = True
             raise ConnectionError("the connection broke")
         return result
