@@ -210,7 +210,7 @@ def to_spec(given: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
         InvalidArgument: neither an identifier nor a mapping that has one.
     """
     if isinstance(given, Mapping):
-        if "identifier" in given:
+        if "identifier" in given and all(isinstance(name, str) for name in given):
             return {**defaults, **given}
     elif isinstance(given, (str, bytes, int, float)) and not isinstance(given, bool):
         return {**defaults, "identifier": given}

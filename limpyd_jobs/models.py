@@ -273,6 +273,8 @@ class Queue(BaseJobsModel):
 
     def _place(self, job: Job, prepend: bool, delay: Delay) -> None:
         subject, model = job._subject(), type(self)
+        if job._note_begun is not None:
+            job._note_begun()
         call = transitions.place(
             subject, model.namespace or "", recipes.queue_recipe(model), self.pk.get(), prepend, delay, job._token
         )
@@ -474,6 +476,7 @@ class Job(BaseJobsModel):
     _is_in_doubt = False
     _is_ahead = False  # claimed ahead: it is WAITING in Redis
     _ends_later = False
+    _note_begun: Callable[[], None] | None = None  # to be called before the job moves itself
     _began: datetime | None = None
 
     @property
@@ -802,6 +805,8 @@ class Job(BaseJobsModel):
         is_held = _overrides(queue_model, Queue, "enqueue_job", "delay_job", "get_queue")
         hold = Hold(os.urandom(8).hex()) if is_held else Hold()
         delay = to_delay(None, until)
+        if self._note_begun is not None:
+            self._note_begun()
         call = transitions.move(self._subject(), target, priority is None, prepend, delay, self._token, hold)
         moved = self._send_with_queue(call, queue_model, name, self._patience)
         self._claim = Claim(self.ident, hold.token, "", moved.queue_key) if is_held else None
@@ -868,11 +873,17 @@ class _Bulk:
             self._wait()
             chunk, self._chunk = self._chunk, Chunk()
             if is_taken:
-                self._thread = self._thread or ThreadPoolExecutor(1, "limpyd-jobs-add")
-                self._sent = self._thread.submit(self._send, chunk)
+                self._start(chunk)
             else:
                 self._send(chunk)
                 self._add_alone(way, spec)
+
+    def _start(self, chunk: Chunk) -> None:
+        self._thread = self._thread or ThreadPoolExecutor(1, "limpyd-jobs-add")
+        try:
+            self._sent = self._thread.submit(self._send, chunk)
+        except RuntimeError:  # Python is about to end: there are no new threads
+            self._send(chunk)
 
     def _wait(self) -> None:
         sent, self._sent = self._sent, None

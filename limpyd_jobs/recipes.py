@@ -40,6 +40,7 @@ TRANSITION_FIELDS = (
     "queue_key",
     "recoveries",
 )
+MOST_SHAPES = 20  # sets of names for which scripts are made for a class
 MOST_ALIKE = 50  # fields that a script of add_alike writes: Lua cannot hold more than some 120 in one expression
 JOB_OPTIONS = ("lease_seconds", "max_recoveries")  # attributes of a class of jobs that scripts must know
 QUEUE_FIELDS = ("name", "priority")
@@ -414,19 +415,33 @@ def plain_life(model: Any, queue_model: Any) -> str:
     return f"local CLASS = {{{', '.join(parts)}}}\n"
 
 
-@cache
+_alike: dict[Any, dict[tuple[str, ...], str | None]] = {}
+
+
 def alike(model: Any, names: tuple[str, ...]) -> str | None:
     """What add_alike.lua needs to know of a class of jobs, in Lua; None when its new jobs need more than it can write.
+
+    Redis keeps each script for ever: so there are MOST_SHAPES of a class, for the names that come first.
 
     Args:
         names: the fields in which the jobs differ, the first of which is `identifier`.
     """
+    known = _alike.setdefault(model, {})
+    if names not in known:
+        if len(known) >= MOST_SHAPES:
+            return None
+        known[names] = _describe_alike(model, names)
+    return known[names]
+
+
+def _describe_alike(model: Any, names: tuple[str, ...]) -> str | None:
     own = ("priority", "status", "queued", "queue_key", "delayed_until", *_pk_names(model))
     if set(own) & set(names) or not all(model.has_field(name) for name in names):
         return None
     same = {**_defaults(model), "status": STATUSES.WAITING, "queued": "1"}
-    same = {name: value for name, value in same.items() if name not in (*names, "priority")}
-    prefixes = {name: set_prefixes(model, name) for name in (*names, *same, "priority", "queue_key", "delayed_until")}
+    written = ("priority", "queue_key", "delayed_until")  # by the script
+    same = {name: value for name, value in same.items() if name not in (*names, *written)}
+    prefixes = {name: set_prefixes(model, name) for name in (*names, *same, *written)}
     by_identifier, by_queued = queued_prefixes(model)
     is_plain = by_identifier and by_queued and model.get_field("pk")._auto_increment and len(prefixes) <= MOST_ALIKE
     if not is_plain or None in prefixes.values() or prefixes["queue_key"] or prefixes["delayed_until"]:

@@ -28,6 +28,7 @@ from .exceptions import (
     WrongKeyType,
 )
 
+NO_CLASS = "local CLASS = nil\n"  # for scripts that are made for a class, where there is none
 FEW_VALUES = 20  # that are quicker packed one by one than with all of their command
 
 T = TypeVar("T")
@@ -641,9 +642,10 @@ class End(NamedTuple):
 
 
 class Exchanged(NamedTuple):
-    """What `exchange` did: for each end what was recorded, or LeaseLost; and the claims, all CLAIMED but the last."""
+    """What `exchange` did: for each end what was recorded, or LeaseLost, or ResponseError when it could not be; and the
+    claims, all CLAIMED but the last."""
 
-    ends: Sequence[Ended | LeaseLost]
+    ends: Sequence[Ended | Exception]
     claims: Sequence[Taken]
 
 
@@ -673,7 +675,7 @@ def exchange(
     keys: Sequence[str] = (),
     broken: Sequence[str] = (),
     looks_around: bool = True,
-    made_for: str = "local CLASS = nil\n",
+    made_for: str = NO_CLASS,
     first_runs: bool = True,
 ) -> Call[Exchanged]:
     """Record successes and claim the next jobs; unless one of the former is LOST, GONE or CHANGED.
@@ -716,9 +718,11 @@ def exchange(
     return Call("exchange", _keys(namespace), args, read, made_for)
 
 
-def _ended(reply: Reply, held: Claim) -> Ended | LeaseLost:
+def _ended(reply: Reply, held: Claim) -> Ended | Exception:
     if reply[0] == "LOST":
         return LeaseLost(held.ident)
+    if reply[0] == "FAILED":
+        return ResponseError(reply[1])
     return _finished(reply)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import redis
-from redis.exceptions import ConnectionError, NoScriptError, RedisError, ResponseError
+from redis.exceptions import ConnectionError, NoScriptError, RedisError, ResponseError, TimeoutError
 
 hiredis: Any
 try:
@@ -48,7 +48,7 @@ def execute(client: Any, command: Callable[[], Sequence[Any]], packed: bytes | N
     except BaseException as error:  # what comes next on this connection may be the reply that was not read
         connection.disconnect()
         pool.release(connection)
-        if isinstance(error, ConnectionError):
+        if isinstance(error, ConnectionError) or (isinstance(error, TimeoutError) and _repeats_timeouts(connection)):
             return client.execute_command(*command())
         raise
     _keep(pool, spares, connection)
@@ -111,6 +111,11 @@ def pack_command(command: Sequence[Any]) -> bytes:
         packed: bytes = hiredis.pack_command(tuple(command))
         return packed
     return b"*%d\r\n" % len(command) + pack(command)
+
+
+def _repeats_timeouts(connection: Any) -> bool:
+    """Do the settings say that commands are sent again when no reply has come in time?"""
+    return bool(connection.retry_on_timeout) or TimeoutError in getattr(connection.retry, "_supported_errors", ())
 
 
 def release_spares(pool: Any) -> None:

@@ -11,11 +11,13 @@
 --   jobs:due:queue:<name>        sorted set: pk of a queue -> when its first delayed job is due
 --   jobs:queues:queue:<name>     hash: priority -> pk of the queue
 --   jobs:doorbell:queue:<name>   list: one item for each thing that a waiting worker may want to look at
---   jobs:job:last_queued         hash: identifier -> pk of the job queued last, where `identifier` has no plain index
+--   jobs:job:last_queued         hash: identifier -> pk of the job queued last, where `identifier` has no plain index, or
+--                                hundreds of records
 
 local NOTHING = {}
 local MAX_RINGS = 100
 local DONE_SECONDS = 3600
+local MANY_RECORDS = 1000  -- of one identifier, and that are queued
 local LAST_SECOND = 253402300799  -- of the year 9999, the last one that dates are written for
 
 local changed = {}  -- repr, pk, field, old, new: what indexes that no recipe describes have yet to learn
@@ -376,12 +378,15 @@ local function equal_index(recipe, field)
 end
 
 -- The primary key of the job with this identifier that is queued, or nil. Where the identifier has no plain index, the
--- last one that a script queued is remembered.
+-- last one that a script queued is remembered; so it is where both sets are too large to be intersected each time.
 local function find_queued(recipe, identifier)
   local by_identifier, by_queued = equal_index(recipe, 'identifier'), equal_index(recipe, 'queued')
+  local are_large = by_identifier and by_queued and redis.call('SCARD', by_identifier .. identifier) > MANY_RECORDS
+    and redis.call('SCARD', by_queued .. '1') > MANY_RECORDS
+  local last = (not by_identifier or are_large) and redis.call('HGET', recipe.key .. ':last_queued', identifier)
   local candidates
-  if not by_identifier then
-    candidates = {redis.call('HGET', recipe.key .. ':last_queued', identifier) or nil}
+  if last or not by_identifier then
+    candidates = {last or nil}
   elseif by_queued then
     candidates = redis.call('SINTER', by_identifier .. identifier, by_queued .. '1')
   else
@@ -397,8 +402,10 @@ local function find_queued(recipe, identifier)
   return found
 end
 
+-- Half as many as are needed for this to be asked for: so it is right by then.
 local function note_queued(recipe, identifier, pk)
-  if not equal_index(recipe, 'identifier') then
+  local by_identifier = equal_index(recipe, 'identifier')
+  if not by_identifier or redis.call('SCARD', by_identifier .. identifier) > MANY_RECORDS / 2 then
     redis.call('HSET', recipe.key .. ':last_queued', identifier, pk)
   end
 end
@@ -589,13 +596,17 @@ local function record_success(namespace, ident, token, worker, queue, start, end
     drop_lease(namespace, ident, token)
     return {'GONE'}
   end
-  if status == 'c' or status == 'd' then return {'CHANGED', status} end
+  local has_to_begin = start ~= '' and status ~= 'r'
+  if status == 'c' or status == 'd' then
+    if has_to_begin then write_fields(recipe, pk, {'start', 'tries'}, {start, next_count(old_tries)}) end
+    return {'CHANGED', status}
+  end
 
-  if start == '' then
+  if not has_to_begin then
     write_fields(recipe, pk, {'status', 'end', 'queued'}, {'s', ended, false}, values)
   else
-    local tries = next_count(old_tries)
-    write_fields(recipe, pk, {'status', 'end', 'queued', 'start', 'tries'}, {'s', ended, false, start, tries}, values)
+    write_fields(recipe, pk, {'status', 'end', 'queued', 'start', 'tries'},
+      {'s', ended, false, start, next_count(old_tries)}, values)
   end
   drop_lease(namespace, ident, token)
   local length, keep = push_history(queue, 'success', ident)
@@ -663,7 +674,7 @@ local function claim_next(wanted)
         elseif ident and name_of(queue) == name then
           best, best_name, best_ident, best_priority = queue, name, ident, tonumber(top[2])
           break
-        else
+        elseif not found_broken then
           redis.call('ZREM', ready, top[1])  -- so this loop ends
         end
       until found_broken

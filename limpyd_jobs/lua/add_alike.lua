@@ -29,10 +29,13 @@ local function may_all_be_new()
   return redis.call('EXISTS', unpack(keys)) == 0
 end
 
-local function is_queued(identifier)
+-- Or: has it so many records that the other way must look?
+local function may_be_queued(identifier)
   if are_all_new then return false end
-  local found = redis.pcall('SINTER', CLASS.by_identifier .. identifier, CLASS.by_queued .. '1')
-  return found.err or found[1]
+  local records = redis.pcall('SCARD', CLASS.by_identifier .. identifier)
+  if records == 0 then return false end
+  if type(records) ~= 'number' or records >= MANY_RECORDS / 2 then return true end
+  return redis.call('SINTER', CLASS.by_identifier .. identifier, CLASS.by_queued .. '1')[1]
 end
 
 local function write(at, pk)
@@ -80,7 +83,7 @@ for at = 8, #ARGV, CLASS.width do
   if queue == nil then queue = known_queue() end
   local identifier = ARGV[at]
   local is_written = false
-  if queue and not fresh[identifier] and not is_queued(identifier) then
+  if queue and not fresh[identifier] and not may_be_queued(identifier) then
     if not is_registered and redis.call('HGET', KEYS[1], CLASS.repr) ~= CLASS.recipe then
       redis.call('HSET', KEYS[1], CLASS.repr, CLASS.recipe)
     end

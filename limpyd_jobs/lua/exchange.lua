@@ -7,6 +7,7 @@
 -- whose lease has lapsed before, or whose class is given back never, is claimed ahead of nothing, and nothing after it.
 -- Replies, in two lists: for each end one of those of `finish`, like
 --   OK length keep changed...
+--   FAILED error               of a command that was to record it
 -- then, unless one of these is neither OK nor ALREADY, for each claim one of those of `claim`; what is not a claim comes last:
 --   CLAIMED ident queue name next_due status identifier priority tries cancel_on_error lease_seconds is_ahead changed...
 -- Invariants: as for `finish` and `claim`; a repeated call records and claims nothing twice.
@@ -67,7 +68,8 @@ local function claim_quickly(token, is_ahead)
   local hash = CLASS.key .. ':' .. pk .. ':hash'
   local values = redis.pcall('HMGET', hash, 'status', 'tries', 'identifier', 'priority', 'cancel_on_error', 'recoveries', 'queue_key')
   if values[1] ~= 'w' or values[6] then return nil end
-  if is_ahead and (CLASS.max_recoveries or max_recoveries) == 0 then return nil end
+  local has_next = (CLASS.max_recoveries or max_recoveries) > 0
+  if is_ahead and not has_next then return nil end
 
   local seconds = CLASS.lease_seconds or ARGV[4]
   redis.call('ZADD', leases_key, string.format('%.6f', now_text + seconds), ident)
@@ -83,7 +85,7 @@ local function claim_quickly(token, is_ahead)
     redis.call('HSET', hash, 'status', 'r', 'tries', tries, 'start', start, 'queue_key', queue)
   end
   return {'CLAIMED', ident, queue, name, '?', 'w', values[3] or '', values[4] or '0', tries, values[5] or '', seconds,
-    is_ahead and '1' or '0'}
+    is_ahead and '1' or '0'}, has_next
 end
 
 -- How any job is ended and claimed: made for the first one that is not plain.
@@ -107,12 +109,17 @@ local function prepare()
 end
 
 for at = names_end + 1, ends_end, 5 do
-  local reply = is_known and end_quickly(ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4])
-  if not reply then
-    if not end_other then prepare() end
-    reply = end_other(at)
+  local is_done, reply = true, nil
+  if is_known then
+    is_done, reply = pcall(end_quickly, ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4])
   end
+  if is_done and not reply then
+    if not end_other then prepare() end
+    is_done, reply = pcall(end_other, at)
+  end
+  if not is_done then reply = {'FAILED', error_text(reply)} end
   ends[#ends + 1] = reply
+  if reply[1] == 'ALREADY' then steps[#steps + 1] = ARGV[at + 1] .. '/finish' end  -- of a call that failed: remember it on
   may_claim = may_claim and (reply[1] == 'OK' or reply[1] == 'ALREADY')
 end
 if steps[1] then mark_done(namespace, table.concat(steps, ' '), worker, '') end
@@ -122,7 +129,8 @@ local is_quick = is_known and names_count == 1 and keys_end == #ARGV and keys_en
 local first_ahead = ARGV[11] == '1' and 1 or 0
 for position = 0, count - 1 do
   local token = worker .. '-' .. string.format('%.0f', number + position)
-  local reply, has_next = is_quick and claim_quickly(token, position >= first_ahead), true
+  local reply, has_next
+  if is_quick then reply, has_next = claim_quickly(token, position >= first_ahead) end
   if not reply then
     if not claim_other then prepare() end
     reply, has_next = claim_other(token, position >= first_ahead)

@@ -10,9 +10,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from redis.exceptions import RedisError
-
-from ..exceptions import DatabaseException, LeaseLost
 from ..fields import Writes
 from ..transitions import Claim, End, Ended, Exchanged, SentCall, Taken
 
@@ -28,7 +25,7 @@ class Done:
     queue: Any
     result: Any
     end: End
-    outcome: Ended | LeaseLost | None = None
+    outcome: Ended | Exception | None = None
 
 
 @dataclass
@@ -53,6 +50,7 @@ class Ahead:
     def __init__(self, settle: Callable[[], None]) -> None:
         self.lock = threading.Lock()
         self.claims: deque[Taken] = deque()
+        self.statuses: dict[str, str] = {}  # of the claims, by ident, as they were seen last
         self.fetch: Fetch | None = None
         self.unsent: list[Done] = []
         self.sent: deque[Done] = deque()  # by the thread: the worker has yet to tell of them
@@ -84,19 +82,19 @@ class Ahead:
     def _linger(self) -> None:
         while True:
             self._wake.wait()
+            self._wake.clear()
             if self._must_stop:
                 return
-            self._wake.clear()
             time.sleep(LINGER_SECONDS)
-            with suppress(RedisError, DatabaseException):  # the worker will meet it, too
+            with suppress(
+                Exception
+            ):  # the worker will meet it, too; the next time must not be the first without a thread
                 self._settle()
 
     def stop(self) -> None:
         """End the thread."""
-        self._must_stop = True
-        self._wake.set()
         if self._thread is not None:
+            self._must_stop = True
+            self._wake.set()
             self._thread.join()
-            self._thread = None
-        self._must_stop = False
-        self._wake.clear()
+            self._thread, self._must_stop = None, False

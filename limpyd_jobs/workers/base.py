@@ -10,7 +10,6 @@ import re
 import signal
 import sys
 import threading
-import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterable
@@ -31,7 +30,7 @@ LONGEST_DURATION = timedelta(seconds=recipes.LONGEST_SECONDS)  # dates end with 
 STOPPED_EXIT_CODE = 3  # of a process that was stopped within its job
 FLUSH_SECONDS = 1.0  # for what is left to be logged, before a process ends at once
 MAX_PREFETCH = 1000
-LISTENER_SECONDS = 0.1
+LOGGER_METHODS = (logging.Logger.callHandlers, logging.Logger.handle)  # before anybody has replaced them
 LONGEST_LINE = 20_000  # of the log, in characters
 
 
@@ -128,7 +127,6 @@ class BaseWorker:
         self._pid = os.getpid()
         self._id = str(threading.get_ident())[-6:]
         self._alarm = Alarm()
-        self._unheard: dict[str, float] = {}  # levels to which nobody listens -> when to look again
         self._status_callbacks: list[Callable[[Any], None]] = []
         self.keys: list[str] = []
         self.status: str | None = None
@@ -375,14 +373,9 @@ class BaseWorker:
         self._status_callbacks.append(callback)
 
     def _is_heard(self, level: str) -> bool:
-        """Does anybody listen to messages of a level? If not, they are not made; who begins to is noticed soon."""
-        if time.monotonic() < self._unheard.get(level, 0):
-            return False
-        has_own_log = type(self).log is not BaseWorker.log or not isinstance(self.logger, logging.Logger)
-        is_heard = has_own_log or has_listener(self.logger, getattr(logging, level.upper(), logging.CRITICAL))
-        if not is_heard:
-            self._unheard[level] = time.monotonic() + LISTENER_SECONDS
-        return is_heard
+        """Does anybody listen to messages of a level? If not, they are not made."""
+        has_own_log = type(self).log is not BaseWorker.log or "log" in vars(self)
+        return has_own_log or has_listener(self.logger, getattr(logging, level.upper(), logging.CRITICAL))
 
     def log(self, message: str, level: str = "info") -> None:
         """Log a message, as one line, with the id of the worker in front."""
@@ -488,8 +481,12 @@ def safe_line(text: str) -> str:
     return UNSAFE_CHARACTERS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
-def has_listener(logger: logging.Logger, level: int) -> bool:
-    """Would a message of this level be written somewhere?"""
+def has_listener(logger: Any, level: int) -> bool:
+    """Would a message of this level be written, or seen, by anybody? When in doubt, yes."""
+    if type(logger) is not logging.Logger or logger.filters:
+        return True
+    if (logging.Logger.callHandlers, logging.Logger.handle) != LOGGER_METHODS:
+        return True
     if not logger.isEnabledFor(level):
         return False
     current: logging.Logger | None = logger

@@ -16,9 +16,10 @@ from typing import Any
 from limpyd.exceptions import DoesNotExist
 from redis.exceptions import RedisError, ResponseError
 
-from .. import recipes, transitions
+from .. import recipes, transitions, wire
 from ..database import is_outage, leave_replica
 from ..exceptions import (
+    ConfigurationException,
     DatabaseException,
     JobClassError,
     LeaseLost,
@@ -96,8 +97,9 @@ class Worker(BaseWorker):
         self._has_own_success = _overrides(type(self), Worker, "job_success")
         self._has_own_start = _overrides(type(self), Worker, "job_started")
         # what looks between two jobs, or decides about the next one, must find it untouched
-        own_steps = ("job_success", "wait_for_job", "must_stop", "set_status", "requeue_delayed_jobs", "run_ended")
-        self._may_claim_early = not _overrides(type(self), Worker, *own_steps)
+        steps = ("job_success", "wait_for_job", "must_stop", "set_status", "requeue_delayed_jobs")
+        own_steps = (*steps, "job_success_message", "job_started_message")
+        self._may_claim_early = not self._has_own_keys and not _overrides(type(self), Worker, *own_steps)
         self._may_end_together = self.prefetch > 1 and self._may_claim_early
 
     def _prepare_process(self) -> None:
@@ -389,11 +391,14 @@ class Worker(BaseWorker):
         if self._pid != os.getpid():
             return
         self._ahead.stop()
-        with contextlib.suppress(RedisError, DatabaseException):  # their leases lapse then
+        try:
             with self._ahead.lock:
                 self._receive()
             self._settle()
-        tokens = [taken.claim.token for taken in self._ahead.claims if taken.claim is not None]
+        except (RedisError, DatabaseException) as error:
+            self.log(f"What has ended last is not recorded, and will run again: {error}", level="error")
+        ended = {one.end.held.token for one in self._ahead.unsent}
+        tokens = [claim.token for claim in list(self._held_claims.values()) if claim.token not in ended]
         self._ahead.claims.clear()
         if tokens:
             self._give_back(tokens[::-1])
@@ -608,6 +613,8 @@ class Worker(BaseWorker):
                 self._look_at_claims()
             taken = ahead.claims.popleft()
             claim = taken.claim
+            if taken.is_ahead:
+                taken = taken._replace(status=ahead.statuses.pop(taken.ident, taken.status))
             if claim is None or self._held_claims.get(claim.ident) is claim:  # else its lease was lost meanwhile
                 return taken
 
@@ -633,7 +640,9 @@ class Worker(BaseWorker):
         is_due = self._next_due is not None and time.monotonic() >= self._next_due
         is_last = self.num_loops + len(self._ahead.claims) >= self.max_loops
         is_failing = self._heartbeat is None or self._heartbeat.is_failing
-        return self._may_claim_early and not (is_due or is_last or is_failing or self.must_stop())
+        # a fetch keeps a connection while jobs run
+        is_pool_small = self.connection.connection_pool.max_connections < wire.SHARE
+        return self._may_claim_early and not (is_due or is_last or is_failing or is_pool_small or self.must_stop())
 
     def _receive(self) -> None:
         """Read the reply to what was asked ahead, if anything was. Under the lock of `_ahead`."""
@@ -644,15 +653,14 @@ class Worker(BaseWorker):
 
     def _look_at_claims(self) -> None:
         """See whether jobs that were claimed ahead are still to be run: a canceled one does not begin."""
-        claims = list(self._ahead.claims)
-        idents = [taken.ident for taken in claims if taken.is_ahead]
-        keys = [f"{Job.class_of(ident)._name}:{ident.partition(':')[2]}:hash" for ident in idents]
-        found = dict(zip(idents, self._ask_keys("hget", keys, "status"), strict=True))
         self._ahead.note_look()
-        self._ahead.claims.clear()
-        for taken in claims:
-            status = found.get(taken.ident, taken.status) if taken.is_ahead else taken.status
-            self._ahead.claims.append(taken._replace(status=status or ""))
+        hashes: dict[str, str] = {}
+        for taken in list(self._ahead.claims):
+            with contextlib.suppress(JobClassError):  # it is in error when its turn comes
+                if taken.is_ahead:
+                    hashes[taken.ident] = f"{Job.class_of(taken.ident)._name}:{taken.ident.partition(':')[2]}:hash"
+        found = self._ask_keys("hget", list(hashes.values()), "status")
+        self._ahead.statuses.update({ident: status or "" for ident, status in zip(hashes, found, strict=True)})
 
     def _tell_ends(self) -> None:
         """Tell of the ends that were sent with others."""
@@ -689,6 +697,9 @@ class Worker(BaseWorker):
 
     def _note_exchanged(self, done: list[Done], exchanged: Exchanged, claims_count: int) -> None:
         """Take note of what was recorded and claimed. Under the lock of `_ahead`."""
+        for outcome in exchanged.ends:
+            if isinstance(outcome, RedisError) and is_outage(outcome):
+                raise outcome  # all of it is sent again
         ahead = self._ahead
         del ahead.unsent[: len(done)]
         for one, outcome in zip(done, exchanged.ends, strict=True):
@@ -702,6 +713,7 @@ class Worker(BaseWorker):
                 self._next_due = time.monotonic() + taken.next_due
             if taken.claim is not None:
                 self._hold(taken.claim)
+                ahead.statuses.pop(taken.ident, None)
             if position == 0 or taken.kind in ("CLAIMED", "STALE", "GONE"):  # else the next claim will find it first
                 ahead.claims.append(taken)
         ahead.may_have_more = len(exchanged.claims) == claims_count
@@ -806,8 +818,7 @@ class Worker(BaseWorker):
             raise  # of an override
         job._claim, job._cached_status = taken.claim, taken.status
         job._began = self._claimed_at if taken.claim is not None else None  # or later, if it was claimed ahead
-        model: Any = type(job)
-        self._made_for = recipes.plain_life(model, self.queue_model)
+        self._note_class(job)
         return queue, job
 
     def _refresh_keys_for(self, key: str) -> None:
@@ -815,6 +826,19 @@ class Worker(BaseWorker):
         pause = 50 * self._refresh_seconds if self._refresh_seconds > LONG_REFRESH_SECONDS else 0
         if key not in self.keys and time.monotonic() - self._updated_keys >= pause:
             self._refresh_keys()
+
+    def _note_class(self, job: Any) -> None:
+        """What the next exchange knows of the class of the last job, if it is one of ours."""
+        model: Any = type(job)
+        self._made_for = transitions.NO_CLASS
+        with contextlib.suppress(ConfigurationException):  # it is told where the class is registered
+            if issubclass(model, Job):
+                self._made_for = recipes.plain_life(model, self.queue_model)
+
+    def _let_go(self, claim: Claim) -> None:
+        """A claim is over; the same job may have been claimed again meanwhile."""
+        if self._held_claims.get(claim.ident) is claim:
+            self._held_claims.pop(claim.ident, None)
 
     def _hold(self, claim: Claim) -> None:
         self._held_claims[claim.ident] = claim
@@ -898,7 +922,7 @@ class Worker(BaseWorker):
         finally:
             self._current_job = None
             if claim is not None and not job._ends_later:  # else it is kept until its end is recorded
-                self._held_claims.pop(claim.ident, None)
+                self._let_go(claim)
 
     def _pass_over(self, queue: Any, job: Any) -> None:
         """Delay a job whose status asks for it, or let go of it."""
@@ -910,8 +934,8 @@ class Worker(BaseWorker):
             self._settle_end(job, queue, self._write_skip)
 
     def _run_job(self, queue: Any, job: Any) -> None:
-        if job._is_ahead:
-            self._begin(job, queue)
+        if job._is_ahead and not self._begin(job, queue):
+            return
         self._call_hook(job, queue, self.job_started)
         is_ours = job._claim is not None
         self._was_interrupted = False
@@ -929,15 +953,22 @@ class Worker(BaseWorker):
                 raise SystemExit  # a process that the job has forked: the end of the job is not its business
             self._end_in_success(queue, job, result, is_ours)
 
-    def _begin(self, job: Any, queue: Any) -> None:
-        """A job that was claimed ahead runs now: it is noted when it takes long, or when its end is recorded."""
+    def _begin(self, job: Any, queue: Any) -> bool:
+        """A job that was claimed ahead runs now, if it may: that is noted when it takes long, or with its end.
+
+        Where a hook looks at its start, it is noted before.
+        """
         job._began = utcnow()
         with self._ahead.lock:
             self._ahead.running = job._claim._replace(start=str(job._began))
-        if self._has_own_start or _has_method(job, "on_started"):
-            self._call_hook(job, queue, self._note_begun)
-        else:
+        job._note_begun = lambda: self._note_begun(job, queue)
+        if not self._has_own_start and not _has_method(job, "on_started"):
             self._ahead.wake()
+            return True
+        self._call_hook(job, queue, self._note_begun)
+        if job._claim is not None and job._cached_status != STATUSES.WAITING:
+            self._pass_over(queue, job)
+        return job._claim is not None
 
     def _note_begun(self, job: Any, queue: Any) -> None:
         """Note in Redis that a job that was claimed ahead runs, unless that has been done.
@@ -946,12 +977,16 @@ class Worker(BaseWorker):
             LeaseLost: it is somebody else's by now.
         """
         if job._is_ahead:
+            job._is_ahead, job._note_begun = False, None
             with self._ahead.lock:
                 running, self._ahead.running = self._ahead.running, None
-            job._is_ahead = False
             if running is not None:
-                call = transitions.begin(self._namespace, running, running.start)
-                repair_indexes(self._until_answered(lambda: self._send_call(call)).changes)
+                ended = self._end_alone(transitions.begin(self._namespace, running, running.start))
+                repair_indexes(ended.changes)
+                if ended.kind == "CHANGED":
+                    job._cached_status = ended.status
+                elif ended.kind == "GONE":
+                    self._release_claim(job)
 
     def _settle_from_thread(self) -> None:
         """Send what has been waiting for a while: the ends, and that the running job runs."""
@@ -1015,6 +1050,8 @@ class Worker(BaseWorker):
         try:
             if isinstance(outcome, LeaseLost):
                 self._tell_lost_lease(job, queue, outcome)
+            elif isinstance(outcome, Exception):
+                self.log(f"The end of {done.end.held.ident} cannot be recorded: {outcome}", level="error")
             elif outcome is not None and outcome.kind == "CHANGED":
                 job._cached_status = outcome.status
                 self._pass_over(queue, job)
@@ -1023,7 +1060,7 @@ class Worker(BaseWorker):
                 self._log_message(job, self.job_success_message, queue, done.result)
         finally:
             self._current_job = None
-            self._held_claims.pop(done.end.held.ident, None)
+            self._let_go(done.end.held)
 
     def _moved_itself(self, job: Any, queue: Any) -> None:
         """The callback put the job in a queue again: that is where it stays, and this run records no end."""
@@ -1103,7 +1140,7 @@ class Worker(BaseWorker):
 
     def _release_claim(self, job: Any) -> None:
         if job._claim is not None:
-            self._held_claims.pop(job._claim.ident, None)
+            self._let_go(job._claim)
         job._last_claim, job._claim = job._claim, None
 
     # --- What becomes of a job: write, log, call
@@ -1155,7 +1192,7 @@ class Worker(BaseWorker):
             exchange = self._exchange_call(done, 1, self._looks_at_keys())
             self._note_exchanged(done, self._until_answered(lambda: self._send_call(exchange)), 1)
             outcome = self._ahead.sent.pop().outcome
-        if isinstance(outcome, LeaseLost):
+        if isinstance(outcome, Exception):
             raise outcome
         assert outcome is not None
         return outcome
