@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import sys
+import threading
 import time
 import weakref
 from collections import Counter
@@ -440,6 +441,15 @@ def _subclasses(model: Any) -> Iterator[Any]:
         yield from _subclasses(child)
 
 
+class _UnsentEnds(threading.local):
+    """What the worker in this thread has to do before a job is put in a queue: it may hold back the end of that one."""
+
+    settle: Callable[[], None] | None = None
+
+
+unsent_ends = _UnsentEnds()
+
+
 class Job(BaseJobsModel):
     """Something to do: the record, and in `run` the doing.
 
@@ -682,6 +692,8 @@ class Job(BaseJobsModel):
         patience = _seconds("retry_for", cls.retry_for if retry_for is None else retry_for)
         options = (queue_name, priority, queue_model, prepend, delayed_for, delayed_until)
         defaults = dict(zip(OPTIONS, options, strict=True))
+        if unsent_ends.settle is not None:
+            unsent_ends.settle()
         bulk = _Bulk(cls, patience)
         with bulk:
             for given in specs:
@@ -822,6 +834,8 @@ class Job(BaseJobsModel):
         Raises:
             ConfigurationException: `get_queue` is overridden, and does not make the queue that it is asked for.
         """
+        if unsent_ends.settle is not None:
+            unsent_ends.settle()
         made: set[str] = set()  # several: another client may change the priority meanwhile
         while (done := cls._send(call, retry_for)).kind == "NO_QUEUE":
             if done.queue_priority in made:

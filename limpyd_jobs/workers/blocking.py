@@ -28,7 +28,7 @@ from ..exceptions import (
     WorkerLost,
     WrongKeyType,
 )
-from ..models import Error, Job, Queue, _overrides, all_job_models, printable, repair_indexes
+from ..models import Error, Job, Queue, _overrides, all_job_models, printable, repair_indexes, unsent_ends
 from ..modules import ANY, allowed_modules, is_dotted_name
 from ..statuses import STATUSES
 from ..transitions import Claim, Doomed, End, Ended, Exchanged, Taken
@@ -374,6 +374,7 @@ class Worker(BaseWorker):
             self.connection, [self._side_key("doorbell", name) for name in self.queues], self._alarm
         )
         heartbeat.start()
+        unsent_ends.settle = self._settle_for_adding if self.prefetch > 1 else None
         try:
             self._prepare_queues()
             if not self.must_stop():
@@ -391,15 +392,25 @@ class Worker(BaseWorker):
         if self._pid != os.getpid():
             return
         self._ahead.stop()
+        unsent_ends.settle = None
         try:
             with self._ahead.lock:
                 self._receive()
+        except (RedisError, DatabaseException):
+            pass  # what it recorded and claimed is asked for again below
+        try:
             self._settle()
         except (RedisError, DatabaseException) as error:
             self.log(f"What has ended last is not recorded, and will run again: {error}", level="error")
+        self._give_back_held()
+
+    def _give_back_held(self) -> None:
+        """Give back what is claimed and has not ended, in its order, also where the reply to the claim is missing."""
         ended = {one.end.held.token for one in self._ahead.unsent}
         tokens = [claim.token for claim in list(self._held_claims.values()) if claim.token not in ended]
         self._ahead.claims.clear()
+        if self.prefetch > 1:
+            tokens += [self._token(self._claims_made + number) for number in range(1, self.prefetch + 1)]
         if tokens:
             self._give_back(tokens[::-1])
 
@@ -944,7 +955,7 @@ class Worker(BaseWorker):
         except BaseException as exception:  # of every kind: what a job raises is its error, not the end of the worker
             if self._must_not_be_caught(exception):
                 if self._pid == os.getpid() and job._claim:
-                    self._give_back([job._claim.token])
+                    self._give_back_held()
                 raise
             trace = format_trace() if self.save_tracebacks else None
             self._end_in_error(queue, job, exception, trace, is_ours)
@@ -987,6 +998,15 @@ class Worker(BaseWorker):
                     job._cached_status = ended.status
                 elif ended.kind == "GONE":
                     self._release_claim(job)
+
+    def _settle_for_adding(self) -> None:
+        """Send the ends that are left: a job that is about to be added may have the identifier of one of them."""
+        if self._ahead.unsent or self._ahead.fetch is not None:
+            with contextlib.suppress(RedisError, DatabaseException), self._ahead.lock:
+                self._receive()
+                done = list(self._ahead.unsent)
+                if done:
+                    self._note_exchanged(done, self._send_call(self._exchange_call(done, 0, False)), 0)
 
     def _settle_from_thread(self) -> None:
         """Send what has been waiting for a while: the ends, and that the running job runs."""

@@ -279,7 +279,7 @@ def test_the_scripts_for_other_fields_of_a_class_differ() -> None:
 
 def test_the_script_for_a_class_is_the_same_each_time() -> None:
     first = lua.load("add_alike", str(recipes.alike(Job, NAMES)))
-    recipes.alike.cache_clear()
+    recipes._alike.clear()
 
     assert lua.load("add_alike", str(recipes.alike(Job, NAMES))) is first
 
