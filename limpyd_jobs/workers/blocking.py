@@ -79,9 +79,7 @@ class Worker(BaseWorker):
         self._recover_after = self.lease_seconds / 3
         self._known_caller: transitions.Caller | None = None
         self._claimed_at = utcnow()  # by the clock of this machine
-        self._made_for = recipes.plain_life(
-            Job, self.queue_model
-        )  # what the next call knows of the class of the last job
+        self._made_for = transitions.NO_CLASS  # what the next exchange knows of the class of the last job
         self._known_keys: frozenset[str] = frozenset()
         self._refresh_seconds = 0.0  # what the last refresh of the keys took
         self._poll_seconds: float = POLL_SECONDS
@@ -327,9 +325,8 @@ class Worker(BaseWorker):
     def stop_now(self) -> None:
         """Give the job back to the head of its queue, its try not counted, and end the process with the exit code 3."""
         try:
-            made = (
-                self._claims_made
-            )  # the last ones may not be among those that are held yet, the next ones be under way
+            # the last ones may not be among those that are held yet, and the next ones be under way
+            made = self._claims_made
             last = made + max(self.prefetch, 1)
             tokens = [claim.token for claim in list(self._held_claims.values())]
             tokens += [self._token(number) for number in range(made, last + 1)]

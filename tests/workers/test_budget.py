@@ -268,3 +268,56 @@ def test_an_idle_worker_with_prefetch_costs_two_round_trips_a_second_at_most() -
         seconds = time.monotonic() - started
 
     assert count.reads <= 2 * seconds
+
+
+# --- What is stored does not matter
+
+
+def test_what_is_stored_makes_neither_adding_nor_running_look_at_more_keys() -> None:
+    def calls(step: Any) -> int:
+        def count() -> int:
+            stats = client().info("commandstats")
+            return sum(stats[f"cmdstat_{name}"]["calls"] for name in IN_SCRIPTS if f"cmdstat_{name}" in stats)
+
+        before = count()
+        step()
+        return count() - before
+
+    def run(jobs: int) -> None:
+        Worker("flat", callback=lambda job, queue: None, max_loops=jobs).run()
+
+    def measured(identifier: str) -> tuple[int, int]:
+        """Commands of the scripts for adding a job, and for running ten, without the start of the worker."""
+        added = calls(lambda: Job.add_job(identifier, "flat"))
+        return added, calls(lambda: run(12)) - calls(lambda: run(2))
+
+    Job.add_jobs([f"first {number}" for number in range(20)], "flat")
+    run(1)
+    few = measured("few")
+
+    Job.add_jobs([f"ended {number}" for number in range(500)], "flat", priority=1)
+    Worker("flat", callback=lambda job, queue: None, max_loops=500, prefetch=100).run()
+    Job.add_jobs([f"waiting {number}" for number in range(2_000)], "flat")
+    for priority in range(-300, 0):
+        Job.add_job(f"priority {priority}", "flat", priority=priority)
+    many = measured("many")
+
+    assert many[0] <= few[0] + 1  # the doorbell may be full or not
+    assert abs(many[1] - few[1]) <= 20
+
+
+IN_SCRIPTS = (
+    "sadd",
+    "srem",
+    "sinter",
+    "scard",
+    "hset",
+    "hmget",
+    "hdel",
+    "zadd",
+    "zrem",
+    "rpush",
+    "lpop",
+    "lindex",
+    "zrevrange",
+)
