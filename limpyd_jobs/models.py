@@ -47,6 +47,15 @@ TELL_AGAIN_SECONDS = 60
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
+def _copied(field: Any) -> Any:
+    """A field for an instance. A primary key is asked for by most jobs, and has nothing that must not be shared."""
+    if type(field) not in (fields.PKField, fields.AutoPKField):
+        return field.__copy__()
+    copied = object.__new__(type(field))
+    copied.__dict__.update(field.__dict__)
+    return copied
+
+
 def _no_fields() -> tuple[Any, ...]:
     return ()
 
@@ -79,7 +88,7 @@ class BaseJobsModel(RelatedModel):
             raise AttributeError(f"{cls.__name__!r} object has no attribute {name!r}")
         if name == "pk" and name not in cls._fields:
             return getattr(self, cls._redis_attr_pk.name)
-        field = getattr(cls, f"_redis_attr_{name}").__copy__()
+        field = _copied(getattr(cls, f"_redis_attr_{name}"))
         field._attach_to_instance(self)
         self.__dict__[name] = field
         return field

@@ -71,7 +71,7 @@ class Sent:
 
     def reply(self) -> Any:
         """The reply; None when there is none: it was not sent, or the connection broke, or Redis has not the script."""
-        if self._connection is None:
+        if self._connection is None or self._connection.pid != os.getpid():  # another process waits for it
             return None
         try:
             reply = self._connection.read_response()

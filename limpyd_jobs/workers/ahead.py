@@ -6,14 +6,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..fields import Writes
 from ..transitions import Claim, End, Ended, Exchanged, SentCall, Taken
 
 LINGER_SECONDS = 0.02  # how long an end may wait for others, and a job that was claimed ahead run without being noted
+AGAIN_SECONDS = 0.5  # after a failure
 LOOK_SECONDS = 0.01  # how old what is known of the statuses of jobs that were claimed ahead may be, when one begins
 
 
@@ -28,6 +28,13 @@ class Done:
     outcome: Ended | Exception | None = None
 
 
+class Look(NamedTuple):
+    """When the statuses of the claims were seen: after so many writes of this process, and by the monotonic clock."""
+
+    writes: int = -1
+    at: float = 0.0
+
+
 @dataclass
 class Fetch:
     """An exchange that is on its way: the ends that it records, and how many claims it asks for."""
@@ -35,6 +42,7 @@ class Fetch:
     sent: SentCall[Exchanged]
     done: list[Done]
     claims_count: int
+    look: Look
 
 
 class Ahead:
@@ -56,20 +64,20 @@ class Ahead:
         self.sent: deque[Done] = deque()  # by the thread: the worker has yet to tell of them
         self.running: Claim | None = None  # claimed ahead, begun, and not noted as RUNNING
         self.may_have_more = False  # did the last exchange give all the claims that it was asked for?
-        self._looked_at, self._writes = 0.0, 0
+        self.look = Look()
         self._settle = settle
         self._wake = threading.Event()
         self._must_stop = False
         self._thread: threading.Thread | None = None
 
-    def note_look(self) -> None:
-        """The statuses of the claims are known."""
-        self._looked_at, self._writes = time.monotonic(), Writes.count
+    def new_look(self) -> Look:
+        """A look that is taken now."""
+        return Look(Writes.count, time.monotonic())
 
     @property
     def must_look(self) -> bool:
         """May a status have changed: was one written here, or is it a while since somebody looked?"""
-        return self._writes != Writes.count or time.monotonic() - self._looked_at > LOOK_SECONDS
+        return self.look.writes != Writes.count or time.monotonic() - self.look.at > LOOK_SECONDS
 
     def wake(self) -> None:
         """There is something to settle, if the worker does not come to it before."""
@@ -86,10 +94,11 @@ class Ahead:
             if self._must_stop:
                 return
             time.sleep(LINGER_SECONDS)
-            with suppress(
-                Exception
-            ):  # the worker will meet it, too; the next time must not be the first without a thread
+            try:
                 self._settle()
+            except Exception:  # the worker will meet it, too, but perhaps not soon
+                time.sleep(AGAIN_SECONDS)
+                self._wake.set()
 
     def stop(self) -> None:
         """End the thread."""

@@ -33,7 +33,7 @@ from ..modules import ANY, allowed_modules, is_dotted_name
 from ..statuses import STATUSES
 from ..transitions import Claim, Doomed, End, Ended, Exchanged, Taken
 from ..utils import parse_datetime, pauses, score_to_datetime, utcnow
-from .ahead import Ahead, Done, Fetch
+from .ahead import Ahead, Done, Fetch, Look
 from .base import FLUSH_SECONDS, BaseWorker, format_trace, new_worker_key, try_for
 from .doorbell import Alarm, Doorbell
 from .heartbeat import Heartbeat, own_client
@@ -127,7 +127,7 @@ class Worker(BaseWorker):
     def _end_alone(self, call: transitions.Call[Any]) -> Any:
         """Record the end of one job, after those that were to be sent with others."""
         if self._ahead.unsent or self._ahead.fetch is not None:
-            self._settle()
+            self._until_answered(self._settle)
         return self._until_answered(lambda: self._send_call(call))
 
     def _until_answered(self, send: Callable[[], Any]) -> Any:
@@ -613,6 +613,7 @@ class Worker(BaseWorker):
         """What comes next."""
         ahead = self._ahead
         while True:
+            self._tell_ends()
             if self.prefetch > 1:
                 self._fetch_ahead()
             if not ahead.claims:
@@ -627,6 +628,8 @@ class Worker(BaseWorker):
                 return taken
 
     def _claims_wanted(self) -> int:
+        if self._heartbeat is None:  # `wait_for_job` is called without `run`: nobody renews what is not asked for
+            return 1
         left = self.max_loops - self.num_loops - len(self._ahead.claims)
         return max(min(self.prefetch - len(self._ahead.claims), left), 1)
 
@@ -641,8 +644,9 @@ class Worker(BaseWorker):
         elif 0 < len(ahead.claims) <= self.prefetch // 2 and ahead.may_have_more and self._may_fetch():
             with ahead.lock:
                 done, claims_count = list(ahead.unsent), self._claims_wanted()
-                call = self._exchange_call(done, claims_count, False, first_runs=False)
-                ahead.fetch = Fetch(transitions.SentCall(self.connection, call), done, claims_count)
+                call = self._exchange_call(done, claims_count, self._looks_at_keys(), first_runs=False)
+                look = ahead.new_look()
+                ahead.fetch = Fetch(transitions.SentCall(self.connection, call), done, claims_count, look)
 
     def _may_fetch(self) -> bool:
         is_due = self._next_due is not None and time.monotonic() >= self._next_due
@@ -656,12 +660,12 @@ class Worker(BaseWorker):
         """Read the reply to what was asked ahead, if anything was. Under the lock of `_ahead`."""
         fetch, self._ahead.fetch = self._ahead.fetch, None
         if fetch is not None:
-            self._note_exchanged(fetch.done, fetch.sent.read(), fetch.claims_count)
+            self._note_exchanged(fetch.done, fetch.sent.read(), fetch.claims_count, fetch.look)
             self._outage.end()
 
     def _look_at_claims(self) -> None:
         """See whether jobs that were claimed ahead are still to be run: a canceled one does not begin."""
-        self._ahead.note_look()
+        self._ahead.look = self._ahead.new_look()
         hashes: dict[str, str] = {}
         for taken in list(self._ahead.claims):
             with contextlib.suppress(JobClassError):  # it is in error when its turn comes
@@ -693,6 +697,7 @@ class Worker(BaseWorker):
         if not claims_count and not done:
             return None
         started, looks_at_keys = time.monotonic(), claims_count > 0 and self._looks_at_keys()
+        look = self._ahead.new_look()
         call = self._exchange_call(done, claims_count, looks_at_keys)
         exchanged: Exchanged = (
             self._send_call(call) if claims_count else self._until_answered(lambda: self._send_call(call))
@@ -700,11 +705,17 @@ class Worker(BaseWorker):
         if looks_at_keys:  # with thousands of queues less often, so that it takes 2% of the time at most
             self._poll_seconds = max(POLL_SECONDS, 50 * (time.monotonic() - started))
         self._outage.end()
-        self._note_exchanged(done, exchanged, claims_count)
+        self._note_exchanged(done, exchanged, claims_count, look)
         return exchanged
 
-    def _note_exchanged(self, done: list[Done], exchanged: Exchanged, claims_count: int) -> None:
-        """Take note of what was recorded and claimed. Under the lock of `_ahead`."""
+    def _note_exchanged(
+        self, done: list[Done], exchanged: Exchanged, claims_count: int, look: Look | None = None
+    ) -> None:
+        """Take note of what was recorded and claimed. Under the lock of `_ahead`.
+
+        Args:
+            look: from when on what it says of the claims may be old.
+        """
         for outcome in exchanged.ends:
             if isinstance(outcome, RedisError) and is_outage(outcome):
                 raise outcome  # all of it is sent again
@@ -715,7 +726,7 @@ class Worker(BaseWorker):
             ahead.sent.append(one)
         if exchanged.claims:  # while no reply comes, the tokens stay: the claims may have been made
             self._claims_made += claims_count
-            ahead.note_look()
+            ahead.look = min(look or ahead.new_look(), ahead.look if ahead.claims else ahead.new_look())
         for position, taken in enumerate(exchanged.claims):
             if taken.next_due is not None:
                 self._next_due = time.monotonic() + taken.next_due
@@ -730,7 +741,7 @@ class Worker(BaseWorker):
         self, done: list[Done], claims_count: int, looks_at_keys: bool, first_runs: bool = True
     ) -> transitions.Call[Exchanged]:
         now = time.monotonic()
-        looks_around = looks_at_keys or now - self._looked_around >= AROUND_SECONDS
+        looks_around = claims_count > 0 and (looks_at_keys or now - self._looked_around >= AROUND_SECONDS)
         if looks_around:
             self._looked_around = now
         keys: Any = self.keys if looks_at_keys else ()
@@ -984,20 +995,20 @@ class Worker(BaseWorker):
         Raises:
             LeaseLost: it is somebody else's by now.
         """
-        if job._is_ahead:
+        if job._is_ahead and self._pid == os.getpid():
             job._is_ahead, job._note_begun = False, None
             with self._ahead.lock:
                 running, self._ahead.running = self._ahead.running, None
             if running is not None:
                 ended = self._end_alone(transitions.begin(self._namespace, running, running.start))
                 repair_indexes(ended.changes)
-                if ended.kind == "CHANGED":
+                if ended.kind in ("CHANGED", "GONE"):
                     job._cached_status = ended.status
-                elif ended.kind == "GONE":
-                    self._release_claim(job)
 
     def _settle_for_adding(self) -> None:
         """Send the ends that are left: a job that is about to be added may have the identifier of one of them."""
+        if self._pid != os.getpid():
+            return  # a process that a job has forked: the ends are not its business
         if self._ahead.unsent or self._ahead.fetch is not None:
             with contextlib.suppress(RedisError, DatabaseException), self._ahead.lock:
                 self._receive()

@@ -636,7 +636,9 @@ def test_begin_gone_for_a_job_whose_record_was_deleted(ahead: Any) -> None:
     job.delete()
 
     assert begin(held).kind == "GONE"
+    assert held.ident in client().hgetall("jobs:claims")  # until its end
 
+    assert send(transitions.skip("jobs", held)).kind == "GONE"
     assert held.ident not in client().hgetall("jobs:claims")
 
 

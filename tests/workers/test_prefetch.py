@@ -840,3 +840,53 @@ def test_a_record_that_breaks_while_its_job_runs_does_not_stop_the_others(log: L
         finally:
             client().delete(f"jobs:prefetchjob:{jobs[1].pk.get()}:hash")
             client().rename("saved", f"jobs:prefetchjob:{jobs[1].pk.get()}:hash")
+
+
+# --- In the middle of a long queue
+
+
+def test_ends_are_told_while_there_is_more_to_do() -> None:
+    """Jobs of some milliseconds: the thread sends their ends, and the worker must come to tell of them."""
+    add(300)
+    untold: list[int] = []
+
+    def run(job: Any, queue: Any) -> None:
+        time.sleep(0.002)
+        untold.append(len(worker._ahead.sent))
+
+    worker = idle(prefetch=20, callback=run, max_loops=300)
+    worker.run()
+
+    assert max(untold) <= 60
+    assert worker._held_claims == {}
+
+
+def test_a_delayed_job_that_becomes_due_does_not_wait_for_the_whole_queue() -> None:
+    add(400)
+    ran: list[str] = []
+
+    def run(job: Any, queue: Any) -> None:
+        ran.append(job.identifier.hget())
+        time.sleep(0.005)
+        if len(ran) == 10:
+            PrefetchJob.add_job("due", "test", priority=100, delayed_for=0.1)
+
+    work(401, prefetch=20, callback=run)
+
+    assert ran.index("due") < 300
+
+
+def test_a_job_that_this_process_cancels_while_its_claim_is_on_the_way_is_not_begun() -> None:
+    jobs = add(60)
+    ran: list[str] = []
+
+    def run(job: Any, queue: Any) -> None:
+        ran.append(job.pk.get())
+        if job.pk.get() == jobs[17].pk.get():
+            for other in jobs[20:24]:
+                other.status.hset(STATUSES.CANCELED)
+
+    work(60, prefetch=20, callback=run)
+
+    assert not {job.pk.get() for job in jobs[20:24]} & set(ran)
+    assert [job.status.hget() for job in jobs[20:24]] == [STATUSES.CANCELED] * 4
