@@ -283,6 +283,8 @@ class Queue(BaseJobsModel):
 
     def _place(self, job: Job, prepend: bool, delay: Delay) -> None:
         subject, model = job._subject(), type(self)
+        if unsent_ends.settle is not None:
+            unsent_ends.settle()
         if job._note_begun is not None:
             job._note_begun()
         call = transitions.place(
@@ -476,7 +478,7 @@ class Job(BaseJobsModel):
     queued = InstanceHashField(indexable=True)
     cancel_on_error = InstanceHashField()
     queue_key = InstanceHashField()  # the key prefix of the queue that it is, or was last, in: `jobs:queue:3`
-    recoveries = InstanceHashField()  # how often the lease lapsed while it ran, since it was queued
+    recoveries = InstanceHashField()  # how often the lease lapsed while it ran, or may have
 
     queue_model: Any = Queue
     queue_name: str | None = None

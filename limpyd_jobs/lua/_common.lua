@@ -699,7 +699,7 @@ local function claim_next(wanted)
       local name = redis.call('HGET', values[7] .. ':hash', 'name') or ''
       local is_ahead = values[1] == 'w'
       if values[1] == 'r' then values[1] = 'w' end
-      return answer(again, values[7], name, recipe, values, is_ahead), wanted.max_recoveries and count_of(values[8]) == 0
+      return answer(again, values[7], name, recipe, values, is_ahead), wanted.max_recoveries and not values[8]
     end
     drop_lease(namespace, again, token)  -- the record was deleted meanwhile
   end
@@ -729,7 +729,7 @@ local function claim_next(wanted)
   elseif redis.call('HEXISTS', claims, ident) == 1 then
     status = 'r'
   elseif status == 'w' or status == 'd' or status == 'c' then  -- the lease first: the job is never in no place
-    has_next = status == 'w' and count_of(values[8]) == 0 and (recipe.max_recoveries or wanted.max_recoveries or 0) > 0
+    has_next = status == 'w' and not values[8] and (recipe.max_recoveries or wanted.max_recoveries or 0) > 0
     if wanted.is_ahead and not has_next then return nil end
     local index = status == 'w' and wanted.looks_around and (broken_index(recipe, 'status', 'w', 'r')
       or broken_index(recipe, 'status', 's', 'e') or broken_index(recipe, 'queued', '1'))

@@ -103,7 +103,8 @@ local function prepare()
   claim_other = function(token, is_ahead)
     wanted.token, wanted.is_ahead = token, is_ahead
     local reply, has_next = claim_next(wanted)
-    changed, wanted.keys, wanted.looks_around = {}, NOTHING, false
+    changed, wanted.looks_around = {}, false
+    if not wanted.by_keys then wanted.keys = NOTHING end
     return reply, has_next
   end
 end

@@ -44,7 +44,7 @@ local function decide(ident, recipe, pk)
       write_fields(recipe, pk, {'recoveries'}, {tostring(count)})
       return doom(recipe, pk, ident, old_token, 'LOST')
     end
-  elseif values[1] == 'w' then  -- it may have been claimed ahead with the one that took its worker down: it goes alone now
+  elseif values[1] == 'w' then  -- claimed ahead: perhaps it had just begun and took its worker down; it goes alone now
     count = math.max(count_of(values[2]), 1)
   end
   local done = give_back(namespace, queue_model, recipe, pk, ident, old_token)
