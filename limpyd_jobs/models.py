@@ -63,6 +63,15 @@ def _no_fields() -> tuple[Any, ...]:
 logger = logging.getLogger("limpyd-jobs")
 
 
+class _UnsentEnds(threading.local):
+    """What the worker in this thread has to do before a job is put in a queue: it may hold back the end of that one."""
+
+    settle: Callable[[], None] | None = None
+
+
+unsent_ends = _UnsentEnds()
+
+
 class BaseJobsModel(RelatedModel):
     """The base of all our models: one database, one namespace, fields whose writes are atomic."""
 
@@ -169,6 +178,8 @@ class BaseJobsModel(RelatedModel):
         waits: Iterator[float] | None = None
         while True:
             try:
+                if unsent_ends.settle is not None:
+                    unsent_ends.settle()
                 return send(cls.database.connection)
             except (RedisError, DatabaseException) as error:
                 waits = waits or pauses(longest=1)
@@ -283,8 +294,6 @@ class Queue(BaseJobsModel):
 
     def _place(self, job: Job, prepend: bool, delay: Delay) -> None:
         subject, model = job._subject(), type(self)
-        if unsent_ends.settle is not None:
-            unsent_ends.settle()
         if job._note_begun is not None:
             job._note_begun()
         call = transitions.place(
@@ -450,15 +459,6 @@ def _subclasses(model: Any) -> Iterator[Any]:
     for child in model.__subclasses__():
         yield child
         yield from _subclasses(child)
-
-
-class _UnsentEnds(threading.local):
-    """What the worker in this thread has to do before a job is put in a queue: it may hold back the end of that one."""
-
-    settle: Callable[[], None] | None = None
-
-
-unsent_ends = _UnsentEnds()
 
 
 class Job(BaseJobsModel):
@@ -703,8 +703,7 @@ class Job(BaseJobsModel):
         patience = _seconds("retry_for", cls.retry_for if retry_for is None else retry_for)
         options = (queue_name, priority, queue_model, prepend, delayed_for, delayed_until)
         defaults = dict(zip(OPTIONS, options, strict=True))
-        if unsent_ends.settle is not None:
-            unsent_ends.settle()
+        cls._patiently(lambda client: None, patience)  # the ends of this worker, before the thread of `bulk` adds
         bulk = _Bulk(cls, patience)
         with bulk:
             for given in specs:
@@ -845,8 +844,6 @@ class Job(BaseJobsModel):
         Raises:
             ConfigurationException: `get_queue` is overridden, and does not make the queue that it is asked for.
         """
-        if unsent_ends.settle is not None:
-            unsent_ends.settle()
         made: set[str] = set()  # several: another client may change the priority meanwhile
         while (done := cls._send(call, retry_for)).kind == "NO_QUEUE":
             if done.queue_priority in made:

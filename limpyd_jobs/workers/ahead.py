@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -56,7 +57,8 @@ class Ahead:
     """
 
     def __init__(self, settle: Callable[[], None]) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
+        self.is_sending = False
         self.claims: deque[Taken] = deque()
         self.statuses: dict[str, str] = {}  # of the claims, by ident, as they were seen last
         self.fetch: Fetch | None = None
@@ -69,6 +71,16 @@ class Ahead:
         self._wake = threading.Event()
         self._must_stop = False
         self._thread: threading.Thread | None = None
+
+    @contextmanager
+    def sending(self) -> Iterator[None]:
+        """Hold the lock for an exchange; whoever comes in between in the same thread, from a handler, finds it so."""
+        with self.lock:
+            self.is_sending = True
+            try:
+                yield
+            finally:
+                self.is_sending = False
 
     def new_look(self) -> Look:
         """A look that is taken now."""

@@ -391,7 +391,7 @@ class Worker(BaseWorker):
         self._ahead.stop()
         unsent_ends.settle = None
         try:
-            with self._ahead.lock:
+            with self._ahead.sending():
                 self._receive()
         except (RedisError, DatabaseException):
             pass  # what it recorded and claimed is asked for again below
@@ -406,10 +406,8 @@ class Worker(BaseWorker):
         ended = {one.end.held.token for one in self._ahead.unsent}
         tokens = [claim.token for claim in list(self._held_claims.values()) if claim.token not in ended]
         self._ahead.claims.clear()
-        if self.prefetch > 1:
-            tokens += [self._token(self._claims_made + number) for number in range(1, self.prefetch + 1)]
-        if tokens:
-            self._give_back(tokens[::-1])
+        tokens += [self._token(self._claims_made + number) for number in range(1, max(self.prefetch, 1) + 1)]
+        self._give_back(tokens[::-1])
 
     def _wait_for_database(self) -> bool:
         """Wait until the database answers, if it is used for the first time; False when the worker must stop before."""
@@ -638,11 +636,11 @@ class Worker(BaseWorker):
         ahead = self._ahead
         if ahead.fetch is not None:
             if not ahead.claims:
-                with ahead.lock:
+                with ahead.sending():
                     self._receive()
                 self._tell_ends()
         elif 0 < len(ahead.claims) <= self.prefetch // 2 and ahead.may_have_more and self._may_fetch():
-            with ahead.lock:
+            with ahead.sending():
                 done, claims_count = list(ahead.unsent), self._claims_wanted()
                 call = self._exchange_call(done, claims_count, self._looks_at_keys(), first_runs=False)
                 look = ahead.new_look()
@@ -683,7 +681,7 @@ class Worker(BaseWorker):
         """Send the ends that are left, and tell of them; claim the next jobs, up to `claims_count`."""
         ahead = self._ahead
         while True:
-            with ahead.lock:
+            with ahead.sending():
                 self._receive()
                 exchanged = self._exchange(claims_count)
             self._tell_ends()
@@ -735,7 +733,9 @@ class Worker(BaseWorker):
                 ahead.statuses.pop(taken.ident, None)
             if position == 0 or taken.kind in ("CLAIMED", "STALE", "GONE"):  # else the next claim will find it first
                 ahead.claims.append(taken)
-        ahead.may_have_more = len(exchanged.claims) == claims_count
+        if claims_count:
+            claims = exchanged.claims
+            ahead.may_have_more = len(claims) == claims_count and claims[-1].kind == "CLAIMED"
 
     def _exchange_call(
         self, done: list[Done], claims_count: int, looks_at_keys: bool, first_runs: bool = True
@@ -900,6 +900,7 @@ class Worker(BaseWorker):
         """Record the error of a job that this worker holds and cannot have."""
         record = self._record_of_unseen(claim.ident, claim.queue_name, claim.identifier, error)
         text = record.text if record else ""
+        self._settle()  # else what is repeated of it would not be known any more
         ended = self._send_call(transitions.fail(self._namespace, claim, str(utcnow()), None, text))
         self._note_history(claim, "errors", ended)
         self._tell_unsaved(claim, ended, text)
@@ -1009,8 +1010,8 @@ class Worker(BaseWorker):
         """Send the ends that are left: a job that is about to be added may have the identifier of one of them."""
         if self._pid != os.getpid():
             return  # a process that a job has forked: the ends are not its business
-        if self._ahead.unsent or self._ahead.fetch is not None:
-            with contextlib.suppress(RedisError, DatabaseException), self._ahead.lock:
+        if (self._ahead.unsent or self._ahead.fetch is not None) and not self._ahead.is_sending:
+            with self._ahead.sending():
                 self._receive()
                 done = list(self._ahead.unsent)
                 if done:
@@ -1019,7 +1020,7 @@ class Worker(BaseWorker):
     def _settle_from_thread(self) -> None:
         """Send what has been waiting for a while: the ends, and that the running job runs."""
         ahead = self._ahead
-        with ahead.lock:
+        with ahead.sending():
             self._receive()
             if ahead.unsent:
                 done = list(ahead.unsent)
@@ -1074,7 +1075,7 @@ class Worker(BaseWorker):
     def _tell_end(self, done: Done) -> None:
         """What `job_success` does after the write, for an end that was sent with others."""
         job, queue, outcome = done.job, done.queue, done.outcome
-        self._current_job = job
+        former, self._current_job = self._current_job, job
         try:
             if isinstance(outcome, LeaseLost):
                 self._tell_lost_lease(job, queue, outcome)
@@ -1087,7 +1088,7 @@ class Worker(BaseWorker):
                 self._take_note_of_success(job, done.end.held, outcome)
                 self._log_message(job, self.job_success_message, queue, done.result)
         finally:
-            self._current_job = None
+            self._current_job = former
             self._let_go(done.end.held)
 
     def _moved_itself(self, job: Any, queue: Any) -> None:
@@ -1215,7 +1216,7 @@ class Worker(BaseWorker):
             call = transitions.finish(self._namespace, end.held, end.end)
             ended: Ended = self._end_alone(call)
             return ended
-        with self._ahead.lock:
+        with self._ahead.sending():
             done = [Done(job, None, None, end)]
             exchange = self._exchange_call(done, 1, self._looks_at_keys())
             self._note_exchanged(done, self._until_answered(lambda: self._send_call(exchange)), 1)
