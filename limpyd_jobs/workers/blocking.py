@@ -930,8 +930,7 @@ class Worker(BaseWorker):
 
     def _process_taken(self, queue: Any, job: Any) -> None:
         """Do with a taken job what its status says."""
-        if self.status != "running":  # an override of wait_for_job
-            self.set_status("running")
+        self.set_status("running")
         claim, self._current_job = job._claim, job
         try:
             job._cached_status = job._cached_status or job.status.hget()
