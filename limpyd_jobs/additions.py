@@ -156,12 +156,8 @@ class Chunk:
         Raises:
             InvalidArgument: as `add_job`; the job is not taken.
         """
-        text, prepend, fields = (
-            recipes.to_text("identifier", spec["identifier"]),
-            bool(spec["prepend"]),
-            fields_of(spec),
-        )
-        delays = (spec["delayed_for"], spec["delayed_until"])
+        text, prepend = recipes.to_text("identifier", spec["identifier"]), bool(spec["prepend"])
+        fields, delays = fields_of(spec), (spec["delayed_for"], spec["delayed_until"])
         if delays == (None, None) and self._add_alike(way, text, prepend, fields):
             return True
         addition, record = way.addition(text, fields, prepend, *delays)
