@@ -319,9 +319,14 @@ class BaseWorker:
         former(signum, frame)
         return True
 
+    @property
+    def _is_this_process(self) -> bool:
+        """Is this the worker's own process, not one that a job has forked?"""
+        return self._pid == os.getpid()
+
     def _is_for_child(self, signum: int | None) -> bool:
         """Has a process got the signal that a job has forked? Then it is handled as if there were no worker."""
-        if self._pid == os.getpid() or signum is None:
+        if self._is_this_process or signum is None:
             return False
         signal.signal(signum, self._former_handler(signum))
         os.kill(os.getpid(), signum)

@@ -26,6 +26,7 @@ from limpyd_jobs import STATUSES, Job, Queue, Worker, admin, transitions
 from limpyd_jobs.exceptions import JobAlreadyQueued, JobNotInStatus, LeaseLost
 from limpyd_jobs.statuses import FOLLOWERS
 from limpyd_jobs.utils import utcnow
+from limpyd_jobs.workers.life import run_now
 
 NAMES = ("mail", "print")
 identifiers = st.sampled_from(["a", "b", "c", "d"])
@@ -219,7 +220,7 @@ class Books(RuleBasedStateMachine):
 
         before, is_ours = job.status.hget(), job._claim is not None and self.holder(job) == job._claim.token
         worker.callback = callback
-        worker._process_taken(queue, job)
+        worker._handle(queue, job)
         if is_ours and before == STATUSES.CANCELED:
             assert job.status.hget() == (STATUSES.ERROR if fails and job._is_written else STATUSES.CANCELED)
         elif is_ours and before == STATUSES.RUNNING and not fails:
@@ -264,7 +265,7 @@ class Books(RuleBasedStateMachine):
         worker, queue, job = self.next_running(number)
         if job._cached_status == STATUSES.WAITING:
             with contextlib.suppress(LeaseLost):
-                worker._write_error(job, queue, ValueError("boom"), None)
+                run_now(worker._write_error(job, queue, ValueError("boom"), None))
 
     @precondition(lambda self: self.running)
     @rule(number=picks)

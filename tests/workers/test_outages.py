@@ -12,7 +12,8 @@ from redis.exceptions import ConnectionError
 
 from limpyd_jobs import STATUSES, Error, Job, Queue, Worker, transitions
 from limpyd_jobs.utils import pauses
-from limpyd_jobs.workers import LOGGER_NAME, blocking, outage
+from limpyd_jobs.workers import LOGGER_NAME, life, outage
+from limpyd_jobs.workers.claiming import Claiming
 
 from ..base import wait_until
 from .base import Log, Running, client, idle, leased, work
@@ -133,7 +134,7 @@ def test_a_connection_that_breaks_at_a_script_changes_nothing_in_the_story_of_a_
 def test_a_worker_that_is_told_to_stop_during_an_outage_ends_after_some_tries(
     script: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocking, "LAST_TRIES_SECONDS", 0.1)
+    monkeypatch.setattr(life, "LAST_TRIES_SECONDS", 0.1)
     breaks = Break(script, times=float("inf"))
     monkeypatch.setattr(transitions, "send", breaks)
     job = OutageJob.add_job(IDENTIFIERS[script])
@@ -166,7 +167,7 @@ def test_a_job_whose_worker_loses_its_connection_after_the_claim_runs_when_its_l
             raise ConnectionError("the connection broke")
         return original(self, *args)
 
-    monkeypatch.setattr(Worker, method, break_once)  # no override: a worker with its own keys is another thing
+    monkeypatch.setattr(Claiming, method, break_once)  # no override: a worker with its own keys is another thing
     Queue.get_queue("test")
     with Running(idle(lease_seconds=0.3, callback=lambda job, queue: runs.append(job.tries.hget()))) as worker:
         wait_until(lambda: worker.keys)

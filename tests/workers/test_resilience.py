@@ -154,7 +154,7 @@ def test_a_skip_is_recorded_through_a_broken_connection(database: Any, monkeypat
 def test_a_worker_that_must_stop_does_not_wait_for_redis_for_ever(
     database: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("limpyd_jobs.workers.blocking.LAST_TRIES_SECONDS", 0.1)
+    monkeypatch.setattr("limpyd_jobs.workers.life.LAST_TRIES_SECONDS", 0.1)
     ResilientJob.add_job("a")
     blip = Blip(monkeypatch, "finish", times=10**9)
 
@@ -281,10 +281,10 @@ def test_a_slow_on_success_is_not_told_that_its_lease_is_lost(database: Any, log
     go = threading.Event()
 
     class Slow(Worker):
-        def _call_job_hook(self, job: Any, name: str, *args: Any) -> None:
+        async def _call_job_hook(self, job: Any, name: str, *args: Any) -> None:
             if name == "on_success":
                 go.wait(0.5)  # several beats of the heart
-            super()._call_job_hook(job, name, *args)
+            await super()._call_job_hook(job, name, *args)
 
     ResilientJob.add_job("a")
     work(1, worker_class=Slow, callback=nothing, lease_seconds=0.3)

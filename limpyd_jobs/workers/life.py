@@ -1,0 +1,484 @@
+"""What a worker does with a job that it has taken, whichever way it waits: in its thread, or in an event loop.
+
+The steps are coroutines. A worker that runs jobs in its threads goes through them with `run_now`, where nothing ever
+waits for an event loop; one that runs them in a loop awaits them. What differs is in a few methods: `_send`, `_pause`,
+`_apart`, `_invoke`, `_call`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from redis.exceptions import RedisError
+
+from .. import recipes, transitions
+from ..database import is_outage
+from ..exceptions import DatabaseException, LeaseLost
+from ..models import Error, Job, _overrides, repair_indexes
+from ..statuses import STATUSES
+from ..transitions import Claim, End, Ended
+from ..utils import parse_datetime, score_to_datetime, utcnow
+from .base import format_trace
+from .claiming import LAST_TRIES_SECONDS, Claiming
+
+T = TypeVar("T")
+
+DELAY_SECONDS = 60  # of a job that asks to be delayed and does not say until when
+
+
+class StatusChanged(BaseException):  # so that no `except Exception` of an override takes it
+    """The job was canceled or delayed while it ran: no success is recorded."""
+
+    def __init__(self, status: str) -> None:
+        self.status = status
+
+
+def run_now(steps: Coroutine[Any, Any, T]) -> T:
+    """Go through the steps of a worker that waits for no event loop."""
+    try:
+        steps.send(None)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    steps.close()
+    raise RuntimeError("a step waits for an event loop: it belongs to an AsyncWorker")
+
+
+def has_method(job: Any, name: str) -> bool:
+    """Has a job a hook of its own? Without asking for it: a model looks for what it has not among its fields."""
+    return hasattr(type(job), name) or name in job.__dict__
+
+
+class JobLife(Claiming):
+    """From a taken job to its end: what is called, written, logged. `Worker` and `AsyncWorker` take the jobs."""
+
+    def __init__(self, queues: Any = None, **kwargs: Any) -> None:
+        super().__init__(queues, **kwargs)
+        self._give_up_at: float | None = None  # trying to record an end; once for all that is left to record
+        self._was_interrupted = False
+        self._has_own_success = _overrides(type(self), JobLife, "job_success")
+        self._has_own_start = _overrides(type(self), JobLife, "job_started")
+
+    # --- What depends on how a worker waits
+
+    def _do(self, steps: Coroutine[Any, Any, Any]) -> Any:
+        """What a hook of this worker answers to its caller: its steps are done, or to be awaited."""
+        raise NotImplementedError
+
+    async def _send(self, call: transitions.Call[Any]) -> Any:
+        """Send a transition."""
+        raise NotImplementedError
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait, until the worker is to end at most."""
+        raise NotImplementedError
+
+    async def _apart(self, work: Callable[[], Any]) -> Any:
+        """Do something that may wait for Redis, as models do, where it holds up nothing else."""
+        raise NotImplementedError
+
+    async def _invoke(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call what a subclass may have replaced, or a method of the job; it may be a coroutine function."""
+        raise NotImplementedError
+
+    async def _call(self, job: Any, queue: Any) -> Any:
+        """Call the callback, or the `run` of the job."""
+        raise NotImplementedError
+
+    # --- What depends on whether it claims ahead
+
+    async def _begin(self, job: Any, queue: Any) -> bool:
+        """A job that was claimed ahead is to run now: may it?"""
+        return True
+
+    def _note_begun(self, job: Any, queue: Any) -> None:
+        """Note in Redis that a job that was claimed ahead runs."""
+
+    def _ends_together(self, job: Any) -> bool:
+        """May the end of a job be sent with others, after the next ones have begun?"""
+        return False
+
+    def _end_later(self, job: Any, queue: Any, result: Any) -> None:
+        """Leave the end of a job to be sent with others."""
+
+    # --- Running a job
+
+    async def _process_taken(self, queue: Any, job: Any) -> None:
+        """Do with a taken job what its status says."""
+        claim = job._claim
+        self._at_work[id(job)] = job
+        try:
+            if not job._cached_status:
+                job._cached_status = await self._apart(job.status.hget)
+            if job._cached_status == STATUSES.WAITING:
+                await self._run_job(queue, job)
+            else:
+                await self._pass_over(queue, job)
+        finally:
+            self._at_work.pop(id(job), None)
+            if claim is not None and not job._ends_later:  # else it is kept until its end is recorded
+                self._let_go(claim)
+
+    async def _pass_over(self, queue: Any, job: Any) -> None:
+        """Delay a job whose status asks for it, or let go of it."""
+        if job._cached_status == STATUSES.DELAYED:
+            await self._call_hook(job, queue, self.job_delayed)
+            await self._settle_end(job, queue, self._write_delay)
+        else:
+            await self._call_hook(job, queue, self.job_skipped)
+            await self._settle_end(job, queue, self._write_skip)
+
+    async def _run_job(self, queue: Any, job: Any) -> None:
+        if job._is_ahead and not await self._begin(job, queue):
+            return
+        await self._call_hook(job, queue, self.job_started)
+        is_ours = job._claim is not None
+        self._was_interrupted = False
+        try:
+            result = await self._call(job, queue)
+        except BaseException as exception:  # of every kind: what a job raises is its error, not the end of the worker
+            if self._must_not_be_caught(exception):
+                if self._is_this_process and job._claim:
+                    self._give_back_held()
+                raise
+            trace = format_trace() if self.save_tracebacks else None
+            await self._end_in_error(queue, job, exception, trace, is_ours)
+        else:
+            if not self._is_this_process:
+                raise SystemExit  # a process that the job has forked: the end of the job is not its business
+            await self._end_in_success(queue, job, result, is_ours)
+
+    async def _end_in_error(
+        self, queue: Any, job: Any, exception: BaseException, trace: str | None, is_ours: bool
+    ) -> None:
+        if is_ours and job._claim is None:
+            self._moved_itself(job, queue)
+            await self._log_message(job, self.job_error_message, queue, True, exception, trace, level="error")
+            return
+        if job._is_ahead:
+            await self._call_hook(job, queue, self._note_begun)
+            if job._claim is None:
+                return
+        await self._call_hook(job, queue, self.job_error, exception, trace)
+        await self._settle_end(job, queue, self._write_plain_error, exception, trace)
+
+    async def _end_in_success(self, queue: Any, job: Any, result: Any, is_ours: bool) -> None:
+        """Success, unless the job was canceled or delayed meanwhile: a plain worker learns that from the transition."""
+        if is_ours and job._claim is None:
+            self._moved_itself(job, queue)
+            return
+        if self._ends_together(job):
+            self._end_later(job, queue, result)
+            return
+        try:
+            if self._has_own_success:
+                self._raise_if_changed(await self._apart(job.status.hget))
+            await self._call_hook(job, queue, self.job_success, result)
+            await self._settle_end(job, queue, self._write_success)
+        except StatusChanged as changed:
+            job._cached_status = changed.status
+        if job._cached_status in (STATUSES.CANCELED, STATUSES.DELAYED):
+            await self._pass_over(queue, job)
+
+    def _moved_itself(self, job: Any, queue: Any) -> None:
+        """The callback put the job in a queue again: that is where it stays, and this run records no end."""
+        self.log(f"{self._place_of(job, queue)} was put in a queue again by its own run")
+
+    @staticmethod
+    def _raise_if_changed(status: str | None) -> None:
+        if status in (STATUSES.CANCELED, STATUSES.DELAYED):
+            raise StatusChanged(status)
+
+    async def _call_hook(self, job: Any, queue: Any, hook: Callable[..., Any], *args: Any) -> None:
+        """Call a hook of this worker; what it raises is logged, and ends nothing."""
+        await self._guard(job, queue, hook.__name__, self._invoke(hook, job, queue, *args))
+
+    async def _guard(self, job: Any, queue: Any, name: str, doing: Awaitable[Any]) -> None:
+        try:
+            await doing
+        except LeaseLost as lost:
+            await self._tell_lost_lease(job, queue, lost)
+        except BaseException as error:
+            if self._must_not_be_caught(error):
+                raise
+            job._is_in_doubt = isinstance(error, RedisError)  # a requeue may be pending: then `recover` makes it
+            self._log_exception(f"{self._ident_of(job)} raised, in {name}")
+
+    def _must_not_be_caught(self, error: BaseException) -> bool:
+        """Is it no error of a job or a hook: a message of ours, SIGINT, the end of a process that a job has forked?"""
+        is_interrupt = self._was_interrupted and isinstance(error, KeyboardInterrupt)
+        return is_interrupt or isinstance(error, StatusChanged) or not self._is_this_process
+
+    async def _tell_lost_lease(self, job: Any, queue: Any, lost: LeaseLost) -> None:
+        job._claim = None
+        self.log(str(lost), level="warning")
+        await self._call_job_hook(job, "on_lease_lost", queue)
+
+    async def _log_message(self, job: Any, message: Callable[..., str], *args: Any, level: str = "info") -> None:
+        """Log a message about a job; one that raises is logged itself, and ends nothing."""
+        if not self._is_heard(level):
+            return
+        try:
+            text = await self._invoke(message, job, *args)
+        except Exception:
+            name = getattr(message, "__name__", message)
+            self._log_exception(f"{self._ident_of(job)} raised, in {name}")
+        else:
+            self.log(text, level=level)
+
+    async def _call_job_hook(self, job: Any, name: str, *args: Any) -> None:
+        """Call a method of the job, if it has it; what it raises is logged, and ends nothing."""
+        if not has_method(job, name):
+            return
+        try:
+            await self._invoke(getattr(job, name), *args)
+        except BaseException as error:
+            if self._must_not_be_caught(error):
+                raise
+            self._log_exception(f"{self._ident_of(job)} raised, in {name}")
+
+    # --- Recording an end
+
+    async def _until_answered(self, send: Callable[[], Awaitable[Any]]) -> Any:
+        """Record an end, again and again until Redis answers; each of these transitions is safe to repeat.
+
+        A worker that must stop gives up after a while: the lease of the job lapses then, and it runs again.
+        """
+        while True:
+            try:
+                result = await send()
+            except (RedisError, DatabaseException) as error:
+                if not is_outage(error):
+                    raise
+                if self.end_forced and self._give_up_at is None:
+                    self._give_up_at = time.monotonic() + LAST_TRIES_SECONDS
+                if self._give_up_at is not None and time.monotonic() > self._give_up_at:
+                    raise
+                await self._pause(self._pause_after(error))
+            else:
+                self._give_up_at = None
+                self._outage.end()
+                return result
+
+    async def _end_alone(self, call: transitions.Call[Any]) -> Any:
+        """Record the end of one job."""
+        return await self._until_answered(lambda: self._send(call))
+
+    async def _repair(self, changes: Any) -> None:
+        if changes:
+            await self._apart(lambda: repair_indexes(changes))
+
+    async def _settle_end(self, job: Any, queue: Any, write: Callable[..., Awaitable[Any]], *args: Any) -> None:
+        """Record the end of a job whose hook did not, because it is overridden or raised before it came to that."""
+        if job._claim is None:
+            return
+        try:
+            if not job._is_written:
+                await write(job, queue, *args)
+            if job._claim is not None and job._claim.worker and not job._is_in_doubt:  # else `recover` places it
+                await self._write_skip(job, queue)
+        except LeaseLost as lost:
+            await self._tell_lost_lease(job, queue, lost)
+
+    async def _write_skip(self, job: Any, queue: Any) -> None:
+        ended = await self._end_alone(transitions.skip(self._namespace, self._claim_for(job, queue)))
+        self._release_claim(job)
+        await self._repair(ended.changes)
+
+    def _claim_for(self, job: Any, queue: Any) -> Claim:
+        """The claim on a job; one without a token for a job that was not taken from a queue by this worker."""
+        return job._claim or Claim(job.ident, "", "", f"{queue._name}:{queue.pk.get()}")
+
+    def _release_claim(self, job: Any) -> None:
+        if job._claim is not None:
+            self._let_go(job._claim)
+        job._last_claim, job._claim = job._claim, None
+
+    # --- What becomes of a job: write, log, call
+
+    def job_started(self, job: Any, queue: Any) -> Any:
+        """A job is about to run: it is RUNNING."""
+        return self._do(self._start(job, queue))
+
+    async def _start(self, job: Any, queue: Any) -> None:
+        if job._claim is None:  # taken by an override of wait_for_job
+            await self._apart(lambda: self._write_start(job))
+        await self._log_message(job, self.job_started_message, queue)
+        await self._call_job_hook(job, "on_started", queue)
+
+    @staticmethod
+    def _write_start(job: Any) -> None:
+        job.hmset(start=str(utcnow()), status=STATUSES.RUNNING)
+        job.tries.hincrby(1)
+
+    def job_success(self, job: Any, queue: Any, job_result: Any) -> Any:
+        """A job ended well: it is in SUCCESS, and in the list `success` of its queue."""
+        return self._do(self._succeed(job, queue, job_result))
+
+    async def _succeed(self, job: Any, queue: Any, job_result: Any) -> None:
+        await self._write_success(job, queue)
+        await self._log_message(job, self.job_success_message, queue, job_result)
+        await self._call_job_hook(job, "on_success", queue, job_result)
+
+    async def _write_success(self, job: Any, queue: Any) -> None:
+        self._note_begun(job, queue)
+        claim = self._claim_for(job, queue)
+        end = utcnow()
+        ended = await self._finish(job, End(claim, "", str(end)))
+        if ended.kind == "CHANGED":
+            raise StatusChanged(ended.status)
+        if claim.start:
+            job._cached_duration = end - (job._began or parse_datetime(claim.start))
+        self._take_note_of_success(job, claim, ended)
+        await self._repair(ended.changes)
+
+    def _take_note_of_success(self, job: Any, claim: Claim, ended: Ended) -> None:
+        job._cached_status, job._is_written = STATUSES.SUCCESS, True
+        self._note_history(claim, "success", ended)
+        self._release_claim(job)
+
+    async def _finish(self, job: Any, end: End) -> Ended:
+        """Record a success.
+
+        Raises:
+            LeaseLost: it is somebody else's by now.
+        """
+        ended: Ended = await self._end_alone(transitions.finish(self._namespace, end.held, end.end))
+        return ended
+
+    def job_error(self, job: Any, queue: Any, exception: BaseException, trace: str | None = None) -> Any:
+        """A job failed: it is in ERROR, in the list `errors` of its queue, with an Error; then requeued, if allowed."""
+        return self._do(self._fail(job, queue, exception, trace))
+
+    async def _fail(self, job: Any, queue: Any, exception: BaseException, trace: str | None) -> None:
+        ended = await self._write_error(job, queue, exception, trace)
+        is_requeued = ended.to_be_requeued
+        await self._log_message(job, self.job_error_message, queue, is_requeued, exception, trace, level="error")
+        await self._call_job_hook(job, "on_error", queue, exception, trace)
+        if is_requeued:
+            await self._requeue_failed(job, queue, ended)
+
+    async def _requeue_failed(self, job: Any, queue: Any, ended: Ended) -> None:
+        wanted = int(ended.priority) + self.requeue_priority_delta
+        priority = max(-recipes.MAX_PRIORITY, min(wanted, recipes.MAX_PRIORITY))
+        await self._invoke(self.requeue_job, job, queue, priority, delayed_for=self.requeue_delay_delta)
+
+    async def _write_error(self, job: Any, queue: Any, exception: BaseException, trace: str | None) -> Ended:
+        claim = self._claim_for(job, queue)
+        record = await self._error_record(job, queue, exception, trace) if self.save_errors else None
+        text = record.text if record and not record.late else ""
+        times = None if await self._must_not_be_requeued(job) else self.requeue_times
+        call = transitions.fail(self._namespace, claim, str(utcnow()), times, text)
+        ended: Ended = await self._end_alone(call)
+        job._cached_status, job._is_written = STATUSES.ERROR, True
+        self._note_history(claim, "errors", ended)
+        self._tell_unsaved(claim, ended, text)
+        if not ended.to_be_requeued:
+            self._release_claim(job)
+        await self._repair(ended.changes)
+        if self.save_errors and not text:
+            fields = await self._invoke(self.additional_error_fields, job, queue, exception, trace)
+            await self._apart(lambda: self._save_error(job, queue, exception, trace, **fields))
+        return ended
+
+    async def _write_plain_error(self, job: Any, queue: Any, exception: BaseException, trace: str | None) -> None:
+        """As `_write_error`, without anything that a subclass may have made to raise."""
+        claim = self._claim_for(job, queue)
+        ended = await self._end_alone(transitions.fail(self._namespace, claim, str(utcnow()), None, ""))
+        self._note_history(claim, "errors", ended)
+        job._cached_status, job._is_written = STATUSES.ERROR, True
+        await self._repair(ended.changes)
+        if ended.to_be_requeued:  # it had been recorded, and the reply was lost
+            await self._guard(job, queue, "requeue_job", self._requeue_failed(job, queue, ended))
+        elif self.save_errors and ended.kind == "OK":
+            saving = self._apart(lambda: self._save_error(job, queue, exception, trace))
+            await self._guard(job, queue, "add_error", saving)
+        if not ended.to_be_requeued:
+            self._release_claim(job)
+
+    def _save_error(self, job: Any, queue: Any, exception: BaseException, trace: str | None, **fields: Any) -> None:
+        self.error_model.add_error(queue.name.hget(), job, exception, trace=trace, **fields)
+
+    async def _error_record(
+        self, job: Any, queue: Any, exception: BaseException, trace: str | None
+    ) -> recipes.Record | None:
+        """The Error as the transition writes it; None when a subclass wants to do that itself."""
+        if _overrides(self.error_model, Error, "add_error"):
+            return None
+        fields = await self._invoke(self.additional_error_fields, job, queue, exception, trace)
+        name = job._claim.queue_name if job._claim else await self._apart(queue.name.hget)
+        return recipes.Record(
+            self.error_model, self.error_model.fields_for(name, job, exception, trace=trace, **fields)
+        )
+
+    async def _must_not_be_requeued(self, job: Any) -> bool:
+        """What only Python knows of it: the script looks at the field `cancel_on_error` and at `tries`."""
+        if _overrides(type(job), Job, "must_be_cancelled_on_error"):
+            return bool(await self._apart(lambda: job.must_be_cancelled_on_error))
+        return bool(job.always_cancel_on_error)
+
+    def requeue_job(self, job: Any, queue: Any, priority: int, delayed_for: float | timedelta | None = None) -> Any:
+        """Put a job that failed back in its queue."""
+        return self._do(self._requeue(job, queue, priority, delayed_for))
+
+    async def _requeue(self, job: Any, queue: Any, priority: int, delayed_for: float | timedelta | None) -> None:
+        last = job._claim
+        name = await self._queue_name_for(job, queue)
+        await self._move(
+            lambda: job.requeue(
+                queue_name=name, priority=priority, delayed_for=delayed_for, queue_model=self.queue_model
+            )
+        )
+        job._last_claim = last
+        await self._call_job_hook(job, "on_requeued", queue)
+        await self._log_message(job, self.job_requeue_message, queue)
+
+    async def _queue_name_for(self, job: Any, queue: Any) -> str:
+        if job._claim and job._claim.queue_name:
+            name: str = job._claim.queue_name
+            return name
+        return str(await self._apart(queue.name.hget))
+
+    async def _move(self, move: Callable[[], Any]) -> None:
+        await self._until_answered(lambda: self._apart(move))
+
+    def job_skipped(self, job: Any, queue: Any) -> Any:
+        """A job is not run, or was canceled while it ran: it is no longer queued."""
+        return self._do(self._skip(job, queue))
+
+    async def _skip(self, job: Any, queue: Any) -> None:
+        try:
+            await self._write_skip(job, queue)
+        except LeaseLost:
+            if job._claim is not None:
+                raise  # else it runs elsewhere, and this was a second entry of it
+        await self._log_message(job, self.job_skipped_message, queue, level="warning")
+        await self._call_job_hook(job, "on_skipped", queue)
+
+    def job_delayed(self, job: Any, queue: Any) -> Any:
+        """A job asked to be delayed, by its status: until its `delayed_until`, or for a minute."""
+        return self._do(self._delay(job, queue))
+
+    async def _delay(self, job: Any, queue: Any) -> None:
+        await self._write_delay(job, queue)
+        await self._log_message(job, self.job_delayed_message, queue, level="warning")
+        await self._call_job_hook(job, "on_delayed", queue)
+
+    async def _write_delay(self, job: Any, queue: Any) -> None:
+        last = job._claim
+        name = await self._queue_name_for(job, queue)
+        until = await self._apart(lambda: self._delayed_until_of(job))
+        await self._move(
+            lambda: job.enqueue_or_delay(queue_name=name, delayed_until=until, queue_model=self.queue_model)
+        )
+        job._last_claim = last
+
+    def _delayed_until_of(self, job: Any) -> Any:
+        try:
+            return parse_datetime(job.delayed_until.hget() or "")
+        except ValueError:
+            seconds, micros = self.connection.time()
+            return score_to_datetime(seconds + micros / 1_000_000 + DELAY_SECONDS)
