@@ -1,7 +1,7 @@
 """The transitions, without I/O: each builder says which script to run on what, and how to read its reply.
 
-`send` runs a call through `redis.Redis`; whoever has another kind of connection sends `Call.command()` and gives the
-reply to `Call.read`.
+`send` runs a call through `redis.Redis`, `asend` through `redis.asyncio.Redis`; whoever has another kind of connection
+sends `Call.command()` and gives the reply to `Call.read`.
 """
 
 from __future__ import annotations
@@ -96,8 +96,24 @@ def send(client: Any, call: Call[T]) -> T:
         text = lua.load(call.script, call.made_for).text
         reply = wire.execute(client, lambda: ["EVAL", text, *call.command()[2:]])
     except UnicodeEncodeError:  # something that Redis holds and that is not UTF-8
-        return send(client, replace(call, args={name: _bytes(value) for name, value in call.args.items()}))
+        return send(client, _with_bytes(call))
     return call.read(reply)
+
+
+async def asend(client: Any, call: Call[T]) -> T:
+    """As `send`, through a client of `redis.asyncio` (see aio.py)."""
+    try:
+        reply = await client.execute_command(*call.command())
+    except NoScriptError:
+        text = lua.load(call.script, call.made_for).text
+        reply = await client.execute_command("EVAL", text, *call.command()[2:])
+    except UnicodeEncodeError:  # as in `send`
+        return await asend(client, _with_bytes(call))
+    return call.read(reply)
+
+
+def _with_bytes(call: Call[T]) -> Call[T]:
+    return replace(call, args={name: _bytes(value) for name, value in call.args.items()})
 
 
 def _bytes(value: Any) -> Any:
