@@ -336,6 +336,13 @@ class Recovered:
     changes: Changes = ()
 
 
+class Renewed(NamedTuple):
+    """What `renew` found: the idents that belong to somebody else, and those whose jobs were canceled."""
+
+    lost: tuple[str, ...] = ()
+    canceled: tuple[str, ...] = ()
+
+
 # --- Reading replies
 
 
@@ -953,11 +960,24 @@ def purge(namespace: str, queue_key: str, history: str, past: Iterable[Past]) ->
     return Call("purge", _keys(namespace), args, read)
 
 
-def renew(namespace: str, held: Iterable[Claim]) -> Call[tuple[str, ...]]:
-    """Prolong leases; answers the idents that are lost."""
+def renew(namespace: str, held: Iterable[Claim], asks_canceled: bool = False) -> Call[Renewed]:
+    """Prolong leases.
+
+    Args:
+        asks_canceled: see which of the jobs are CANCELED by now, too.
+    """
+
+    def read(reply: Reply) -> Renewed:
+        end = 2 + int(reply[1])
+        return Renewed(tuple(reply[2:end]), tuple(reply[end:]))
+
     triples = [text for one in held for text in (one.ident, one.token, repr(one.lease_seconds))]
-    args: dict[str, str | Sequence[str]] = {"namespace": namespace, "idents_tokens_and_seconds": triples}
-    return Call("renew", _keys(namespace), args, lambda reply: tuple(reply[1:]))
+    args: dict[str, str | Sequence[str]] = {
+        "namespace": namespace,
+        "asks_canceled": "1" if asks_canceled else "0",
+        "idents_tokens_and_seconds": triples,
+    }
+    return Call("renew", _keys(namespace), args, read)
 
 
 def reject(namespace: str, queue_key: str, ident: str, record: str, end: str, recipe: str = "") -> Call[Ended]:
