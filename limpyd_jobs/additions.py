@@ -38,6 +38,7 @@ class Way:
 
     Attributes:
         is_held: whether methods of the user place the jobs in the queue.
+        is_queue_late: whether limpyd has to write some of a new queue, before it gets its first job.
     """
 
     model: Any
@@ -46,10 +47,33 @@ class Way:
     target: Target
     subject: Subject
     is_held: bool
+    is_queue_late: bool
 
     def made_for(self, fields: Iterable[str]) -> str | None:
         """What add_alike.lua must know to add jobs with these further fields; None: they need an `addition` each."""
         return None if self.is_held else recipes.alike(self.model, ("identifier", "added", *fields))
+
+    def plain_call(
+        self, identifier: str, fields_if_new: Mapping[str, Any], prepend: Any, delayed_for: Any, delayed_until: Any
+    ) -> Call[Added] | None:
+        """What adds a job in one call; None: some of it is left to Python. Arguments and errors as `addition`."""
+        if self.is_held or self.is_queue_late:
+            return None
+        if delayed_for is None and delayed_until is None:
+            alike = self.alike_call(identifier, fields_if_new, prepend)
+            if alike is not None:
+                return alike
+        addition, _ = self.addition(identifier, fields_if_new, prepend, delayed_for, delayed_until)
+        return None if addition.hold.token else transitions.then(transitions.add(self.subject, [addition]), first)
+
+    def alike_call(self, identifier: str, fields_if_new: Mapping[str, Any], prepend: Any) -> Call[Added] | None:
+        """What adds a job that waits and is like others of its class; None when it is not."""
+        names = tuple(sorted(fields_if_new)) if fields_if_new else ()
+        made_for = self.made_for(names)
+        if made_for is None:
+            return None
+        values = [identifier, str(utcnow()), *(recipes.to_text(name, fields_if_new[name]) for name in names)]
+        return transitions.then(transitions.add_alike(made_for, self.target, bool(prepend), values), first)
 
     def addition(
         self, identifier: str, fields_if_new: Mapping[str, Any], prepend: Any, delayed_for: Any, delayed_until: Any

@@ -352,10 +352,15 @@ def is_outage(error: BaseException) -> bool:
     return isinstance(error, redis.ResponseError) and OUTAGE_CODES.search(str(error)) is not None
 
 
+def is_replica_error(error: BaseException) -> bool:
+    """Does a server say that it is a replica?"""
+    kinds = (redis.exceptions.ReadOnlyError, redis.exceptions.MasterDownError)
+    return isinstance(error, kinds) or "READONLY" in str(error)
+
+
 def leave_replica(database: Any, error: BaseException) -> None:
     """Close the connections to a replica: it was the master, and behind a name or a proxy there is another one now."""
-    is_replica = isinstance(error, (redis.exceptions.ReadOnlyError, redis.exceptions.MasterDownError))
-    if is_replica or "READONLY" in str(error):
+    if is_replica_error(error):
         pool = database.connection.connection_pool
         wire.release_spares(pool)
         pool.disconnect(inuse_connections=False)
@@ -415,6 +420,11 @@ class _EmbeddedConnection(redis.UnixDomainSocketConnection):
             except EmbeddedServerError as error:
                 raise redis.ConnectionError(str(error)) from error
             return super()._connect()  # type: ignore[no-untyped-call,unused-ignore]
+
+
+def embedded_directory_of(connection_class: type) -> str | None:
+    """The directory of the embedded server that connections of a class lead to; None for any other server."""
+    return connection_class.embedded_directory if issubclass(connection_class, _EmbeddedConnection) else None
 
 
 def check_server(settings: Mapping[str, Any]) -> tuple[int, ...]:

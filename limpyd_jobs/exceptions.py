@@ -13,14 +13,19 @@
     ├── JobClassError               an ident names a class that cannot be used
     ├── LeaseLost                   the job belongs to another worker by now
     ├── QueueDeleted                the job was to be given back to a queue that is gone
+    ├── Retry                       raised by a job: try it again, later
     ├── WorkerLost                  the job was given back too often: each worker that ran it was lost
     └── WrongKeyType                something else is in Redis under a key of ours
 
+    JobTimeout                      (a BaseException) the job has run for longer than it may
+
+`JobTimeout` stands alone, and is no `Exception`: a job that catches those must not swallow it.
 What concerns a missing record stays limpyd's own `DoesNotExist`.
 """
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from limpyd.exceptions import UniquenessError
@@ -126,6 +131,71 @@ class QueueDeleted(LimpydJobsException):
     def __init__(self, ident: str) -> None:
         self.ident = ident
         super().__init__(f"{ident} cannot be given back, as its worker died: its queue was deleted")
+
+
+class Retry(LimpydJobsException):
+    """Raised by a job that wants to be tried again: `raise Retry("too many requests", delayed_for=60)`.
+
+    The run is recorded as an error like any other. Without one of the delays the backoff of the job holds.
+
+    Args:
+        reason: the message of the error.
+        delayed_for: from now, in seconds (int, float) or a timedelta; not with `delayed_until`.
+        delayed_until: naive datetimes are UTC.
+    Attributes:
+        delayed_for: in seconds. delayed_until: as a naive UTC datetime.
+    Raises:
+        InvalidArgument: both delays are given, or one has a wrong type.
+    """
+
+    def __init__(
+        self,
+        reason: str = "",
+        *,
+        delayed_for: float | timedelta | None = None,
+        delayed_until: datetime | None = None,
+    ) -> None:
+        if delayed_for is not None and delayed_until is not None:
+            accepted = "given alone: delayed_until and delayed_for are exclusive"
+            raise InvalidArgument("delayed_for", delayed_for, accepted)
+        self.reason = reason
+        self.delayed_for = None if delayed_for is None else _retry_seconds(delayed_for)
+        self.delayed_until = None if delayed_until is None else _retry_datetime(delayed_until)
+        super().__init__(str(reason) or "The job asked to be tried again")
+
+
+LONGEST_RETRY_SECONDS = 36525 * 86400  # a century
+
+
+def _retry_seconds(value: Any) -> float:
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
+    if not is_number or not 0 <= seconds <= LONGEST_RETRY_SECONDS:
+        raise InvalidArgument("delayed_for", value, "an int, a float or a timedelta object, 0 or more")
+    return seconds
+
+
+def _retry_datetime(value: Any) -> datetime:
+    try:
+        if isinstance(value, datetime):
+            return value if value.tzinfo is None else value.astimezone(timezone.utc).replace(tzinfo=None)
+    except OverflowError:  # a date that UTC has not
+        pass
+    raise InvalidArgument("delayed_until", value, "a datetime object")
+
+
+class JobTimeout(BaseException):
+    """The job has run for longer than its `job_timeout`, and is ended.
+
+    It is no `Exception`, so that `except Exception` in a job does not swallow it; `finally` and `with` do their work.
+    """
+
+    def __init__(self, ident: str, seconds: float) -> None:
+        self.ident, self.seconds = ident, seconds
+        super().__init__(f"{ident} has run for longer than {seconds:g} seconds")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return JobTimeout, (self.ident, self.seconds)
 
 
 class WrongKeyType(LimpydJobsException):

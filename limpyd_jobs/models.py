@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import re
@@ -15,14 +16,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime, timedelta
 from importlib import import_module
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from limpyd import fields
 from limpyd.contrib.indexes import SimpleDateTimeIndex
 from limpyd.contrib.related import RelatedModel
 from redis.exceptions import RedisError, ResponseError
 
-from . import recipes, transitions
+from . import aio, recipes, transitions
 from .additions import OPTIONS, AddedJobs, AlikeJobs, AnyJobs, Chunk, Way, fields_of, first, to_delay, to_spec
 from .database import JobsDatabase, is_outage, leave_replica
 from .exceptions import ConfigurationException, DatabaseException, InvalidArgument, JobClassError, LimpydJobsException
@@ -42,6 +43,7 @@ from .utils import (
 __all__ = ["STATUSES", "BaseJobsModel", "Error", "Job", "LimpydJobsException", "Queue", "datetime_to_score"]
 
 
+T = TypeVar("T")
 LONGEST_PK = 1000
 TELL_AGAIN_SECONDS = 60
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -70,6 +72,20 @@ class _UnsentEnds(threading.local):
 
 
 unsent_ends = _UnsentEnds()
+
+
+class _Patience:
+    """How long a call is tried again while Redis cannot be used, for `retry_for` seconds."""
+
+    def __init__(self, retry_for: float) -> None:
+        self._give_up_at = time.monotonic() + retry_for
+        self._waits: Iterator[float] | None = None
+
+    def pause_after(self, error: BaseException) -> float | None:
+        """The seconds until the next try; None when there is none: it is no outage, or it takes too long."""
+        self._waits = self._waits or pauses(longest=1)
+        pause = next(self._waits)
+        return pause if is_outage(error) and time.monotonic() + pause <= self._give_up_at else None
 
 
 class BaseJobsModel(RelatedModel):
@@ -174,20 +190,36 @@ class BaseJobsModel(RelatedModel):
 
     @classmethod
     def _patiently(cls, send: Callable[[Any], Any], retry_for: float) -> Any:
-        give_up_at = time.monotonic() + retry_for
-        waits: Iterator[float] | None = None
+        patience = _Patience(retry_for)
         while True:
             try:
                 if unsent_ends.settle is not None:
                     unsent_ends.settle()
                 return send(cls.database.connection)
             except (RedisError, DatabaseException) as error:
-                waits = waits or pauses(longest=1)
-                pause = next(waits)
                 leave_replica(cls.database, error)
-                if not is_outage(error) or time.monotonic() + pause > give_up_at:
+                pause = patience.pause_after(error)
+                if pause is None:
                     raise
             time.sleep(pause)
+
+    @classmethod
+    async def _asend(cls, call: transitions.Call[T], retry_for: float = 0) -> T:
+        """As `_send`, through the client of `redis.asyncio` for the running event loop."""
+        patience = _Patience(retry_for)
+        while True:
+            try:
+                client = await aio.async_connection(cls.database)
+                try:
+                    return await transitions.asend(client, call)
+                except RedisError as error:
+                    await aio.leave_replica(client, error)
+                    raise
+            except (RedisError, DatabaseException) as error:
+                pause = patience.pause_after(error)
+                if pause is None:
+                    raise
+            await asyncio.sleep(pause)
 
     @classmethod
     def _create(cls, **values: Any) -> Any:
@@ -636,13 +668,41 @@ class Job(BaseJobsModel):
         text = recipes.to_text("identifier", identifier)
         patience = _seconds("retry_for", cls.retry_for if retry_for is None else retry_for)
         if delayed_for is None and delayed_until is None:
-            names = tuple(sorted(fields_if_new)) if fields_if_new else ()
-            made_for = way.made_for(names)
-            if made_for is not None:
-                values = [text, str(utcnow()), *(recipes.to_text(name, fields_if_new[name]) for name in names)]
-                alike = transitions.add_alike(made_for, way.target, bool(prepend), values)
-                return cls.from_pk(cls._send_added(transitions.then(alike, first), way, patience).pk)
+            call = way.alike_call(text, fields_if_new, prepend)
+            if call is not None:
+                return cls.from_pk(cls._send_added(call, way, patience).pk)
         return cls._add_any(way, text, fields_if_new, prepend, delayed_for, delayed_until, patience)[0]
+
+    @classmethod
+    async def aadd_job(
+        cls,
+        identifier: str,
+        queue_name: str | None = None,
+        priority: int | str = 0,
+        queue_model: Any = None,
+        prepend: bool = False,
+        delayed_for: float | timedelta | None = None,
+        delayed_until: datetime | None = None,
+        retry_for: float | None = None,
+        **fields_if_new: Any,
+    ) -> Any:
+        """As `add_job`, for a coroutine: through `redis.asyncio`, so that the event loop goes on meanwhile.
+
+        What has to be done in Python (own methods of a queue, fields and indexes that no script knows, a queue of
+        another priority) is done by `add_job`, in a thread. The fields of the job that it returns are read as ever:
+        each is a round trip that blocks.
+        """
+        way = cls._known_way(queue_model, queue_name, priority)
+        text = recipes.to_text("identifier", identifier)
+        patience = _seconds("retry_for", cls.retry_for if retry_for is None else retry_for)
+        call = way.plain_call(text, fields_if_new, prepend, delayed_for, delayed_until)
+        added = Added("NO_QUEUE", "") if call is None else await cls._asend(call, patience)
+        if added.kind == "NO_QUEUE":
+            where = (queue_name, priority, queue_model, prepend, delayed_for, delayed_until, retry_for)
+            return await asyncio.to_thread(cls.add_job, identifier, *where, **fields_if_new)
+        if added.changes:
+            await asyncio.to_thread(repair_indexes, added.changes)
+        return cls.from_pk(added.pk)
 
     @classmethod
     def _add_any(
@@ -712,7 +772,23 @@ class Job(BaseJobsModel):
         return AddedJobs(bulk.counts["NEW"], bulk.counts["EXISTING"] + bulk.counts["MOVED"])
 
     @classmethod
+    async def aadd_jobs(cls, specs: Iterable[Any], *args: Any, **kwargs: Any) -> AddedJobs:
+        """As `add_jobs`, with the same arguments, for a coroutine: in a thread, where `specs` is read, too.
+
+        A coroutine that is cancelled meanwhile does not end it: the jobs are added all the same.
+        """
+        return await asyncio.to_thread(cls.add_jobs, specs, *args, **kwargs)
+
+    @classmethod
     def _way(cls, queue_model: Any, queue_name: str | None, priority: int | str) -> Way:
+        """Where jobs are added to, with all that has to be there before."""
+        way = cls._known_way(queue_model, queue_name, priority)
+        if way.is_queue_late:
+            way.queue_model.get_queue(way.name, way.target.priority)
+        return way
+
+    @classmethod
+    def _known_way(cls, queue_model: Any, queue_name: str | None, priority: int | str) -> Way:
         """Where jobs are added to; remembered, as most jobs go where others went."""
         model: Any = cls
         found = (
@@ -727,10 +803,8 @@ class Job(BaseJobsModel):
             pass
         queue_model, name = cls._get_queue_model(queue_model), cls._get_queue_name(queue_name)
         target, record = queue_model._target(name, priority)
-        way = Way(model, queue_model, name, target, cls._class_subject(), cls._has_own_placing(queue_model))
-        if record and record.late:  # limpyd has to write some of a new queue
-            queue_model.get_queue(name, target.priority)
-            return way
+        is_late = bool(record and record.late)
+        way = Way(model, queue_model, name, target, cls._class_subject(), cls._has_own_placing(queue_model), is_late)
         if len(_ways) >= MAX_WAYS:
             _ways.clear()
         return _ways.setdefault(key, way)

@@ -1,7 +1,7 @@
 """The transitions, without I/O: each builder says which script to run on what, and how to read its reply.
 
-`send` runs a call through `redis.Redis`; whoever has another kind of connection sends `Call.command()` and gives the
-reply to `Call.read`.
+`send` runs a call through `redis.Redis`, `asend` through `redis.asyncio.Redis`; whoever has another kind of connection
+sends `Call.command()` and gives the reply to `Call.read`.
 """
 
 from __future__ import annotations
@@ -96,8 +96,24 @@ def send(client: Any, call: Call[T]) -> T:
         text = lua.load(call.script, call.made_for).text
         reply = wire.execute(client, lambda: ["EVAL", text, *call.command()[2:]])
     except UnicodeEncodeError:  # something that Redis holds and that is not UTF-8
-        return send(client, replace(call, args={name: _bytes(value) for name, value in call.args.items()}))
+        return send(client, _with_bytes(call))
     return call.read(reply)
+
+
+async def asend(client: Any, call: Call[T]) -> T:
+    """As `send`, through a client of `redis.asyncio` (see aio.py)."""
+    try:
+        reply = await client.execute_command(*call.command())
+    except NoScriptError:
+        text = lua.load(call.script, call.made_for).text
+        reply = await client.execute_command("EVAL", text, *call.command()[2:])
+    except UnicodeEncodeError:  # as in `send`
+        return await asend(client, _with_bytes(call))
+    return call.read(reply)
+
+
+def _with_bytes(call: Call[T]) -> Call[T]:
+    return replace(call, args={name: _bytes(value) for name, value in call.args.items()})
 
 
 def _bytes(value: Any) -> Any:
@@ -318,6 +334,13 @@ class Recovered:
     doomed: tuple[Doomed, ...] = ()
     unknown: tuple[str, ...] = ()
     changes: Changes = ()
+
+
+class Renewed(NamedTuple):
+    """What `renew` found: the idents that belong to somebody else, and those whose jobs were canceled."""
+
+    lost: tuple[str, ...] = ()
+    canceled: tuple[str, ...] = ()
 
 
 # --- Reading replies
@@ -937,11 +960,24 @@ def purge(namespace: str, queue_key: str, history: str, past: Iterable[Past]) ->
     return Call("purge", _keys(namespace), args, read)
 
 
-def renew(namespace: str, held: Iterable[Claim]) -> Call[tuple[str, ...]]:
-    """Prolong leases; answers the idents that are lost."""
+def renew(namespace: str, held: Iterable[Claim], asks_canceled: bool = False) -> Call[Renewed]:
+    """Prolong leases.
+
+    Args:
+        asks_canceled: see which of the jobs are CANCELED by now, too.
+    """
+
+    def read(reply: Reply) -> Renewed:
+        end = 2 + int(reply[1])
+        return Renewed(tuple(reply[2:end]), tuple(reply[end:]))
+
     triples = [text for one in held for text in (one.ident, one.token, repr(one.lease_seconds))]
-    args: dict[str, str | Sequence[str]] = {"namespace": namespace, "idents_tokens_and_seconds": triples}
-    return Call("renew", _keys(namespace), args, lambda reply: tuple(reply[1:]))
+    args: dict[str, str | Sequence[str]] = {
+        "namespace": namespace,
+        "asks_canceled": "1" if asks_canceled else "0",
+        "idents_tokens_and_seconds": triples,
+    }
+    return Call("renew", _keys(namespace), args, read)
 
 
 def reject(namespace: str, queue_key: str, ident: str, record: str, end: str, recipe: str = "") -> Call[Ended]:

@@ -14,6 +14,7 @@ from ..transitions import Claim
 from .outage import Outage
 
 LONGEST_ANSWER_SECONDS = 5.0
+CANCELED_SECONDS = 1.0  # how soon it is known that a running job was canceled
 
 
 def own_client(client: Any, answer_seconds: float) -> Any:
@@ -34,6 +35,8 @@ class Heartbeat:
         held: the claims of this process by ident; read at each beat.
         on_lost: called with a claim that belongs to somebody else by now.
         log: called with a line when beats fail, once a minute, and when they succeed again.
+        on_canceled: called once, in this thread, with each claim whose job is canceled while it runs; so the beats come
+            once a second at least. None: nobody asks.
     """
 
     def __init__(
@@ -44,12 +47,15 @@ class Heartbeat:
         held: dict[str, Claim],
         on_lost: Callable[[Claim], None],
         log: Callable[[str], None],
+        on_canceled: Callable[[Claim], None] | None = None,
     ) -> None:
         self._client = own_client(client, min(max(lease_seconds / 3, 0.05), LONGEST_ANSWER_SECONDS))
         self._namespace = namespace
         self._lease_seconds = lease_seconds
         self._held = held
         self._on_lost = on_lost
+        self._on_canceled = on_canceled
+        self._told: set[str] = set()  # the tokens of the canceled ones
         self._outage = Outage(log, "Leases cannot be renewed, trying again", "Leases are renewed again")
         self._has_failed = False
         self._good_at = time.monotonic()
@@ -82,7 +88,8 @@ class Heartbeat:
     def _interval(self) -> float:
         shortest = min((claim.lease_seconds for claim in list(self._held.values())), default=self._lease_seconds)
         self._shortest = min(shortest, self._shortest)
-        return min(shortest, self._lease_seconds) / 3
+        wanted = min(shortest, self._lease_seconds) / 3
+        return wanted if self._on_canceled is None else min(wanted, CANCELED_SECONDS)
 
     def _beat_until_stopped(self) -> None:
         wanted = time.monotonic() + self._interval()
@@ -110,8 +117,20 @@ class Heartbeat:
         claims = list(self._held.values())
         if not claims and not self._has_failed:
             return
-        lost = transitions.send(self._client, transitions.renew(self._namespace, claims))
+        renewed = transitions.send(
+            self._client, transitions.renew(self._namespace, claims, self._on_canceled is not None)
+        )
         for claim in claims:
-            if claim.ident in lost and self._held.get(claim.ident) is claim:
+            if self._held.get(claim.ident) is not claim:
+                continue
+            if claim.ident in renewed.lost:
                 self._held.pop(claim.ident, None)  # the worker may be letting go of it at this moment
                 self._on_lost(claim)
+            elif claim.ident in renewed.canceled:
+                self._tell_canceled(claim)
+        self._told &= {claim.token for claim in claims}
+
+    def _tell_canceled(self, claim: Claim) -> None:
+        if self._on_canceled is not None and claim.token not in self._told:
+            self._told.add(claim.token)
+            self._on_canceled(claim)

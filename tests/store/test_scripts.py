@@ -759,9 +759,15 @@ def test_renew_prolongs_what_is_held_and_names_what_is_lost(held: Claim) -> None
     client = Job.database.connection
     before = client.zscore("jobs:leases", held.ident)
     stranger = Claim("x:1", "t", "w", "jobs:queue:1")
-    assert send(transitions.renew("jobs", (held._replace(lease_seconds=900), stranger))) == ("x:1",)
+    assert send(transitions.renew("jobs", (held._replace(lease_seconds=900), stranger))) == (("x:1",), ())
     assert client.zscore("jobs:leases", held.ident) > before + 800
     assert client.zcard("jobs:leases") == 1
+
+
+def test_renew_names_what_is_canceled_to_who_asks(held: Claim) -> None:
+    ScriptJob.from_pk(held.ident.partition(":")[2]).status.hset("c")
+    assert send(transitions.renew("jobs", [held], True)) == ((), (held.ident,))
+    assert send(transitions.renew("jobs", [held])) == ((), ())
 
 
 def test_reject_answers_gone_for_what_does_not_wait() -> None:

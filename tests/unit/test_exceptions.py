@@ -6,6 +6,7 @@ import copy
 import inspect
 import pickle
 from concurrent.futures import ProcessPoolExecutor
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -21,15 +22,17 @@ from limpyd_jobs.exceptions import (
     JobAlreadyQueued,
     JobClassError,
     JobNotInStatus,
+    JobTimeout,
     LeaseLost,
     LimpydJobsException,
     QueueDeleted,
+    Retry,
     ServerTooOld,
     WorkerLost,
     WrongKeyType,
 )
 
-SAMPLES: list[LimpydJobsException] = [
+SAMPLES: list[LimpydJobsException | JobTimeout] = [
     LimpydJobsException("Queue's name not defined"),
     ConfigurationException("The callback is not callable"),
     InvalidArgument("priority", "high", "an integer"),
@@ -41,8 +44,10 @@ SAMPLES: list[LimpydJobsException] = [
     JobAlreadyQueued("app.Job:1", "app.Job:2"),
     JobAlreadyExists("The value of 'code' belongs to another job"),
     JobClassError("app.Gone:1", "No module named 'app'"),
+    JobTimeout("app.Job:1", 2.5),
     LeaseLost("app.Job:1"),
     QueueDeleted("app.Job:1"),
+    Retry("too many requests", delayed_for=timedelta(minutes=1)),
     WorkerLost("app.Job:1", 4),
     WrongKeyType("jobs:queue:1:waiting"),
 ]
@@ -57,7 +62,9 @@ def test_each_error_has_a_sample() -> None:
 
 @pytest.mark.parametrize("error", SAMPLES, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_an_error_is_pickled_with_its_facts_and_its_message(error: LimpydJobsException, protocol: int) -> None:
+def test_an_error_is_pickled_with_its_facts_and_its_message(
+    error: LimpydJobsException | JobTimeout, protocol: int
+) -> None:
     found = pickle.loads(pickle.dumps(error, protocol))
 
     assert type(found) is type(error)
@@ -65,7 +72,7 @@ def test_an_error_is_pickled_with_its_facts_and_its_message(error: LimpydJobsExc
 
 
 @pytest.mark.parametrize("error", SAMPLES, ids=lambda error: type(error).__name__)
-def test_an_error_is_copied_with_its_facts_and_its_message(error: LimpydJobsException) -> None:
+def test_an_error_is_copied_with_its_facts_and_its_message(error: LimpydJobsException | JobTimeout) -> None:
     found = copy.deepcopy(error)
 
     assert (type(found), str(found), vars(found)) == (type(error), str(error), vars(error))
@@ -104,3 +111,35 @@ def test_a_property_of_a_job_that_raises_an_attribute_error_says_which() -> None
 
     with pytest.raises(AttributeError, match="missing_thing"):
         _ = PropertyJob.from_pk("1").customer
+
+
+# --- what a job raises, or gets
+
+
+def test_the_timeout_of_a_job_is_not_swallowed_by_except_exception() -> None:
+    assert not isinstance(JobTimeout("app.Job:1", 5), Exception)
+    assert str(JobTimeout("app.Job:1", 5)) == "app.Job:1 has run for longer than 5 seconds"
+
+
+def test_a_retry_says_when_in_seconds_or_as_naive_utc() -> None:
+    moment = datetime(2026, 1, 1, 2, tzinfo=timezone(timedelta(hours=2)))
+    assert Retry(delayed_for=timedelta(minutes=1)).delayed_for == 60
+    assert Retry(delayed_until=moment).delayed_until == datetime(2026, 1, 1)
+    assert (Retry().delayed_for, Retry().delayed_until) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "delays",
+    [
+        {"delayed_for": "1"},
+        {"delayed_for": True},
+        {"delayed_for": -1},
+        {"delayed_for": float("nan")},
+        {"delayed_for": 1e12},
+        {"delayed_until": 5},
+        {"delayed_for": 1, "delayed_until": datetime(2026, 1, 1)},
+    ],
+)
+def test_a_retry_refuses_what_is_no_delay(delays: dict[str, Any]) -> None:
+    with pytest.raises(InvalidArgument, match="delayed_"):
+        Retry(**delays)

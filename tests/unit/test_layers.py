@@ -13,8 +13,8 @@ PACKAGE = "limpyd_jobs"
 
 # From the first layer to the last; a module imports only from layers before its own, and inside it without cycles.
 LAYERS: dict[str, list[str]] = {
-    "words": ["exceptions", "statuses", "utils", "modules", "outcomes", "version"],
-    "store": ["lua", "wire", "database", "embedded", "recipes", "transitions", "additions", "fields"],
+    "words": ["exceptions", "statuses", "utils", "modules", "retries", "run_options", "outcomes", "version"],
+    "store": ["lua", "wire", "database", "embedded", "aio", "recipes", "transitions", "additions", "fields"],
     "models": ["models"],
     "work": ["workers", "admin"],
     "rooms": ["tasks", "scheduler", "service", "outbox", "data"],

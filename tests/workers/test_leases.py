@@ -547,7 +547,7 @@ def test_a_renewal_prolongs_a_lease() -> None:
     held = claim(lease_seconds=5)
     before = client().zscore("jobs:leases", job.ident)
 
-    lost = send(transitions.renew("jobs", [held._replace(lease_seconds=500)]))
+    lost = send(transitions.renew("jobs", [held._replace(lease_seconds=500)])).lost
 
     assert lost == ()
     assert client().zscore("jobs:leases", job.ident) > before + 400
@@ -561,11 +561,39 @@ def test_a_renewal_answers_what_is_lost_and_leaves_it_alone() -> None:
     claim("another-1")
     before = client().zscore("jobs:leases", job.ident)
 
-    lost = send(transitions.renew("jobs", [claim._replace(lease_seconds=500) for claim in (held, other)]))
+    lost = send(transitions.renew("jobs", [claim._replace(lease_seconds=500) for claim in (held, other)])).lost
 
     assert lost == (job.ident,)
     assert client().zscore("jobs:leases", job.ident) == before
     assert client().zscore("jobs:leases", kept.ident) > before + 400
+
+
+def test_a_heartbeat_tells_once_of_a_job_that_was_canceled_while_it_runs() -> None:
+    canceled, other = LeasesJob.add_job("one"), LeasesJob.add_job("two")
+    held = {one.ident: one for one in (claim("somebody-1"), claim("somebody-2"))}
+    told: list[Claim] = []
+    heartbeat = Heartbeat(client(), "jobs", 30, held, lambda claim: None, print, told.append)
+    canceled.status.hset(STATUSES.CANCELED)
+
+    heartbeat.beat()
+    heartbeat.beat()
+
+    assert [one.ident for one in told] == [canceled.ident]
+    assert set(held) == {canceled.ident, other.ident}
+
+
+def test_a_heartbeat_that_asks_for_canceled_jobs_beats_once_a_second_however_long_the_leases_are() -> None:
+    job = LeasesJob.add_job("one")
+    held: dict[str, Claim] = {}
+    told: list[Claim] = []
+    heartbeat = Heartbeat(client(), "jobs", 3000, held, lambda claim: None, print, told.append)
+    heartbeat.start()
+    try:
+        held[job.ident] = claim("somebody-1")
+        job.status.hset(STATUSES.CANCELED)
+        wait_until(lambda: told)
+    finally:
+        heartbeat.stop()
 
 
 def test_a_running_worker_tells_of_a_lost_lease_before_the_job_ends(log: Log) -> None:

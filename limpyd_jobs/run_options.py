@@ -1,0 +1,111 @@
+"""The options of the runs of a job: what `add_job`, its class and its worker may say of them.
+
+What `add_job` was given is stored in the field `run_options`, as JSON, `expires` first: claim.lua looks for it there.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from .exceptions import ConfigurationException, InvalidArgument
+from .retries import NO_LIMIT, exception_names, parse_backoff, seconds_of
+from .utils import check_datetime, datetime_to_score
+
+
+def _timeout(argument: str, value: Any) -> float:
+    seconds = seconds_of(argument, value)
+    if not seconds:
+        raise InvalidArgument(argument, value, "a number of seconds or a timedelta, more than 0")
+    return seconds
+
+
+def _times(argument: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= NO_LIMIT:
+        raise InvalidArgument(argument, value, f"an integer from 0 to {NO_LIMIT}")
+    return value
+
+
+def _expiry(argument: str, value: Any) -> float | timedelta | datetime:
+    if isinstance(value, datetime):
+        return check_datetime(argument, value)
+    try:
+        return timedelta(seconds=seconds_of(argument, value))
+    except InvalidArgument:
+        accepted = "a number of seconds, a timedelta (0 or more), or a datetime"
+        raise InvalidArgument(argument, value, accepted) from None
+
+
+# How the value of each is checked and made uniform.
+CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "expires": _expiry,
+    "job_timeout": _timeout,
+    "requeue_times": _times,
+    "requeue_delay_delta": seconds_of,
+    "backoff": parse_backoff,
+    "retry_on": exception_names,
+    "no_retry_on": exception_names,
+}
+NAMES = tuple(CHECKS)
+FIELD = "run_options"
+
+
+def check(argument: str, value: Any) -> Any:
+    """The value of an option in its uniform kind.
+
+    Seconds for `job_timeout` and `requeue_delay_delta`, a timedelta (from the adding on) or a naive UTC datetime for
+    `expires`, a `retries.Backoff`, names of exceptions.
+
+    Raises:
+        InvalidArgument: it is not accepted.
+    """
+    return CHECKS[argument](argument, value)
+
+
+def check_on(owner: str, name: str, value: Any) -> Any:
+    """As `check`, for the attribute of a class; raises ConfigurationException."""
+    try:
+        return check(name, value)
+    except InvalidArgument as error:
+        raise ConfigurationException(f"Invalid {owner}.{name}: {value!r}: must be {error.accepted}") from error
+
+
+def to_text(given: Mapping[str, Any], now: float | None = None) -> str:
+    """Options as they are stored.
+
+    Args:
+        given: by name, as `check` accepts them.
+        now: what `expires` counts from, in seconds since the epoch; the clock's when None.
+    Raises:
+        InvalidArgument: a value is not accepted.
+    """
+    stored = {name: _stored(check(name, given[name]), now) for name in NAMES if name in given}
+    return json.dumps(stored, separators=(",", ":"))
+
+
+def _stored(value: Any, now: float | None) -> Any:
+    if isinstance(value, timedelta):
+        return (time.time() if now is None else now) + value.total_seconds()
+    if isinstance(value, datetime):
+        return datetime_to_score(value)
+    return value.to_json() if hasattr(value, "to_json") else value
+
+
+def read(text: str) -> dict[str, Any]:
+    """Options from what is stored, in their uniform kinds; `expires` in seconds since the epoch.
+
+    Raises:
+        ValueError: something else was written there.
+    """
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError(text)
+    values = {name: found[name] for name in NAMES if name in found}
+    expires = values.pop("expires", None)
+    if expires is not None and (isinstance(expires, bool) or not isinstance(expires, (int, float))):
+        raise ValueError(text)
+    checked = {name: check(name, value) for name, value in values.items()}
+    return checked if expires is None else {**checked, "expires": expires}
