@@ -699,13 +699,13 @@ def exchange(
     broken: Sequence[str] = (),
     looks_around: bool = True,
     made_for: str = NO_CLASS,
-    first_runs: bool = True,
+    runs_count: int = 1,
 ) -> Call[Exchanged]:
     """Record successes and claim the next jobs; unless one of the former is LOST, GONE or CHANGED.
 
     Args:
         number: of the first claim: the tokens are `worker-number` and so on.
-        claims_count: how many jobs at most; they are claimed ahead, but for the first one when it `first_runs`.
+        claims_count: how many jobs at most; the first `runs_count` are to run now, the others are claimed ahead.
         start, keys, broken, looks_around: as for `claim`.
         made_for: see recipes.plain_life.
     """
@@ -726,7 +726,7 @@ def exchange(
         "start": start,
         "looks_around": "1" if looks_around else "0",
         "number": str(number),
-        "first_runs": "1" if first_runs else "0",
+        "runs_count": str(runs_count),
         "claims_count": str(claims_count),
         "ends_count": str(len(ends)),
         "keys_count": str(len(keys)),

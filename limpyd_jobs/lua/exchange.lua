@@ -1,10 +1,10 @@
 -- exchange: record the successes of some jobs, and claim the next ones, in one round trip.
 -- KEYS: models
--- ARGV: namespace queue_model worker lease_seconds max_recoveries by_keys names_count start looks_around number first_runs claims_count ends_count keys_count names_ends_keys_and_broken...
+-- ARGV: namespace queue_model worker lease_seconds max_recoveries by_keys names_count start looks_around number runs_count claims_count ends_count keys_count names_ends_keys_and_broken...
 -- An end: ident token queue start end; `start` is '' when its record says that the job runs, else the job was claimed ahead.
 -- All else is as for `claim`, but that up to `claims_count` jobs are claimed, under the tokens worker-number, worker-number+1...
--- With `first_runs` ('1') the first of them is RUNNING; the others are claimed ahead: leased, and WAITING until they begin. A job
--- whose lease has lapsed before, or whose class is given back never, is claimed ahead of nothing, and nothing after it.
+-- The first `runs_count` of them are RUNNING; the others are claimed ahead: leased, and WAITING until they begin. A job
+-- whose lease has lapsed before, or whose class is given back never, is not claimed ahead, nor is anything after it.
 -- Replies, in two lists: for each end one of those of `finish`, like
 --   OK length keep changed...
 --   FAILED error               of a command that was to record it
@@ -127,17 +127,18 @@ if steps[1] then mark_done(namespace, table.concat(steps, ' '), worker, '') end
 
 local number, count = tonumber(ARGV[10]), may_claim and tonumber(ARGV[12]) or 0
 local is_quick = is_known and names_count == 1 and keys_end == #ARGV and keys_end == ends_end and ARGV[6] == '0' and ARGV[9] == '0'
-local first_ahead = ARGV[11] == '1' and 1 or 0
+local runs_count = tonumber(ARGV[11])
 for position = 0, count - 1 do
   local token = worker .. '-' .. string.format('%.0f', number + position)
   local reply, has_next
-  if is_quick then reply, has_next = claim_quickly(token, position >= first_ahead) end
+  if is_quick then reply, has_next = claim_quickly(token, position >= runs_count) end
   if not reply then
     if not claim_other then prepare() end
-    reply, has_next = claim_other(token, position >= first_ahead)
+    reply, has_next = claim_other(token, position >= runs_count)
     is_quick = is_quick or is_known and names_count == 1 and keys_end == #ARGV and ARGV[6] == '0'
   end
   if reply then claims[#claims + 1] = reply end
-  if not has_next then break end
+  local is_claimed = reply and reply[1] == 'CLAIMED'
+  if not (has_next or is_claimed and position + 1 < runs_count) then break end
 end
 return {ends, claims}

@@ -311,7 +311,7 @@ class Worker(JobLife):
         elif 0 < len(ahead.claims) <= self.prefetch // 2 and ahead.may_have_more and self._may_fetch():
             with ahead.sending():
                 done, claims_count = list(ahead.unsent), self._claims_wanted()
-                call = self._exchange_call(done, claims_count, self._looks_at_keys(), first_runs=False)
+                call = self._exchange_call(done, claims_count, self._looks_at_keys(), runs_count=0)
                 look = ahead.new_look()
                 ahead.fetch = Fetch(transitions.SentCall(self.connection, call), done, claims_count, look)
 

@@ -355,7 +355,7 @@ class Claiming(BaseWorker):
             ahead.may_have_more = len(claims) == claims_count and claims[-1].kind == "CLAIMED"
 
     def _exchange_call(
-        self, done: list[Done], claims_count: int, looks_at_keys: bool, first_runs: bool = True
+        self, done: list[Done], claims_count: int, looks_at_keys: bool, runs_count: int = 1
     ) -> transitions.Call[Exchanged]:
         now = time.monotonic()
         looks_around = claims_count > 0 and (looks_at_keys or now - self._looked_around >= AROUND_SECONDS)
@@ -391,7 +391,7 @@ class Claiming(BaseWorker):
             self._broken_keys(),
             looks_around,
             self._made_for,
-            first_runs,
+            runs_count,
         )
 
     def _caller(self) -> transitions.Caller:

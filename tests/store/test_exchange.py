@@ -195,7 +195,7 @@ def test_claimed_the_first_one_runs_and_the_others_are_claimed_ahead(way: str) -
 def test_claimed_none_runs_when_the_first_does_not(way: str) -> None:
     jobs = add(2)
 
-    claims = exchange((), 2, made_for=way, first_runs=False).claims
+    claims = exchange((), 2, made_for=way, runs_count=0).claims
 
     assert [taken.is_ahead for taken in claims] == [True, True]
     assert [job.status.hget() for job in jobs] == [STATUSES.WAITING] * 2
@@ -245,16 +245,16 @@ def test_with_no_recoveries_each_job_is_claimed_alone(way: str) -> None:
     assert [taken.ident for taken in claims] == [jobs[0].ident]
 
 
-@pytest.mark.parametrize("first_runs", [True, False])
+@pytest.mark.parametrize("runs_count", [1, 0])
 @in_both_ways
-def test_nothing_is_claimed_after_a_job_of_a_class_that_is_given_back_never(way: str, first_runs: bool) -> None:
+def test_nothing_is_claimed_after_a_job_of_a_class_that_is_given_back_never(way: str, runs_count: int) -> None:
     alone, others = NeverBackJob.add_job("alone"), add(2)
     made_for = GENERAL if way == GENERAL else recipes.plain_life(NeverBackJob, Queue)
 
-    claims = exchange((), 3, made_for=made_for, first_runs=first_runs).claims
+    claims = exchange((), 3, made_for=made_for, runs_count=runs_count).claims
 
-    assert [taken.ident for taken in claims] == ([alone.ident] if first_runs else [])
-    assert waiting() == [job.ident for job in ([] if first_runs else [alone]) + others]
+    assert [taken.ident for taken in claims] == ([alone.ident] if runs_count else [])
+    assert waiting() == [job.ident for job in ([] if runs_count else [alone]) + others]
 
 
 @in_both_ways
@@ -484,7 +484,7 @@ def test_the_same_call_sent_twice_records_and_claims_nothing_twice(way: str) -> 
 @in_both_ways
 def test_the_same_tokens_asked_for_with_more_get_the_same_jobs_and_others(way: str) -> None:
     jobs = add(6)
-    claim_all(2, made_for=way, first_runs=False)
+    claim_all(2, made_for=way, runs_count=0)
 
     claims = exchange((), 4, made_for=way).claims
 
@@ -767,14 +767,14 @@ def replace_changes(taken: transitions.Taken) -> Any:
     return taken._replace(claim=claim, next_due=None if due is None else round(due, -4))
 
 
-def tell(scenario: Any, model: Any, count: int, first_runs: bool, made_for: str, names: Any) -> list[Any]:
+def tell(scenario: Any, model: Any, count: int, runs_count: int, made_for: str, names: Any) -> list[Any]:
     """The whole story of a scenario: claim, end those and claim others, with a harm in between, twice; all answers."""
     client().flushall()
     scenario(model)
     story: list[Any] = []
     by, number, ends = caller(names), 1, list[End]()
     for turn in range(6):
-        call = exchange_call(ends, count, number, by=by, made_for=made_for, first_runs=first_runs)
+        call = exchange_call(ends, count, number, by=by, made_for=made_for, runs_count=runs_count)
         found = send(call)
         story += [answer(found), answer(send(call)), normal(snapshot())]
         if found.claims or not count:
@@ -807,17 +807,17 @@ def tidy() -> None:
 
 
 @pytest.mark.parametrize("names", [("q",), ("q", "p")], ids=["one name", "two names"])
-@pytest.mark.parametrize("first_runs", [True, False], ids=["first runs", "all ahead"])
+@pytest.mark.parametrize("runs_count", [1, 0, 5], ids=["first runs", "all ahead", "all run"])
 @pytest.mark.parametrize("count", [0, 1, 5])
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
 def test_the_quick_way_leaves_and_answers_what_the_general_one_does(
-    model: Any, scenario: Any, count: int, first_runs: bool, names: Any
+    model: Any, scenario: Any, count: int, runs_count: int, names: Any
 ) -> None:
     general, quick = ways(model)
 
-    expected = tell(scenario, model, count, first_runs, general, names)
-    found = tell(scenario, model, count, first_runs, quick, names)
+    expected = tell(scenario, model, count, runs_count, general, names)
+    found = tell(scenario, model, count, runs_count, quick, names)
 
     tidy()
     for turn, (one, other) in enumerate(zip(expected, found, strict=True)):
