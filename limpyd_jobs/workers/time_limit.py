@@ -22,6 +22,17 @@ def can_limit_time() -> bool:
     return hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
 
 
+def check_limit(seconds: Any) -> None:
+    """See that a time can be a limit.
+
+    Raises:
+        InvalidArgument: it is no positive, finite number.
+    """
+    is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
+    if not is_number or not 0 < seconds < math.inf:
+        raise InvalidArgument("seconds", seconds, "a number, more than 0")
+
+
 class TimeLimit:
     """Raises an error in the code of a block that runs for too long.
 
@@ -49,9 +60,7 @@ class TimeLimit:
     """
 
     def __init__(self, seconds: float, make_error: Callable[[], BaseException]) -> None:
-        is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
-        if not is_number or not 0 < seconds < math.inf:
-            raise InvalidArgument("seconds", seconds, "a number, more than 0")
+        check_limit(seconds)
         self.seconds = seconds
         self.make_error = make_error
         self.deadline = math.inf
