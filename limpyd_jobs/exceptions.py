@@ -11,6 +11,7 @@
     ├── JobAlreadyQueued            another job with the identifier is queued
     ├── JobAlreadyExists            (also limpyd's UniquenessError) the primary key or a unique value is taken
     ├── JobClassError               an ident names a class that cannot be used
+    ├── JobProcessDied              the process in which the job was isolated ended before the job
     ├── LeaseLost                   the job belongs to another worker by now
     ├── QueueDeleted                the job was to be given back to a queue that is gone
     ├── Retry                       raised by a job: try it again, later
@@ -25,6 +26,7 @@ What concerns a missing record stays limpyd's own `DoesNotExist`.
 
 from __future__ import annotations
 
+import signal
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -107,6 +109,19 @@ class JobClassError(LimpydJobsException):
     def __init__(self, ident: str, reason: str) -> None:
         self.ident, self.reason = ident, reason
         super().__init__(f"Unable to find the job class of {shorten(ident)}: {reason}")
+
+
+class JobProcessDied(LimpydJobsException):
+    """The process in which the job was isolated ended before the job did.
+
+    Attributes:
+        code: how it ended, as `subprocess.Popen.returncode` tells it: an exit code, or the number of a signal as a
+            negative number; None when another part of the program has asked the system for it first.
+    """
+
+    def __init__(self, pid: int, code: int | None) -> None:
+        self.pid, self.code = pid, code
+        super().__init__(f"The process of the job {_describe_end(code)}")
 
 
 class LeaseLost(LimpydJobsException):
@@ -204,6 +219,19 @@ class WrongKeyType(LimpydJobsException):
     def __init__(self, key: str) -> None:
         self.key = key
         super().__init__(f"The key {shorten(key)} cannot be used: Redis holds something of another type under it")
+
+
+def _describe_end(code: int | None) -> str:
+    if code is None:
+        return "is gone"
+    if code >= 0:
+        return f"ended with exit code {code} before the job did"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:  # a signal without a name, as most real-time signals
+        name = "a signal"
+    hint = ": was the memory full?" if -code == signal.SIGKILL else ""
+    return f"was killed by {name} ({-code}){hint}"
 
 
 def shorten(value: Any, limit: int = 80) -> str:
