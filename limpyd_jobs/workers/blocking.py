@@ -445,6 +445,9 @@ class Worker(BaseWorker):
                     self._refresh_registry()
                     self.requeue_delayed_jobs()
                     return
+                if self.burst:
+                    self.end_burst()
+                    return
                 self._wait_for_ring(POLL_SECONDS)
                 self._outage.end()
             except (RedisError, DatabaseException) as error:
@@ -491,6 +494,7 @@ class Worker(BaseWorker):
                 if found is not None:
                     self.num_loops += 1
                     self._process_taken(*found)
+                    self.check_memory()
             except (RedisError, DatabaseException) as error:
                 # A job whose end could not be recorded keeps its lease until that lapses, and then runs again.
                 pause = self._pause_after(error)
@@ -512,7 +516,7 @@ class Worker(BaseWorker):
         deadline = time.monotonic() + self.timeout if self.timeout else float("inf")
         is_first = True
         while True:
-            found = self._look_for_job()
+            found = self._look_for_job() or (self._look_for_last_job() if self.burst else None)
             if found is not None:
                 return found
             if is_first:
@@ -530,6 +534,16 @@ class Worker(BaseWorker):
             return None
         self._do_rounds()
         return self._take_job()
+
+    def _look_for_last_job(self) -> tuple[Any, Any] | None:
+        """With `burst`, when no job was found: look once more, also where programs put jobs that do not ring."""
+        self._looked_at_keys = self._looked_at_delayed = self._updated_keys = float("-inf")
+        found = self._look_for_job()
+        is_due = self._next_due is not None and time.monotonic() >= self._next_due and not self._broken_keys()
+        is_failing = self._heartbeat is not None and self._heartbeat.is_failing  # then it has not looked
+        if found is None and not (is_due or is_failing or self.must_stop()):
+            self.end_burst()
+        return found
 
     def _do_rounds(self) -> None:
         """What is to be done from time to time, between two jobs."""

@@ -110,6 +110,13 @@ OPTIONS: tuple[Option, ...] = (
         help="Claim up to this many jobs in one round trip, for very short jobs, e.g. --prefetch=50 (default: 0, one)",
     ),
     make_option(
+        "--max-memory",
+        type="int",
+        help="End after the job that leaves the process with more resident memory, in MiB, e.g. --max-memory=500 "
+        "(default: no limit)",
+    ),
+    make_option("--burst", action="store_true", help="End when nothing is waiting and no delayed job is due"),
+    make_option(
         "--timeout",
         type="seconds",
         help="The longest wait for a job in one call, in seconds; 0 for no limit, e.g. --timeout=5 (default: 30)",
@@ -201,6 +208,7 @@ LIMITS: dict[str, tuple[int, bool]] = {
     "max_recoveries": (0, True),
     "stop_timeout": (0, True),
     "prefetch": (0, True),
+    "max_memory": (0, False),
 }
 
 

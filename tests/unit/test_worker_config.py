@@ -45,6 +45,8 @@ OPTION_NAMES = [
     "terminate-gracefuly",
     "no-terminate-gracefuly",
     "prefetch",
+    "max-memory",
+    "burst",
     "timeout",
     "fetch-priorities-delay",
     "fetch-delayed-delay",
@@ -625,6 +627,8 @@ def test_c4_the_options_in_force_are_printed(capsys: pytest.CaptureFixture[str])
         " - keep-success = None",
         " - keep-errors = None",
         " - prefetch = 0",
+        " - max-memory = None",
+        " - burst = False",
     ]
 
 
