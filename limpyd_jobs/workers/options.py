@@ -46,6 +46,17 @@ OPTIONS: tuple[Option, ...] = (
         "(default: limpyd_jobs.workers.WorkerConfig)",
     ),
     make_option("--print-options", action="store_true", help="Print the options in force before the worker starts"),
+    make_option(
+        "--processes",
+        type="int",
+        help="Run this many workers, each in a process of its own, and replace those that end, e.g. --processes=4 "
+        "(default: one worker, in this process)",
+    ),
+    make_option(
+        "--reload",
+        action="store_true",
+        help="For development: start the workers again when a source file that they have loaded changes",
+    ),
     make_option("--dry-run", action="store_true", help="Start the worker and end it at once: no job is executed"),
     make_option("--queues", help="The names of the queues to work on, with commas, e.g. --queues=queue1,queue2"),
     make_option(
@@ -197,6 +208,7 @@ OPTIONS: tuple[Option, ...] = (
 
 # The smallest value of a number, and whether it is accepted itself; in the order in which they are checked.
 LIMITS: dict[str, tuple[int, bool]] = {
+    "processes": (0, False),
     "max_loops": (0, True),
     "max_duration": (0, True),
     "timeout": (0, True),

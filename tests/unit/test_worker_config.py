@@ -28,6 +28,8 @@ OPTION_NAMES = [
     "pythonpath",
     "worker-config",
     "print-options",
+    "processes",
+    "reload",
     "dry-run",
     "queues",
     "queue-model",
@@ -598,6 +600,8 @@ def test_c4_the_options_in_force_are_printed(capsys: pytest.CaptureFixture[str])
 
     assert capsys.readouterr().out.splitlines() == [
         "The script is running with the following options:",
+        " - processes = None",
+        " - reload = None",
         " - dry-run = True",
         " - worker-config = <class 'limpyd_jobs.workers.WorkerConfig'>",
         " - database = localhost:7777:0",
