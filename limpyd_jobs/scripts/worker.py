@@ -7,22 +7,69 @@ import glob
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 from ..exceptions import ConfigurationException
 from ..modules import allowed_modules
 from ..workers import WorkerConfig
-from ..workers.config import DiscreetParser, import_path, show_name, split_program
+from ..workers.config import (
+    DiscreetParser,
+    hide_passwords,
+    import_path,
+    run_pool,
+    show_name,
+    split_program,
+    wants_pool,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a worker.
 
-    `--pythonpath` and `--worker-config` are read first, so that the rest can be imported from the one, by the other.
+    With `--processes` or `--reload`, run a pool of them: then this process imports nothing of the user's, and each
+    child does anew what the command does alone. So what is started later has the code as it is by then.
 
     Args:
         argv: the program and its arguments; `sys.argv` when None or empty; the program may be left out.
     Raises:
-        SystemExit: for `--help`, `--version`, and a mistake in the arguments (exit code 2).
+        SystemExit: for `--help`, `--version`, a mistake in the arguments (exit code 2), a pool that has not ended well.
+    """
+    program, arguments = split_program(argv)
+    options = read_pool_options(arguments)
+    if options is None:
+        load_config(argv).execute()
+        return
+    prog_name = os.path.basename(program)
+    hide_passwords(prog_name, arguments)
+    run_pool(partial(load_config, argv), prog_name, options)
+
+
+def read_pool_options(arguments: list[str]) -> argparse.Namespace | None:
+    """What the parent of a pool needs to know; None when no pool is asked for, or not as one can be: then it is for the
+    real parser to complain.
+    """
+    # no abbreviations: they may be options of a WorkerConfig, which is not loaded here; where they are ours,
+    # `WorkerConfig.execute` runs the pool
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    # values can be missing here, or too many: it is for the real parser to complain
+    for name in ("--processes", "--queues", "--logger-name", "--logger-level"):
+        parser.add_argument(name, nargs="?")
+    for switch in ("--reload", "--no-title"):
+        parser.add_argument(switch, nargs="?", const=True)
+    options = parser.parse_known_args(arguments)[0]
+    options.update_title = options.no_title is None
+    try:
+        options.processes = None if options.processes is None else int(options.processes)
+    except ValueError:
+        return None
+    is_possible = options.processes is None or options.processes >= 1
+    return options if is_possible and wants_pool(options) else None
+
+
+def load_config(argv: Sequence[str] | None) -> WorkerConfig:
+    """The WorkerConfig that the arguments ask for.
+
+    `--pythonpath` and `--worker-config` are read first, so that the rest can be imported from the one, by the other.
     """
     program, arguments = split_program(argv)
     early = read_early_options(arguments)
@@ -32,8 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     path = early.worker_config
     config_class = load_config_class(path, os.path.basename(program)) if path else WorkerConfig
     # without arguments as in version 2, and for subclasses whose __init__ takes none
-    config = config_class(argv) if argv else config_class()
-    config.execute()
+    return config_class(argv) if argv else config_class()
 
 
 def read_early_options(arguments: list[str]) -> argparse.Namespace:

@@ -24,6 +24,7 @@ from ..modules import allowed_modules, is_dotted_name
 from ..statuses import STATUSES
 from ..utils import get_delta, parse_keep, utcnow
 from .doorbell import Alarm
+from .insight import format_stacks, resident_mib
 
 LOGGER_NAME = "limpyd-jobs"
 LONGEST_DURATION = timedelta(seconds=recipes.LONGEST_SECONDS)  # dates end with the year 9999
@@ -48,6 +49,9 @@ class BaseWorker:
         keep_success, keep_errors: how much of these histories is kept: a number of jobs, a timedelta, or a text like
             `1000` or `7d` (see utils.parse_keep); None for all. What a queue says wins.
         prefetch: how many jobs are claimed in one round trip at most; 0, as 1, for one.
+        max_memory: the worker ends after the job that leaves more MiB resident (see insight.resident_mib); None for
+            no limit.
+        burst: the worker ends when nothing is waiting and nothing delayed is due.
     """
 
     queues: Any = None
@@ -75,6 +79,8 @@ class BaseWorker:
     keep_success: Any = None
     keep_errors: Any = None
     prefetch = 0
+    max_memory: int | None = None
+    burst = False
 
     parameters: tuple[str, ...] = (
         "queues",
@@ -104,6 +110,8 @@ class BaseWorker:
         "keep_success",
         "keep_errors",
         "prefetch",
+        "max_memory",
+        "burst",
     )
 
     def __init__(self, queues: Any = None, **kwargs: Any) -> None:
@@ -131,6 +139,8 @@ class BaseWorker:
         self.keys: list[str] = []
         self.status: str | None = None
         self.num_loops = 0
+        self.is_drained = False  # has it ended by `burst`?
+        self._is_too_big = False
         self.end_forced = False
         self.end_signal_caught = False
         self.start_date: datetime | None = None
@@ -216,6 +226,12 @@ class BaseWorker:
                 raise ConfigurationException(str(error)) from error
         if self.stop_timeout is not None:
             self._check_seconds("stop_timeout", self.stop_timeout)
+        if self.max_memory is not None and not is_whole(self.max_memory, 1):
+            raise ConfigurationException(
+                f"Invalid max_memory: {self.max_memory!r}: must be an integer, 1 or more (MiB)"
+            )
+        if not isinstance(self.burst, bool):
+            raise ConfigurationException(f"Invalid burst: {self.burst!r}: must be True or False")
 
     @staticmethod
     def _check_seconds(name: str, value: Any) -> None:
@@ -253,13 +269,15 @@ class BaseWorker:
             raise ConfigurationException(f"Invalid logger_level: {self.logger_level!r}: must be {accepted}") from None
 
     def handle_end_signal(self) -> None:
-        """Let `catch_end_signal` handle SIGINT and SIGTERM; only the main thread may."""
+        """Handle the signals that end the worker, and SIGUSR2 unless it is in use; only the main thread may."""
         if threading.current_thread() is not threading.main_thread():
             return
         self._handles_signals = True
         for number in (signal.SIGINT, signal.SIGTERM):
             self._former_handlers[number] = signal.signal(number, self.catch_end_signal)
         self._former_handlers[signal.SIGQUIT] = signal.signal(signal.SIGQUIT, self.catch_quit_signal)
+        if signal.getsignal(signal.SIGUSR2) is signal.SIG_DFL:  # else the program has a use of its own for it
+            self._former_handlers[signal.SIGUSR2] = signal.signal(signal.SIGUSR2, self.catch_stacks_signal)
 
     def stop_handling_end_signal(self) -> None:
         """Put back the handlers that `handle_end_signal` found."""
@@ -267,7 +285,8 @@ class BaseWorker:
             return
         self._handles_signals = False
         for number in self._former_handlers:
-            if signal.getsignal(number) in (self.catch_end_signal, self.catch_quit_signal):
+            ours = (self.catch_end_signal, self.catch_quit_signal, self.catch_stacks_signal)
+            if signal.getsignal(number) in ours:
                 signal.signal(number, self._former_handler(number))
 
     def _former_handler(self, number: int) -> Any:
@@ -304,6 +323,13 @@ class BaseWorker:
         self._start_stopping()
         with contextlib.suppress(Exception):
             self.log("Caught SIGQUIT signal: stopping at once", level="critical")
+
+    def catch_stacks_signal(self, signum: int | None, frame: FrameType | None) -> None:
+        """Write the stack of every thread to the log; the worker goes on."""
+        if self._is_for_child(signum):
+            return
+        with contextlib.suppress(Exception):  # of a handler or a filter of the log
+            self.log_stacks()
 
     def _start_stopping(self) -> None:
         assert self._stopping is not None
@@ -348,10 +374,32 @@ class BaseWorker:
             self._alarm.ring()
 
     def must_stop(self) -> bool:
-        """Is it time to end: by a signal, `end_forced`, `max_loops` or `max_duration`?"""
+        """Is it time to end: by a signal, `end_forced`, `max_loops`, `max_memory`, `burst` or `max_duration`?"""
         if self.end_forced or self.end_signal_caught or self.num_loops >= self.max_loops:
             return True
+        if self._is_too_big or self.is_drained:
+            return True
         return self.wanted_end_date is not None and utcnow() >= self.wanted_end_date
+
+    def check_memory(self) -> None:
+        """Called after each job: above `max_memory` it was the last one."""
+        if self.max_memory is None or self._is_too_big:
+            return
+        resident = resident_mib()
+        if resident > self.max_memory:
+            self._is_too_big = True
+            self.log(f"The process has {resident:.0f} MiB, more than max_memory ({self.max_memory}): stopping")
+
+    def end_burst(self) -> None:
+        """Called with `burst`, when there is nothing to do: the worker ends."""
+        self.is_drained = True
+        self.log("Nothing is waiting and nothing is due: stopping")
+
+    def after_fork(self) -> None:
+        """Called in a process that was forked to run this worker or a job of it, before it does so. Does nothing.
+
+        Override it to open anew what processes must not share: files, connections to other databases.
+        """
 
     # --- State
 
@@ -389,7 +437,7 @@ class BaseWorker:
     def _log_exception(self, message: str) -> None:
         """Log a message with the traceback of what is being handled; its lines are indented, so that none passes for
         another line of the log."""
-        trace = "\n".join(f"    {safe_line(text)}" for text in format_trace().rstrip("\n").split("\n"))
+        trace = indented(format_trace().rstrip("\n").split("\n"))
         if not isinstance(self.logger, logging.Logger):  # an adapter, for instance
             self.logger.error("[%s] %s\n%s", self.id, safe_line(message), trace)
             return
@@ -400,6 +448,10 @@ class BaseWorker:
         record = self.logger.makeRecord(self.logger.name, logging.ERROR, path, line, *values)
         record.exc_text = trace
         self.logger.handle(record)
+
+    def log_stacks(self) -> None:
+        """Log the stack of every thread, indented as `_log_exception` does it."""
+        self.logger.critical("[%s] %s\n%s", self.id, "Stacks of all threads:", indented(format_stacks()))
 
     # --- The run
 
@@ -484,6 +536,16 @@ def safe_line(text: str) -> str:
     """A text with its control characters escaped, so that it cannot pass for another line of the log."""
     text = shortened(str(text), LONGEST_LINE)
     return UNSAFE_CHARACTERS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def indented(lines: Iterable[str]) -> str:
+    """Lines that follow a message in the log, so that none passes for another line of it."""
+    return "\n".join(f"    {safe_line(line)}" for line in lines)
+
+
+def is_whole(value: Any, smallest: int) -> bool:
+    """Is it an integer (True and False are none), and not below the smallest?"""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= smallest
 
 
 def has_listener(logger: Any, level: int) -> bool:

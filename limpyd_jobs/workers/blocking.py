@@ -205,6 +205,9 @@ class Worker(JobLife):
                     self._refresh_registry()
                     self.requeue_delayed_jobs()
                     return
+                if self.burst:
+                    self.end_burst()
+                    return
                 self._wait_for_ring(POLL_SECONDS)
                 self._outage.end()
             except (RedisError, DatabaseException) as error:
@@ -220,6 +223,7 @@ class Worker(JobLife):
                 if found is not None:
                     self.num_loops += 1
                     self._handle(*found)
+                    self.check_memory()
             except (RedisError, DatabaseException) as error:
                 # A job whose end could not be recorded keeps its lease until that lapses, and then runs again.
                 pause = self._pause_after(error)
@@ -241,7 +245,7 @@ class Worker(JobLife):
         deadline = time.monotonic() + self.timeout if self.timeout else float("inf")
         is_first = True
         while True:
-            found = self._look_for_job()
+            found = self._look_for_job() or (self._look_for_last_job() if self.burst else None)
             if found is not None:
                 return found
             if is_first:
@@ -259,6 +263,16 @@ class Worker(JobLife):
             return None
         self._do_rounds()
         return self._take_job()
+
+    def _look_for_last_job(self) -> tuple[Any, Any] | None:
+        """With `burst`, when no job was found: look once more, also where programs put jobs that do not ring."""
+        self._looked_at_keys = self._looked_at_delayed = self._updated_keys = float("-inf")
+        found = self._look_for_job()
+        is_due = self._next_due is not None and time.monotonic() >= self._next_due and not self._broken_keys()
+        is_failing = self._heartbeat is not None and self._heartbeat.is_failing  # then it has not looked
+        if found is None and not (is_due or is_failing or self.must_stop()):
+            self.end_burst()
+        return found
 
     def _take_job(self) -> tuple[Any, Any] | None:
         """Claim a job if there is one, going past entries that cannot be run."""

@@ -34,8 +34,10 @@ from ..database import (
 from ..exceptions import ConfigurationException, InvalidDatabaseURL, LimpydJobsException
 from ..models import BaseJobsModel, Error, Queue
 from ..version import EXACT_VERSION
+from .base import LOGGER_NAME
 from .blocking import Worker
 from .options import OPTIONS, complaint, option_name, parse_logger_level
+from .pool import Member, WorkerPool
 from .title import JobCounts, show_program, show_progress, show_status
 
 LOG_FORMAT = "[%(process)d] %(asctime)s (%(name)s) %(levelname)-8s %(message)s"
@@ -55,12 +57,13 @@ class WorkerConfig:
         database_config: what `parse_database` read; None when no database is named: the models stay where they are.
         update_title: whether the process has a title.
         worker: None before `prepare_worker`.
+        member: in a process of a pool, what ties it to the pool; else None.
     """
 
     help = "Run a worker using redis-limpyd-jobs"
     option_list: tuple[Option, ...] = OPTIONS
     # What --print-options shows besides the parameters of the worker.
-    script_options: tuple[str, ...] = ("dry_run", "worker_config", "database", "worker_class")
+    script_options: tuple[str, ...] = ("processes", "reload", "dry_run", "worker_config", "database", "worker_class")
 
     def __init__(self, argv: Sequence[str] | None = None) -> None:
         """Read the arguments and import what they name; no database is contacted.
@@ -76,6 +79,7 @@ class WorkerConfig:
         self.database_config: Settings | None = None
         self.update_title = True
         self.worker: Any = None
+        self.member: Member | None = None
         self._counts = JobCounts()
         self.parser = self.create_parser()
         if isinstance(self.parser, DiscreetParser):
@@ -224,12 +228,21 @@ class WorkerConfig:
     # --- the worker ---
 
     def execute(self) -> None:
-        """Prepare the worker, and run it to its end."""
+        """Prepare the worker, and run it to its end; with `--processes` or `--reload`, do so in each process of a pool.
+
+        Raises:
+            SystemExit: a pool has ended with another exit code than 0.
+        """
+        if self.member is None and wants_pool(self.options):
+            run_pool(lambda: self, self.prog_name, self.options)
+            return
         self._check_queues()
         self.prepare_models()
         self.prepare_worker()
         if self.options.print_options:
             self.print_options()
+        if self.member is not None:
+            self.member.join(self.worker)
         self.run()
 
     def prepare_models(self) -> None:
@@ -280,9 +293,7 @@ class WorkerConfig:
         """Make sure that what the worker logs is seen: on stderr, unless the program says otherwise."""
         logger = self.worker.logger
         if not logger.hasHandlers():
-            handler = logging.StreamHandler()
-            handler.setFormatter(logging.Formatter(LOG_FORMAT))
-            logger.addHandler(handler)
+            logger.addHandler(make_log_handler())
 
     def run(self) -> None:
         """Run the worker; with `--dry-run` it ends before the first job."""
@@ -305,9 +316,8 @@ class WorkerConfig:
 
     def _hide_passwords(self) -> None:
         """The command line stays as the title of the process, but for a password in it."""
-        shown = [hide_secret(argument) for argument in self._arguments]
-        if self.worker is None and shown != self._arguments:
-            setproctitle(" ".join([self.prog_name, *shown]))
+        if self.worker is None:
+            hide_passwords(self.prog_name, self._arguments)
 
     def update_proc_title(self, worker: Any = None) -> None:
         """Set the title, with counts that may be old (see JobCounts); called at each change of the worker's status."""
@@ -318,6 +328,78 @@ class WorkerConfig:
             setproctitle(self.get_proc_title())
         finally:
             self._counts.may_be_old = False
+
+
+class CommandPool(WorkerPool):
+    """The pool of the command: each child does what the command does alone.
+
+    Args:
+        make_config: called in each child.
+        options: `processes`, `reload`, `queues`, `update_title`, `logger_name` and `logger_level` are looked at.
+    """
+
+    def __init__(self, make_config: Callable[[], WorkerConfig], prog_name: str, options: Any) -> None:
+        self.make_config, self.prog_name, self.command_options = make_config, prog_name, options
+        super().__init__(processes=options.processes or 1, reload=bool(options.reload))
+
+    def make_logger(self) -> Any:
+        """A logger that the children do not find: in theirs the user's modules may set up logging as they like."""
+        logger = logging.Logger(self.command_options.logger_name or LOGGER_NAME)
+        level = parse_logger_level(self.command_options.logger_level or logging.INFO)
+        logger.setLevel(logging.INFO if level is None else level)  # a child refuses what is no level
+        logger.addHandler(make_log_handler())
+        return logger
+
+    def work(self, member: Member) -> None:
+        """Do what the command does; what it prints once is printed by the first child."""
+        config = self.make_config()
+        config.member = member
+        if not member.is_first:
+            config.options.print_options = None
+        config.execute()
+        member.leave(bool(config.options.dry_run) or config.worker.is_drained)
+
+    def update_title(self) -> None:
+        """Set the title of the process, as title.py describes it."""
+        if self.command_options.update_title:
+            queues = self.command_options.queues
+            parts = [show_program(self.prog_name, os.getpid()), f"[{self.status}]"]
+            parts += [f"queues={queues}"] if queues else []
+            setproctitle(" ".join([*parts, f"processes={self.ready_count}/{self.processes}"]))
+
+
+def wants_pool(options: Any) -> bool:
+    """Do the options ask for a pool, also one of a single process?"""
+    return options.processes is not None or bool(options.reload)
+
+
+def run_pool(make_config: Callable[[], WorkerConfig], prog_name: str, options: Any) -> None:
+    """Run the pool that the options ask for.
+
+    Raises:
+        SystemExit: it has ended with another exit code than 0.
+    """
+    try:
+        pool = CommandPool(make_config, prog_name, options)
+    except ConfigurationException as error:
+        DiscreetParser(prog=prog_name, usage=f"%prog [options]\n\n{WorkerConfig.help}").error(one_line(error))
+    code = pool.run()
+    if code:
+        raise SystemExit(code)
+
+
+def make_log_handler() -> logging.Handler:
+    """Writes to stderr, with the process in front."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(LOG_FORMAT))
+    return handler
+
+
+def hide_passwords(prog_name: str, arguments: list[str]) -> None:
+    """Make the command line the title of the process if there is a password in it, without that."""
+    shown = [hide_secret(argument) for argument in arguments]
+    if shown != arguments:
+        setproctitle(" ".join([prog_name, *shown]))
 
 
 class DiscreetParser(OptionParser):

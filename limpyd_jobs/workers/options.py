@@ -46,6 +46,17 @@ OPTIONS: tuple[Option, ...] = (
         "(default: limpyd_jobs.workers.WorkerConfig)",
     ),
     make_option("--print-options", action="store_true", help="Print the options in force before the worker starts"),
+    make_option(
+        "--processes",
+        type="int",
+        help="Run this many workers, each in a process of its own, and replace those that end, e.g. --processes=4 "
+        "(default: one worker, in this process)",
+    ),
+    make_option(
+        "--reload",
+        action="store_true",
+        help="For development: start the workers again when a source file that they have loaded changes",
+    ),
     make_option("--dry-run", action="store_true", help="Start the worker and end it at once: no job is executed"),
     make_option("--queues", help="The names of the queues to work on, with commas, e.g. --queues=queue1,queue2"),
     make_option(
@@ -109,6 +120,13 @@ OPTIONS: tuple[Option, ...] = (
         type="int",
         help="Claim up to this many jobs in one round trip, for very short jobs, e.g. --prefetch=50 (default: 0, one)",
     ),
+    make_option(
+        "--max-memory",
+        type="int",
+        help="End after the job that leaves the process with more resident memory, in MiB, e.g. --max-memory=500 "
+        "(default: no limit)",
+    ),
+    make_option("--burst", action="store_true", help="End when nothing is waiting and no delayed job is due"),
     make_option(
         "--timeout",
         type="seconds",
@@ -190,6 +208,7 @@ OPTIONS: tuple[Option, ...] = (
 
 # The smallest value of a number, and whether it is accepted itself; in the order in which they are checked.
 LIMITS: dict[str, tuple[int, bool]] = {
+    "processes": (0, False),
     "max_loops": (0, True),
     "max_duration": (0, True),
     "timeout": (0, True),
@@ -201,6 +220,7 @@ LIMITS: dict[str, tuple[int, bool]] = {
     "max_recoveries": (0, True),
     "stop_timeout": (0, True),
     "prefetch": (0, True),
+    "max_memory": (0, False),
 }
 
 

@@ -5,6 +5,12 @@ limpyd-jobs-worker#1566090 [starting] queues=foo,bar loop=0/1000 waiting=10 dela
 limpyd-jobs-worker#1566090 [running] queues=foo,bar loop=1/1000 waiting=9 delayed=2 duration=0:00:15
 limpyd-jobs-worker#1566090 [running - ending] ...       it was told to end
 limpyd-jobs-worker#1566090 [terminated] queues=foo,bar loop=10/1000 waiting=0 delayed=0 duration=0:12:27
+
+The parent of several workers says how many are ready; `queues` are those of the command line:
+
+limpyd-jobs-worker#1566080 [starting] queues=foo,bar processes=0/4
+limpyd-jobs-worker#1566080 [running] queues=foo,bar processes=4/4
+limpyd-jobs-worker#1566080 [running - ending] queues=foo,bar processes=4/4
 """
 
 from __future__ import annotations

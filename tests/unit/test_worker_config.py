@@ -28,6 +28,8 @@ OPTION_NAMES = [
     "pythonpath",
     "worker-config",
     "print-options",
+    "processes",
+    "reload",
     "dry-run",
     "queues",
     "queue-model",
@@ -45,6 +47,8 @@ OPTION_NAMES = [
     "terminate-gracefuly",
     "no-terminate-gracefuly",
     "prefetch",
+    "max-memory",
+    "burst",
     "timeout",
     "fetch-priorities-delay",
     "fetch-delayed-delay",
@@ -596,6 +600,8 @@ def test_c4_the_options_in_force_are_printed(capsys: pytest.CaptureFixture[str])
 
     assert capsys.readouterr().out.splitlines() == [
         "The script is running with the following options:",
+        " - processes = None",
+        " - reload = None",
         " - dry-run = True",
         " - worker-config = <class 'limpyd_jobs.workers.WorkerConfig'>",
         " - database = localhost:7777:0",
@@ -625,6 +631,8 @@ def test_c4_the_options_in_force_are_printed(capsys: pytest.CaptureFixture[str])
         " - keep-success = None",
         " - keep-errors = None",
         " - prefetch = 0",
+        " - max-memory = None",
+        " - burst = False",
     ]
 
 

@@ -16,7 +16,7 @@ from .base import Log
 @pytest.fixture(autouse=True)
 def signal_handlers() -> Iterator[None]:
     """A worker that was made and never run leaves its handlers behind: they must not reach the next test."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGUSR2)
     handlers = [signal.getsignal(number) for number in numbers]
     yield
     for number, handler in zip(numbers, handlers, strict=True):
