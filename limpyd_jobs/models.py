@@ -866,7 +866,7 @@ class Job(BaseJobsModel):
             raise InvalidArgument("name", name, f"one of {', '.join(run_options.NAMES)}")
         return self._own_run_options().get(name) if name == "expires" else self._run_options().get(name)
 
-    def retries(self, default: Retries) -> Retries:
+    def effective_retries(self, default: Retries) -> Retries:
         """What holds for the retries of this job.
 
         Args:

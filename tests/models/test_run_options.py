@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 from datetime import datetime, timedelta
 from typing import Any
@@ -18,6 +19,7 @@ from limpyd_jobs.exceptions import ConfigurationException, InvalidArgument
 from limpyd_jobs.retries import Retries
 from limpyd_jobs.utils import utcnow
 
+from ..base import ROOT
 from .support import assert_filters_equal_hashes, assert_only_place, connection, counted_round_trips, dump, run_worker
 
 
@@ -144,8 +146,10 @@ def test_a_class_says_what_its_jobs_do_not(database: Any) -> None:
 def test_the_retries_are_those_of_the_job_its_class_and_the_worker(database: Any) -> None:
     job = SayingJob.add_job("a", backoff="constant")
     default = Retries(requeue_times=9, requeue_delay_delta=7, no_retry_on=("builtins.KeyError",))
-    assert job.retries(default) == Retries(3, 7, Backoff("constant"), ("builtins.OSError",), ("builtins.KeyError",))
-    assert RunJob.add_job("b").retries(default) is default
+    assert job.effective_retries(default) == Retries(
+        3, 7, Backoff("constant"), ("builtins.OSError",), ("builtins.KeyError",)
+    )
+    assert RunJob.add_job("b").effective_retries(default) is default
 
 
 def test_the_expiry_of_a_class_counts_from_each_add(database: Any) -> None:
@@ -465,3 +469,16 @@ def test_a_claim_and_a_cancel_never_both_have_the_job(database: Any) -> None:
         if not number % 2:
             assert job.cancel() is Cancellation.REQUESTED
             transitions.send(connection(), transitions.skip("jobs", taken.claim))
+
+
+# --- The documents
+
+
+def test_the_examples_of_the_document_run_as_they_are(database: Any) -> None:
+    text = (ROOT / "docs" / "retries.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    shared: dict[str, Any] = {"__name__": "examples"}
+    for block in blocks:
+        exec(block, shared)
+    assert len(blocks) == 3
+    assert stored(shared["FetchJob"].from_pk("3")) == {"backoff": [1, 10, 60]}
