@@ -7,9 +7,10 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
     import limpyd  # noqa: F401
 
-from .exceptions import ConfigurationException, LimpydJobsException
+from .exceptions import ConfigurationException, JobTimeout, LimpydJobsException, Retry
 from .models import Error, Job, Queue
-from .statuses import STATUSES
+from .retries import Backoff
+from .statuses import STATUSES, Cancellation
 from .version import EXACT_VERSION, VERSION
 from .workers import Worker
 
@@ -18,10 +19,14 @@ __all__ = [
     "EXACT_VERSION",
     "STATUSES",
     "VERSION",
+    "Backoff",
+    "Cancellation",
     "ConfigurationException",
     "Error",
     "Job",
+    "JobTimeout",
     "LimpydJobsException",
     "Queue",
+    "Retry",
     "Worker",
 ]

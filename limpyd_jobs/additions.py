@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, TypeAlias
 
-from . import recipes, transitions
+from . import recipes, run_options, transitions
 from .exceptions import InvalidArgument
 from .transitions import Added, Addition, Answer, Call, Delay, Hold, Subject, Target
 from .utils import compute_delayed_until, datetime_to_score, utcnow
@@ -39,6 +39,7 @@ class Way:
     Attributes:
         is_held: whether methods of the user place the jobs in the queue.
         is_queue_late: whether limpyd has to write some of a new queue, before it gets its first job.
+        expires: of the class, for each new job.
     """
 
     model: Any
@@ -48,6 +49,27 @@ class Way:
     subject: Subject
     is_held: bool
     is_queue_late: bool
+    expires: Any = None
+
+    def with_run_options(self, fields_if_new: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The further fields of a new job, where what is said of its runs is put together in one.
+
+        Raises:
+            InvalidArgument: a value is not accepted.
+        """
+        if self.expires is None and not fields_if_new:
+            return fields_if_new
+        names = recipes.stored_run_options(self.model).intersection(fields_if_new)
+        given = {name: fields_if_new[name] for name in names if fields_if_new[name] is not None}
+        fields = {name: value for name, value in fields_if_new.items() if name not in names} if names else fields_if_new
+        if run_options.FIELD in fields:
+            if given:
+                accepted = f"given alone, without {', '.join(sorted(given))}"
+                raise InvalidArgument(run_options.FIELD, fields[run_options.FIELD], accepted)
+            return fields
+        if self.expires is not None:
+            given.setdefault("expires", self.expires)
+        return {**fields, run_options.FIELD: run_options.to_text(given)} if given else fields
 
     def made_for(self, fields: Iterable[str]) -> str | None:
         """What add_alike.lua must know to add jobs with these further fields; None: they need an `addition` each."""
@@ -181,7 +203,7 @@ class Chunk:
             InvalidArgument: as `add_job`; the job is not taken.
         """
         text, prepend = recipes.to_text("identifier", spec["identifier"]), bool(spec["prepend"])
-        fields, delays = fields_of(spec), (spec["delayed_for"], spec["delayed_until"])
+        fields, delays = way.with_run_options(fields_of(spec)), (spec["delayed_for"], spec["delayed_until"])
         if delays == (None, None) and self._add_alike(way, text, prepend, fields):
             return True
         addition, record = way.addition(text, fields, prepend, *delays)

@@ -41,6 +41,12 @@ class InstanceHashField(limpyd_fields.InstanceHashField):
         return self.post_command(sender=self, name=name, result=result, args=args, kwargs=kwargs)
 
 
+class RunOptionsField(InstanceHashField):
+    """Holds what `add_job` was told of the runs of a job (see run_options.py)."""
+
+    holds_run_options = True
+
+
 def needs_limpyd(model: Any, name: str, *values: Any) -> bool:
     """Must limpyd write a field?
 

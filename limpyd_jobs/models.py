@@ -13,6 +13,8 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import fields as dataclass_fields
+from dataclasses import replace
 from datetime import datetime, timedelta
 from importlib import import_module
 from types import ModuleType
@@ -23,13 +25,14 @@ from limpyd.contrib.indexes import SimpleDateTimeIndex
 from limpyd.contrib.related import RelatedModel
 from redis.exceptions import RedisError, ResponseError
 
-from . import aio, recipes, transitions
+from . import aio, recipes, run_options, transitions
 from .additions import OPTIONS, AddedJobs, AlikeJobs, AnyJobs, Chunk, Way, fields_of, first, to_delay, to_spec
 from .database import JobsDatabase, is_outage, leave_replica
 from .exceptions import ConfigurationException, DatabaseException, InvalidArgument, JobClassError, LimpydJobsException
-from .fields import InstanceHashField, needs_limpyd, upgrade, write
+from .fields import InstanceHashField, RunOptionsField, Writes, needs_limpyd, upgrade, write
 from .modules import allowed_modules, is_dotted_name
-from .statuses import STATUSES
+from .retries import Retries
+from .statuses import STATUSES, Cancellation
 from .transitions import Added, Addition, Changes, Claim, Delay, Hold, Subject, Target
 from .utils import (
     check_datetime,
@@ -56,6 +59,9 @@ def _copied(field: Any) -> Any:
     copied = object.__new__(type(field))
     copied.__dict__.update(field.__dict__)
     return copied
+
+
+RETRIES = {one.name for one in dataclass_fields(Retries)}
 
 
 def _no_fields() -> tuple[Any, ...]:
@@ -511,6 +517,8 @@ class Job(BaseJobsModel):
     cancel_on_error = InstanceHashField()
     queue_key = InstanceHashField()  # the key prefix of the queue that it is, or was last, in: `jobs:queue:3`
     recoveries = InstanceHashField()  # how often the lease lapsed while it ran, or may have
+    cancel_reason = InstanceHashField()  # "canceled", "expired", or what `cancel` was told
+    run_options = RunOptionsField()  # what `add_job` was told of its runs, as JSON; read it with `run_option`
 
     queue_model: Any = Queue
     queue_name: str | None = None
@@ -518,6 +526,16 @@ class Job(BaseJobsModel):
     lease_seconds: float | None = None  # the worker's own when None
     max_recoveries: int | None = None  # the worker's own when None
     retry_for: float = 5  # how long a producer tries again while Redis cannot be used, in seconds
+
+    # Options of the runs, where `add_job` does not say; without them the worker's own hold (see docs/retries.md). They
+    # are not set here, so that a subclass may have fields of these names.
+    job_timeout: float | timedelta | None
+    expires: float | timedelta | None
+    requeue_times: int | None
+    requeue_delay_delta: float | timedelta | None
+    backoff: Any
+    retry_on: Any
+    no_retry_on: Any
 
     # What this process knows from the transition that gave it the job; not stored.
     _claim: Claim | None = None
@@ -531,6 +549,7 @@ class Job(BaseJobsModel):
     _ends_later = False
     _note_begun: Callable[[], None] | None = None  # to be called before the job moves itself
     _began: datetime | None = None
+    _said: tuple[str, dict[str, Any]] = ("", {})  # the text of `run_options` that was read last, and what it says
 
     @property
     def must_exist(self) -> bool:
@@ -657,7 +676,9 @@ class Job(BaseJobsModel):
             retry_for: how long to try again while Redis cannot be used, in seconds; the class' own (5) when None. After
                 that the error of redis-py is raised, and the job may be there or not: adding it again is safe. A try
                 that gets no reply ends with the timeout of the socket (5 seconds).
-            fields_if_new: further fields of a new job; ignored when it exists.
+            fields_if_new: further fields of a new job, and options of its runs (`job_timeout`, `expires`,
+                `requeue_times`, `requeue_delay_delta`, `backoff`, `retry_on`, `no_retry_on`: see docs/retries.md);
+                ignored when it exists.
         Raises:
             LimpydJobsException: no queue name.
             InvalidArgument: a value is not accepted. JobAlreadyExists: a unique value is taken. WrongKeyType: something
@@ -667,11 +688,12 @@ class Job(BaseJobsModel):
         way = cls._way(queue_model, queue_name, priority)
         text = recipes.to_text("identifier", identifier)
         patience = _seconds("retry_for", cls.retry_for if retry_for is None else retry_for)
+        fields = way.with_run_options(fields_if_new)
         if delayed_for is None and delayed_until is None:
-            call = way.alike_call(text, fields_if_new, prepend)
+            call = way.alike_call(text, fields, prepend)
             if call is not None:
                 return cls.from_pk(cls._send_added(call, way, patience).pk)
-        return cls._add_any(way, text, fields_if_new, prepend, delayed_for, delayed_until, patience)[0]
+        return cls._add_any(way, text, fields, prepend, delayed_for, delayed_until, patience)[0]
 
     @classmethod
     async def aadd_job(
@@ -695,7 +717,7 @@ class Job(BaseJobsModel):
         way = cls._known_way(queue_model, queue_name, priority)
         text = recipes.to_text("identifier", identifier)
         patience = _seconds("retry_for", cls.retry_for if retry_for is None else retry_for)
-        call = way.plain_call(text, fields_if_new, prepend, delayed_for, delayed_until)
+        call = way.plain_call(text, way.with_run_options(fields_if_new), prepend, delayed_for, delayed_until)
         added = Added("NO_QUEUE", "") if call is None else await cls._asend(call, patience)
         if added.kind == "NO_QUEUE":
             where = (queue_name, priority, queue_model, prepend, delayed_for, delayed_until, retry_for)
@@ -804,7 +826,8 @@ class Job(BaseJobsModel):
         queue_model, name = cls._get_queue_model(queue_model), cls._get_queue_name(queue_name)
         target, record = queue_model._target(name, priority)
         is_late = bool(record and record.late)
-        way = Way(model, queue_model, name, target, cls._class_subject(), cls._has_own_placing(queue_model), is_late)
+        is_held, expires = cls._has_own_placing(queue_model), recipes.class_run_options(model).get("expires")
+        way = Way(model, queue_model, name, target, cls._class_subject(), is_held, is_late, expires)
         if len(_ways) >= MAX_WAYS:
             _ways.clear()
         return _ways.setdefault(key, way)
@@ -829,6 +852,75 @@ class Job(BaseJobsModel):
     def must_be_cancelled_on_error(self) -> bool:
         """Must the job not be requeued when it fails?"""
         return self.always_cancel_on_error or bool(self.cancel_on_error.hget())
+
+    def run_option(self, name: str) -> Any:
+        """What holds for the runs of this job: its own option, or its class'; None when neither says: the worker's.
+
+        Without a round trip in the worker that has claimed it. Durations are in seconds, `expires` is in seconds since
+        the epoch, `backoff` a `retries.Backoff`, the exceptions are their names.
+
+        Raises:
+            InvalidArgument: there is no such option.
+        """
+        if name not in run_options.NAMES:
+            raise InvalidArgument("name", name, f"one of {', '.join(run_options.NAMES)}")
+        return self._own_run_options().get(name) if name == "expires" else self._run_options().get(name)
+
+    def effective_retries(self, default: Retries) -> Retries:
+        """What holds for the retries of this job.
+
+        Args:
+            default: what the worker says.
+        """
+        found = {name: value for name, value in self._run_options().items() if name in RETRIES}
+        return replace(default, **found) if found else default
+
+    def _run_options(self) -> Mapping[str, Any]:
+        """What the job says of its runs, and its class; of the latter, `expires` is meant for new jobs alone."""
+        model: Any = type(self)
+        own, of_class = self._own_run_options(), recipes.class_run_options(model)
+        return {**of_class, **own} if own else of_class
+
+    def _own_run_options(self) -> dict[str, Any]:
+        """What `add_job` was told. What cannot be read says nothing, and is told of in the log, once."""
+        if not recipes.has_run_options(type(self)):
+            return {}
+        claim = self._claim or self._last_claim
+        known = claim.run_options if claim is not None else None
+        text = (self.run_options.hget() or "") if known is None else known
+        if text != self._said[0]:
+            try:
+                self._said = text, run_options.read(text) if text else {}
+            except ValueError:
+                self._said = text, {}
+                logger.warning("The field run_options of %s cannot be read, and is ignored: %r", self.ident, text[:100])
+        return self._said[1]
+
+    def cancel(self, reason: str | None = None, queue_model: Any = None) -> Cancellation:
+        """See to it that the job is not run.
+
+        One that waits or is delayed is canceled at once. Of one that runs the status becomes CANCELED: its worker
+        interrupts it if it can, and at its end counts it as canceled, not as a success.
+
+        Args:
+            reason: what its field `cancel_reason` gets; "canceled" when None.
+            queue_model: of the queue that it is in; the class' own when None.
+        Returns:
+            CANCELED; REQUESTED when a process has the job; ENDED when it was too late, and nothing was written.
+        Raises:
+            DoesNotExist: the record is gone. InvalidArgument: the reason is not a text.
+        Redis: cancel.lua.
+        """
+        if reason is not None and not isinstance(reason, str):
+            raise InvalidArgument("reason", reason, "a string")
+        queue_model = self._get_queue_model(queue_model)
+        text = recipes.to_text("reason", reason or "canceled")
+        queue_recipe = recipes.queue_recipe(queue_model)
+        call = transitions.cancel(self._subject(), queue_model.namespace or "", queue_recipe, text)
+        cancellation, changes = self._send(call, self._patience)
+        Writes.count += 1  # whoever has claimed jobs ahead looks at them again
+        repair_indexes(changes)
+        return cancellation  # type: ignore[no-any-return]
 
     @property
     def duration(self) -> timedelta | None:
@@ -1028,7 +1120,8 @@ class _Bulk:
     def _add_alone(self, way: Way, spec: Mapping[str, Any]) -> None:
         """Add a job that cannot go with others."""
         text, delays = recipes.to_text("identifier", spec["identifier"]), (spec["delayed_for"], spec["delayed_until"])
-        added = self._model._add_any(way, text, fields_of(spec), spec["prepend"], *delays, self._retry_for)
+        fields = way.with_run_options(fields_of(spec))
+        added = self._model._add_any(way, text, fields, spec["prepend"], *delays, self._retry_for)
         self.counts[added[1]] += 1
 
 

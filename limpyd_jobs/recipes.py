@@ -8,6 +8,7 @@ cannot be described: it is `foreign`, and `repair_index` brings it in step after
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,7 +20,7 @@ from limpyd.contrib.indexes import MultiIndexes
 from limpyd.fields import FieldLock
 from limpyd.indexes import BaseIndex, EqualIndex, NumberRangeIndex, TextRangeIndex
 
-from . import lua
+from . import lua, run_options
 from .exceptions import ConfigurationException, InvalidArgument
 from .statuses import STATUSES
 
@@ -39,6 +40,7 @@ TRANSITION_FIELDS = (
     "queued",
     "queue_key",
     "recoveries",
+    "cancel_reason",
 )
 MOST_SHAPES = 20  # sets of names for which scripts are made for a class
 MOST_ALIKE = 50  # fields that a script of add_alike writes: Lua cannot hold more than some 120 in one expression
@@ -148,8 +150,44 @@ def job_recipe(model: Any) -> str:
     options = {name: getattr(model, name, None) for name in JOB_OPTIONS}
     for name, value in options.items():
         check_job_option(model.__name__, name, value)
+    class_run_options(model)  # checked as soon as the class is used
     given = {name: value for name, value in options.items() if value is not None}
+    if not has_run_options(model):
+        given["has_own_run_options"] = True
     return json.dumps({**json.loads(recipe(model, TRANSITION_FIELDS)), **given}, sort_keys=True)
+
+
+def has_run_options(model: Any) -> bool:
+    """Is `run_options` the field of ours, rather than one that a subclass has for its own ends?"""
+    return model.has_field(run_options.FIELD) and hasattr(model.get_field(run_options.FIELD), "holds_run_options")
+
+
+@cache
+def stored_run_options(model: Any) -> frozenset[str]:
+    """The options of a run that `add_job` takes, and stores, for a class of jobs: those that are no fields of it."""
+    if not has_run_options(model):
+        return frozenset()
+    return frozenset(name for name in run_options.NAMES if not model.has_field(name))
+
+
+@cache
+def class_run_options(model: Any) -> dict[str, Any]:
+    """What a class of jobs says of its runs, in uniform kinds; fields, methods and properties are the user's own.
+
+    Raises:
+        ConfigurationException: a value is not accepted.
+    """
+    found = {}
+    for name in run_options.NAMES:
+        value = inspect.getattr_static(model, name, None)
+        if value is not None and not model.has_field(name) and not hasattr(type(value), "__get__"):
+            found[name] = run_options.check_on(model.__name__, name, value)
+    if "expires" in found and not has_run_options(model):
+        raise ConfigurationException(
+            f"Invalid {model.__name__}.expires: it is stored in the field run_options, which {model.__name__} declares"
+            " for something else"
+        )
+    return found
 
 
 def guessed_job_recipe(job_model: Any, namespace: str, model_repr: str) -> str:
@@ -396,7 +434,7 @@ def plain_life(model: Any, queue_model: Any) -> str:
     others = [found for name, found in prefixes.items() if name not in ("identifier", "priority", "status", "queued")]
     status, queued = prefixes["status"] or (), prefixes["queued"] or ()
     namespace = queue_model.namespace or ""
-    if len(status) != 1 or len(queued) != 1 or others != [()] * len(others):
+    if not has_run_options(model) or len(status) != 1 or len(queued) != 1 or others != [()] * len(others):
         return "local CLASS = nil\n"
     known = {
         "repr": model.get_model_repr(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from enum import Enum
+
 
 class Statuses(dict[str, str]):
     """The letters stored in `Job.status`, by name, as items and as attributes.
@@ -41,12 +43,21 @@ class Statuses(dict[str, str]):
 
 STATUSES = Statuses()
 
+
+class Cancellation(str, Enum):
+    """What became of a request to cancel a job."""
+
+    CANCELED = "canceled"  # it did not run, and will not
+    REQUESTED = "requested"  # a worker has it: it is interrupted where that can be, and counts as canceled at its end
+    ENDED = "ended"  # it was too late
+
+
 # From each status, those that a transition of ours leads to. `docs/states.md` draws it, the property test walks it.
 FOLLOWERS: dict[str, frozenset[str]] = {
     STATUSES.WAITING: frozenset("wdrsce"),
     STATUSES.DELAYED: frozenset("wdce"),
     STATUSES.RUNNING: frozenset("wdsec"),
     STATUSES.SUCCESS: frozenset("wd"),
-    STATUSES.ERROR: frozenset("wd"),
+    STATUSES.ERROR: frozenset("wdc"),
     STATUSES.CANCELED: frozenset("wde"),
 }

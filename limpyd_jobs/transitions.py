@@ -27,6 +27,7 @@ from .exceptions import (
     LimpydJobsException,
     WrongKeyType,
 )
+from .statuses import Cancellation
 
 NO_CLASS = "local CLASS = nil\n"  # for scripts that are made for a class, where there is none
 FEW_VALUES = 20  # that are quicker packed one by one than with all of their command
@@ -198,7 +199,11 @@ class Addition(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """A job that this process holds: what the claim answered, and the token that proves it."""
+    """A job that this process holds: what the claim answered, and the token that proves it.
+
+    Attributes:
+        run_options: the text of its field; '' when it has none, None when it was not asked for.
+    """
 
     ident: str
     token: str
@@ -213,6 +218,7 @@ class Claim(NamedTuple):
     start: str = ""
     lease_seconds: float = 30
     changes: Changes = ()
+    run_options: str | None = None
 
 
 class Added(NamedTuple):
@@ -564,6 +570,24 @@ def requeue(
     return Call("requeue", _keys(target.namespace), args, _read_moved(subject, "requeue"))
 
 
+def cancel(subject: Subject, namespace: str, queue_recipe: str, reason: str) -> Call[tuple[Cancellation, Changes]]:
+    """See to it that a job is not run. Raises DoesNotExist on reading."""
+
+    def read(reply: Reply) -> tuple[Cancellation, Changes]:
+        kind = _exists(reply[0], f"job found with ident {subject.repr}:{subject.pk}")
+        return Cancellation[kind], _changes(reply[1:])
+
+    args = {
+        "namespace": namespace,
+        "repr": subject.repr,
+        "recipe": subject.recipe,
+        "pk": subject.pk,
+        "queue_recipe": queue_recipe,
+        "reason": reason,
+    }
+    return Call("cancel", _keys(namespace), args, read)
+
+
 def place(
     subject: Subject, namespace: str, queue_recipe: str, queue_pk: str, prepend: bool, delay: Delay, token: str
 ) -> Call[Changes]:
@@ -639,10 +663,10 @@ def claim(
 def _taken(reply: Reply, token: str, worker: str, start: str) -> Taken:
     kind = reply[0]
     if kind == "CLAIMED":
-        _, ident, queue_key, name, due, status, identifier, priority, tries, cancel, seconds, ahead = reply[:12]
-        changes = _changes(reply[12:]) if len(reply) > 12 else ()
+        _, ident, queue_key, name, due, status, identifier, priority, tries, cancel, seconds, ahead, said = reply[:13]
+        changes = _changes(reply[13:]) if len(reply) > 13 else ()
         known = (ident, token, worker, queue_key, name, status, identifier, priority, _integer(tries), cancel, start)
-        held = Claim(*known, float(seconds), changes)
+        held = Claim(*known, float(seconds), changes, said)
         return Taken(kind, _seconds(due), ident, queue_key, name, status, held, "", ahead == "1")
     if kind == "EMPTY":
         return Taken(kind, _seconds(reply[1]))

@@ -355,21 +355,39 @@ local function leave(queue, ident)
   return (tonumber(waited) or 0) + (tonumber(delayed) or 0)
 end
 
--- Take an ident out of wherever it waits. Jobs of version 2 do not say where: then look at the queues of their
--- priority, then at all of them.
+-- Take an ident out of wherever it waits, and say whether it was there. Jobs of version 2 do not say where: then look at
+-- the queues of their priority, then at all of them.
 local function leave_anywhere(queue_recipe, recipe, pk, ident)
   local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'queue_key', 'priority', 'queued', 'status')
-  if values[1] and leave(values[1], ident) > 0 then return end
-  if not values[3] and values[4] ~= 'w' and values[4] ~= 'd' then return end
+  if values[1] and leave(values[1], ident) > 0 then return true end
+  if not values[3] and values[4] ~= 'w' and values[4] ~= 'd' then return false end
   local priorities = (queue_recipe.indexes.priority or {})[1]
   if priorities and priorities[1] == 'equal' then
     for _, queue_pk in ipairs(redis.call('SMEMBERS', priorities[2] .. (values[2] or '0'))) do
-      if leave(queue_recipe.key .. ':' .. queue_pk, ident) > 0 then return end
+      if leave(queue_recipe.key .. ':' .. queue_pk, ident) > 0 then return true end
     end
   end
   for _, queue_pk in ipairs(redis.call('SMEMBERS', queue_recipe.key .. ':collection')) do
-    if leave(queue_recipe.key .. ':' .. queue_pk, ident) > 0 then return end
+    if leave(queue_recipe.key .. ':' .. queue_pk, ident) > 0 then return true end
   end
+  return false
+end
+
+-- From when on a job must not be begun, by its field `run_options`; nil for never. What cannot be read says nothing.
+local function expiry_of(recipe, text)
+  if not text or not string.find(text, '"expires"', 1, true) or recipe.has_own_run_options then return nil end
+  local is_json, found = pcall(cjson.decode, text)
+  local expires = is_json and type(found) == 'table' and found.expires
+  return type(expires) == 'number' and expires or nil
+end
+
+-- A job begins anew: an expiry that is past is not meant for that.
+local function forget_past_expiry(recipe, pk)
+  local text = redis.call('HGET', recipe.key .. ':' .. pk .. ':hash', 'run_options')
+  local expires = expiry_of(recipe, text)
+  if not expires or expires > now() then return end
+  local rest = string.gsub(string.gsub(text, '"expires":[^,}]*,?', '', 1), ',}$', '}')
+  write_fields(recipe, pk, {'run_options'}, {rest ~= '{}' and rest})
 end
 
 local function equal_index(recipe, field)
@@ -479,16 +497,27 @@ local function raise_or_move(way, job, pk)
   local queue, refusal = queue_for(way, wanted, job.due)
   if not queue then return refusal end
   leave_anywhere(way.queue_recipe, recipe, pk, ident)
-  write_fields(recipe, pk, {'status', 'queued', 'priority', 'delayed_until', 'queue_key'},
-    {job.due and 'd' or 'w', '1', wanted, job.due and format_date(job.due) or false, queue})
+  write_fields(recipe, pk, {'status', 'queued', 'priority', 'delayed_until', 'queue_key', 'cancel_reason'},
+    {job.due and 'd' or 'w', '1', wanted, job.due and format_date(job.due) or false, queue, false})
   put_added(way, job, ident, queue)
   return {'MOVED', pk, unpack(changed)}
+end
+
+-- Make an end of a queued job that has expired, and that no worker has come to yet: it must not stand for a new one.
+local function end_expired(way, pk)
+  local recipe, ident = way.recipe, way.repr .. ':' .. pk
+  local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'status', 'run_options')
+  local expires = (values[1] == 'w' or values[1] == 'd') and expiry_of(recipe, values[2])
+  if not expires or expires > now() or redis.call('HEXISTS', way.namespace .. ':claims', ident) == 1 then return false end
+  leave_anywhere(way.queue_recipe, recipe, pk, ident)
+  write_fields(recipe, pk, {'status', 'queued', 'cancel_reason'}, {'c', false, 'expired'})
+  return true
 end
 
 local function try_to_add(way, job)
   local recipe = way.recipe
   local existing = find_queued(recipe, job.identifier)
-  if existing then return raise_or_move(way, job, existing) end
+  if existing and not end_expired(way, existing) then return raise_or_move(way, job, existing) end
   local record = job.rest == '' and {} or cjson.decode(job.rest)
   record.key, record.hash, record.sets = recipe.key, job.texts, job.sets
   local conflict = taken(record)
@@ -685,10 +714,11 @@ local function claim_next(wanted)
   local function answer(ident, queue, name, recipe, values, is_ahead)
     return {'CLAIMED', ident, queue, name, wanted.looks_around and next_due() or '?', values[1], values[3] or '',
       values[4] or '0', values[2] or '0', values[5] or '', tostring(recipe.lease_seconds or wanted.lease_seconds),
-      is_ahead and '1' or '0', unpack(changed)}
+      is_ahead and '1' or '0', not recipe.has_own_run_options and values[9] or '', unpack(changed)}
   end
 
-  local FIELDS = {'status', 'tries', 'identifier', 'priority', 'cancel_on_error', 'start', 'queue_key', 'recoveries'}
+  local FIELDS = {'status', 'tries', 'identifier', 'priority', 'cancel_on_error', 'start', 'queue_key', 'recoveries',
+    'run_options'}
 
   local again = redis.call('HGET', claims, token)
   if again then
@@ -730,13 +760,17 @@ local function claim_next(wanted)
     status = 'r'
   elseif status == 'w' or status == 'd' or status == 'c' then  -- the lease first: the job is never in no place
     has_next = status == 'w' and not values[8] and (recipe.max_recoveries or wanted.max_recoveries or 0) > 0
-    if wanted.is_ahead and not has_next then return nil end
+    local expires = status == 'w' and expiry_of(recipe, values[9])
+    if wanted.is_ahead and (not has_next or expires) then return nil end
     local index = status == 'w' and wanted.looks_around and (broken_index(recipe, 'status', 'w', 'r')
       or broken_index(recipe, 'status', 's', 'e') or broken_index(recipe, 'queued', '1'))
     if index then return {'BROKEN', waiting, index} end
     take_lease(namespace, ident, token, now() + (recipe.lease_seconds or wanted.lease_seconds))
     redis.call('LPOP', waiting)
-    if status == 'w' and not wanted.is_ahead then
+    if expires and expires <= now() then
+      write_fields(recipe, pk, {'status', 'cancel_reason', 'queue_key'}, {'c', 'expired', queue})
+      status, values[1], has_next = 'c', 'c', false
+    elseif status == 'w' and not wanted.is_ahead then
       local old_tries = values[2]
       values[2] = next_count(old_tries)
       write_fields(recipe, pk, {'status', 'tries', 'start', 'queue_key'}, {'r', values[2], wanted.start, queue},

@@ -4,12 +4,13 @@
 -- An end: ident token queue start end; `start` is '' when its record says that the job runs, else the job was claimed ahead.
 -- All else is as for `claim`, but that up to `claims_count` jobs are claimed, under the tokens worker-number, worker-number+1...
 -- The first `runs_count` of them are RUNNING; the others are claimed ahead: leased, and WAITING until they begin. A job
--- whose lease has lapsed before, or whose class is given back never, is not claimed ahead, nor is anything after it.
+-- whose lease has lapsed before, or whose class is given back never, is not claimed ahead, nor is anything after it. One that
+-- may expire is never claimed ahead: it would begin later, and nobody would look at the time again.
 -- Replies, in two lists: for each end one of those of `finish`, like
 --   OK length keep changed...
 --   FAILED error               of a command that was to record it
 -- then, unless one of these is neither OK nor ALREADY, for each claim one of those of `claim`; what is not a claim comes last:
---   CLAIMED ident queue name next_due status identifier priority tries cancel_on_error lease_seconds is_ahead changed...
+--   CLAIMED ident queue name next_due status identifier priority tries cancel_on_error lease_seconds is_ahead run_options changed...
 -- Invariants: as for `finish` and `claim`; a repeated call records and claims nothing twice.
 -- Made for a class of jobs, if there is one whose jobs change no index but those of status and `queued`, and these are sets:
 -- `CLASS` is what is known of it (see recipes.plain_life). Its jobs go the quick way; it writes what the other one does.
@@ -66,8 +67,10 @@ local function claim_quickly(token, is_ahead)
   local holders = redis.call('HMGET', claims_key, token, ident)
   if holders[1] or holders[2] then return nil end
   local hash = CLASS.key .. ':' .. pk .. ':hash'
-  local values = redis.pcall('HMGET', hash, 'status', 'tries', 'identifier', 'priority', 'cancel_on_error', 'recoveries', 'queue_key')
+  local values = redis.pcall('HMGET', hash, 'status', 'tries', 'identifier', 'priority', 'cancel_on_error', 'recoveries', 'queue_key',
+    'run_options')
   if values[1] ~= 'w' or values[6] then return nil end
+  if values[8] and string.find(values[8], '"expires"', 1, true) then return nil end  -- the other way looks at the time
   local has_next = (CLASS.max_recoveries or max_recoveries) > 0
   if is_ahead and not has_next then return nil end
 
@@ -85,7 +88,7 @@ local function claim_quickly(token, is_ahead)
     redis.call('HSET', hash, 'status', 'r', 'tries', tries, 'start', start, 'queue_key', queue)
   end
   return {'CLAIMED', ident, queue, name, '?', 'w', values[3] or '', values[4] or '0', tries, values[5] or '', seconds,
-    is_ahead and '1' or '0'}, has_next
+    is_ahead and '1' or '0', values[8] or ''}, has_next
 end
 
 -- How any job is ended and claimed: made for the first one that is not plain.

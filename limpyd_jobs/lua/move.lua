@@ -1,7 +1,7 @@
 -- move: put a job in a queue, now or later, from wherever it is.
 -- KEYS: models
 -- ARGV: namespace repr recipe pk queue_recipe queue_record queue_name priority delay_kind delay_value token hold lease_seconds prepend
--- An ended job begins anew, without its `start`, `end` and `recoveries`. `priority` is '' for the job's own;
+-- An ended job begins anew, without its `start`, `end` and `recoveries`; so does a canceled one. Then an expiry that is past is forgotten. `priority` is '' for the job's own;
 -- `queue_record` is for the given one. With `hold`, the job is leased under this token instead of entering the queue: the
 -- caller puts it there with `place`.
 -- Replies:
@@ -36,9 +36,10 @@ if rival then return {'QUEUED', rival} end
 queue = queue or remember_queue(namespace, queue_recipe, name, priority, create(queue_record))
 register(namespace, repr, ARGV[3])
 if holder then drop_lease(namespace, ident, holder) else leave_anywhere(queue_recipe, recipe, pk, ident) end
-write_fields(recipe, pk, {'status', 'queued', 'priority', 'delayed_until', 'queue_key'},
-  {due and 'd' or 'w', '1', priority, due and format_date(due) or false, queue})
+write_fields(recipe, pk, {'status', 'queued', 'priority', 'delayed_until', 'queue_key', 'cancel_reason'},
+  {due and 'd' or 'w', '1', priority, due and format_date(due) or false, queue, false})
 if status == 's' or status == 'e' then write_fields(recipe, pk, {'start', 'end', 'recoveries'}, {false, false, false}) end
+if not holder and (status == 's' or status == 'e' or status == 'c') then forget_past_expiry(recipe, pk) end
 if hold ~= '' then
   take_lease(namespace, ident, hold, now() + lease_seconds)
 else

@@ -1,11 +1,12 @@
 -- requeue: put a job that failed back in a queue, now or later.
 -- KEYS: models
 -- ARGV: namespace repr recipe pk queue_recipe queue_record queue_name priority delay_kind delay_value token hold lease_seconds worker
--- As `move`, from ERROR only; `start`, `end` and `recoveries` are cleared. A call that is repeated gets the first reply.
+-- As `move`, from ERROR only; `start`, `end` and `recoveries` are cleared, and an expiry that is past unless the worker that ran it does this. A call that is repeated gets the first reply.
 -- Replies:
 --   OK queue priority delayed_until changed...      delayed_until is '' when it waits
 --   NO_QUEUE priority          the job keeps its priority, and this queue does not exist: create it, ask again
---   NOT_IN_STATUS status       the job is not in ERROR; nothing was written
+--   NOT_IN_STATUS status       the job is not in ERROR; nothing was written. One that was canceled after the caller recorded its error
+--                              is let go: no longer queued, no longer leased
 --   RUNNING                    another worker has not done with the job; nothing was written
 --   QUEUED pk                  another job with this identifier is queued; nothing was written
 --   BROKEN key                 something of another type is under this key of the queue; nothing was written
@@ -25,6 +26,10 @@ if redis.call('GET', namespace .. ':done:' .. worker) == token .. ident .. '/req
   local written = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'queue_key', 'priority', 'delayed_until')
   return {'OK', written[1] or '', written[2] or '0', written[3] or ''}
 end
+if values[1] == 'c' and holder and holder == token then  -- canceled between its error and this
+  write_fields(recipe, pk, {'queued'}, {false})
+  drop_lease(namespace, ident, token)
+end
 if values[1] ~= 'e' and not is_repeated then return {'NOT_IN_STATUS', values[1] or ''} end
 if holder and holder ~= token and not is_repeated then return {'RUNNING'} end
 local priority = ARGV[8] ~= '' and ARGV[8] or values[2] or '0'
@@ -43,8 +48,10 @@ if holder then
 elseif values[3] then
   leave_anywhere(queue_recipe, recipe, pk, ident)  -- somebody wrote ERROR on a job that waits
 end
-write_fields(recipe, pk, {'status', 'queued', 'priority', 'delayed_until', 'queue_key', 'start', 'end', 'recoveries'},
-  {due and 'd' or 'w', '1', priority, due and format_date(due) or false, queue, false, false, false})
+write_fields(recipe, pk, {'status', 'queued', 'priority', 'delayed_until', 'queue_key', 'start', 'end', 'recoveries',
+  'cancel_reason'},
+  {due and 'd' or 'w', '1', priority, due and format_date(due) or false, queue, false, false, false, false})
+if not holder then forget_past_expiry(recipe, pk) end
 if hold ~= '' then
   take_lease(namespace, ident, hold, now() + lease_seconds)
 else

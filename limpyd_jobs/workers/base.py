@@ -17,10 +17,11 @@ from datetime import datetime, timedelta
 from types import FrameType
 from typing import Any
 
-from .. import recipes
+from .. import recipes, run_options
 from ..exceptions import ConfigurationException, InvalidArgument
 from ..models import MAX_MESSAGE, Error, Job, Queue, class_name, printable, shortened
 from ..modules import allowed_modules, is_dotted_name
+from ..retries import Retries
 from ..statuses import STATUSES
 from ..utils import get_delta, parse_keep, utcnow
 from .doorbell import Alarm
@@ -41,6 +42,8 @@ class BaseWorker:
     Each option is an argument of the constructor and a class attribute; the argument wins. Durations are seconds.
 
     Attributes:
+        run_defaults: what is said by `job_timeout`, `backoff`, `retry_on` and `no_retry_on`, in the uniform kinds of
+            run_options.check.
         lease_seconds: how long a job belongs to a worker that gives no sign of life, if its class does not say.
         max_recoveries: how often a job whose worker was lost is given back, if its class does not say.
         stop_timeout: how long the job may go on after SIGINT or SIGTERM; None for as long as it takes.
@@ -52,6 +55,13 @@ class BaseWorker:
         max_memory: the worker ends after the job that leaves more MiB resident (see insight.resident_mib); None for
             no limit.
         burst: the worker ends when nothing is waiting and nothing delayed is due.
+        job_timeout: how long a run may last; None for as long as it takes.
+        backoff: how `requeue_delay_delta` grows from one retry to the next, or a list of delays (see
+            retries.parse_backoff); None: it does not grow.
+        retry_on, no_retry_on: the exceptions after which a job is retried, or not: classes, dotted names, or a string
+            of these with commas. The latter win; None for all, and for none.
+
+    Of `requeue_times`, `requeue_delay_delta` and the last four, what a job or its class says wins: see docs/retries.md.
     """
 
     queues: Any = None
@@ -81,6 +91,10 @@ class BaseWorker:
     prefetch = 0
     max_memory: int | None = None
     burst = False
+    job_timeout: Any = None
+    backoff: Any = None
+    retry_on: Any = None
+    no_retry_on: Any = None
 
     parameters: tuple[str, ...] = (
         "queues",
@@ -112,6 +126,10 @@ class BaseWorker:
         "prefetch",
         "max_memory",
         "burst",
+        "job_timeout",
+        "backoff",
+        "retry_on",
+        "no_retry_on",
     )
 
     def __init__(self, queues: Any = None, **kwargs: Any) -> None:
@@ -128,6 +146,7 @@ class BaseWorker:
         self._assert_correct_model(self.queue_model, Queue, "queue")
         self._assert_correct_model(self.error_model, Error, "error")
         self._check_numbers()
+        self._check_run_options()
         self._prepare_callback()
         allowed_modules.add(self.job_modules)
         allowed_modules.add(self._given_modules())
@@ -232,6 +251,22 @@ class BaseWorker:
             )
         if not isinstance(self.burst, bool):
             raise ConfigurationException(f"Invalid burst: {self.burst!r}: must be True or False")
+
+    def _check_run_options(self) -> None:
+        """Fill `run_defaults`. A method or a property of a subclass that has one of these names is its own."""
+        self.run_defaults: dict[str, Any] = {}
+        for name in ("job_timeout", "backoff", "retry_on", "no_retry_on"):
+            value = inspect.getattr_static(self, name)
+            if value is not None and not hasattr(type(value), "__get__"):
+                self.run_defaults[name] = run_options.check_on(type(self).__name__, name, value)
+
+    @property
+    def default_retries(self) -> Retries:
+        """What holds for the retries of jobs that do not say; `requeue_times` of 0 says nothing."""
+        delay = self.requeue_delay_delta
+        seconds = delay.total_seconds() if isinstance(delay, timedelta) else delay
+        said = {name: value for name, value in self.run_defaults.items() if name != "job_timeout"}
+        return Retries(self.requeue_times or None, seconds, **said)
 
     @staticmethod
     def _check_seconds(name: str, value: Any) -> None:

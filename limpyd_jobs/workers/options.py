@@ -161,6 +161,26 @@ OPTIONS: tuple[Option, ...] = (
         help="How long a job that is put back is delayed, in seconds, e.g. --requeue-delay-delta=15 (default: 30)",
     ),
     make_option(
+        "--backoff",
+        help="How that delay grows from one retry to the next: constant, linear or exponential, with a delay of its "
+        "own, a maximum and jitter if wanted, e.g. --backoff=exponential:1:3600:jitter; or the delay before each "
+        "retry, e.g. --backoff=1,10,60 (default: it does not grow)",
+    ),
+    make_option(
+        "--retry-on",
+        help="The exceptions after which a job is put back, dotted names with commas, e.g. "
+        "--retry-on=OSError,my.module.MyError (default: all)",
+    ),
+    make_option(
+        "--no-retry-on",
+        help="The exceptions after which a job is not put back, e.g. --no-retry-on=ValueError (default: none)",
+    ),
+    make_option(
+        "--job-timeout",
+        type="seconds",
+        help="How long a job may run, in seconds, e.g. --job-timeout=300 (default: no limit)",
+    ),
+    make_option(
         "--lease-seconds",
         type="seconds",
         help="How long a job belongs to a worker that gives no sign of life, in seconds, e.g. --lease-seconds=120 "
@@ -221,6 +241,7 @@ LIMITS: dict[str, tuple[int, bool]] = {
     "stop_timeout": (0, True),
     "prefetch": (0, True),
     "max_memory": (0, False),
+    "job_timeout": (0, False),
 }
 
 

@@ -22,7 +22,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from limpyd_jobs import STATUSES, Job, Queue, Worker, admin, transitions
+from limpyd_jobs import STATUSES, Cancellation, Job, Queue, Worker, admin, transitions
 from limpyd_jobs.exceptions import JobAlreadyQueued, JobNotInStatus, LeaseLost
 from limpyd_jobs.statuses import FOLLOWERS
 from limpyd_jobs.utils import utcnow
@@ -92,10 +92,20 @@ class Books(RuleBasedStateMachine):
         priority=priorities,
         prepend=st.booleans(),
         delay=delays,
+        expires=st.sampled_from([None, None, 0, 500]),
     )
-    def add(self, model: Any, identifier: str, name: str, priority: int, prepend: bool, delay: int | None) -> None:
+    def add(
+        self,
+        model: Any,
+        identifier: str,
+        name: str,
+        priority: int,
+        prepend: bool,
+        delay: int | None,
+        expires: int | None = None,
+    ) -> None:
         before = {job.ident: job.hgetall() for job in self.jobs(STATUSES.RUNNING)}
-        job = model.add_job(identifier, name, priority, prepend=prepend, delayed_for=delay)
+        job = model.add_job(identifier, name, priority, prepend=prepend, delayed_for=delay, expires=expires)
         assert job.identifier.hget() == identifier
         if job.ident in before:
             assert job.hgetall() == before[job.ident], "a running job is returned unchanged"
@@ -107,6 +117,19 @@ class Books(RuleBasedStateMachine):
 
     @rule(number=picks)
     def cancel(self, number: int) -> None:
+        if job := self.pick(number):
+            before, is_held = job.status.hget(), self.is_held(job)
+            answer = job.cancel()
+            if is_held and before not in (STATUSES.SUCCESS,):
+                assert (answer, job.status.hget()) == (Cancellation.REQUESTED, STATUSES.CANCELED)
+            elif before in (STATUSES.SUCCESS, STATUSES.ERROR):
+                assert (answer, job.status.hget()) == (Cancellation.ENDED, before)
+            else:
+                assert answer is Cancellation.CANCELED
+                assert (job.status.hget(), job.queued.hget()) == (STATUSES.CANCELED, None)
+
+    @rule(number=picks)
+    def write_the_cancel(self, number: int) -> None:
         if job := self.pick(number, STATUSES.WAITING, STATUSES.DELAYED, STATUSES.RUNNING):
             job.status.hset(STATUSES.CANCELED)
 

@@ -25,6 +25,10 @@ class ScriptJob(Job):
     code = fields.InstanceHashField(indexable=True, unique=True)
 
 
+class PlainJob(Job):
+    """One that exchange.lua knows a quick way for."""
+
+
 class KeyedQueue(Queue):
     """A queue whose primary key is the program's."""
 
@@ -102,6 +106,7 @@ SAMPLES = {
     "fail": lambda: transitions.fail("jobs", Claim("a:1", "t", "w", "jobs:queue:1"), NOW, 1, ""),
     "skip": lambda: transitions.skip("jobs", Claim("a:1", "t", "w", "jobs:queue:1")),
     "move": lambda: transitions.move(ScriptJob._class_subject("1"), target(), False, False, Delay(), "", Hold()),
+    "cancel": lambda: transitions.cancel(ScriptJob._class_subject("1"), "jobs", "{}", "canceled"),
     "requeue": lambda: transitions.requeue(ScriptJob._class_subject("1"), target(), False, Delay(), "", Hold(), "w"),
     "place": lambda: transitions.place(ScriptJob._class_subject("1"), "jobs", "{}", "1", False, Delay(), ""),
     "promote": lambda: transitions.promote("jobs", "jobs:queue", "1"),
@@ -753,6 +758,97 @@ def test_recover_takes_at_most_100_at_a_time() -> None:
     lapse()
     assert len(send(recover_call()).idents) == 100
     assert len(send(recover_call()).idents) == 1
+
+
+# --- cancel
+
+
+def cancel_call(reason: str = "canceled") -> transitions.Call[Any]:
+    recipe = recipes.queue_recipe(Queue)
+    return transitions.cancel(ScriptJob._class_subject("1"), "jobs", recipe, reason)
+
+
+@pytest.mark.parametrize("delay", [Delay(), Delay("for", "1000")])
+def test_cancel_answers_canceled_for_what_waits_or_is_delayed_and_again(delay: Delay) -> None:
+    send(add_call(delay=delay))
+    assert raw(cancel_call()) == ["CANCELED"]
+    assert raw(cancel_call("again")) == ["CANCELED"]
+    assert ScriptJob.from_pk("1").hmget("status", "queued", "cancel_reason") == ["c", None, "canceled"]
+    assert raw(claim_call())[0] == "EMPTY"
+
+
+def test_cancel_answers_requested_for_what_is_leased(held: Claim) -> None:
+    assert raw(cancel_call()) == ["REQUESTED"]
+    assert raw(cancel_call("again")) == ["REQUESTED"]
+    assert raw(transitions.finish("jobs", held, NOW)) == ["CHANGED", "c"]
+    assert ScriptJob.from_pk("1").cancel_reason.hget() == "canceled"
+    assert raw(transitions.skip("jobs", held)) == ["OK"]
+
+
+def test_cancel_answers_requested_for_a_held_job() -> None:
+    send(add_call(hold=Hold("h")))
+    assert raw(cancel_call()) == ["REQUESTED"]
+    lapse()
+    send(recover_call())
+    assert ScriptJob.from_pk("1").hmget("status", "queued") == ["c", None]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_cancel_answers_ended(held: Claim, fails: bool) -> None:
+    send(transitions.fail("jobs", held, NOW, None, "") if fails else transitions.finish("jobs", held, NOW))
+    assert raw(cancel_call()) == ["ENDED"]
+
+
+def test_cancel_answers_gone() -> None:
+    assert raw(cancel_call()) == ["GONE"]
+    with pytest.raises(DoesNotExist):
+        send(cancel_call())
+
+
+def test_requeue_lets_go_of_what_was_canceled_after_its_error(held: Claim) -> None:
+    send(transitions.fail("jobs", held, NOW, 3, ""))
+    assert raw(cancel_call()) == ["REQUESTED"]
+    call = transitions.requeue(ScriptJob._class_subject("1"), target(), True, Delay(), held.token, Hold(), "w")
+    assert raw(call) == ["NOT_IN_STATUS", "c"]
+    assert Job.database.connection.zcard("jobs:leases") == 0
+    assert ScriptJob.from_pk("1").queued.hget() is None
+
+
+def test_claim_answers_what_was_said_of_the_runs() -> None:
+    send(add_call(values={"run_options": '{"job_timeout":5}'}))
+    assert claim().run_options == '{"job_timeout":5}'
+    assert claim().run_options == '{"job_timeout":5}', "the same token"
+
+
+def test_claim_cancels_what_has_expired_and_leases_it_all_the_same() -> None:
+    send(add_call(values={"run_options": '{"expires":5}'}))
+    for _ in range(2):
+        held = claim()
+        assert (held.status, held.tries) == ("c", 0)
+    assert ScriptJob.from_pk("1").hmget("status", "cancel_reason", "start", "tries") == ["c", "expired", None, None]
+    assert raw(transitions.skip("jobs", held)) == ["OK"]
+
+
+def test_a_job_that_may_expire_is_not_claimed_ahead() -> None:
+    for number, options in enumerate(["{}", '{"expires":9999999999}', "{}"]):
+        send(add_call(str(number), values={"run_options": options, "code": str(number)}))
+    made_for = recipes.plain_life(PlainJob, Queue)
+    first = send(transitions.exchange(CALLER, [], 1, 3, NOW)).claims
+    second = send(transitions.exchange(CALLER, [], 10, 3, NOW, looks_around=False, made_for=made_for)).claims
+    assert [taken.claim.identifier for taken in first] == ["0"]
+    assert [(taken.claim.identifier, taken.is_ahead) for taken in second[:2]] == [("1", False), ("2", True)]
+
+
+def test_the_quick_way_leaves_what_may_expire_to_the_other() -> None:
+    made_for = recipes.plain_life(PlainJob, Queue)
+    for identifier, options in (("late", {"expires": 0}), ("good", {"expires": 1000}), ("plain", {"job_timeout": 5})):
+        PlainJob.add_job(identifier, "q", **options)
+    found = [
+        send(transitions.exchange(CALLER, [], number, 1, NOW, looks_around=False, made_for=made_for)).claims[0].claim
+        for number in (1, 2, 3)
+    ]
+    assert [(held.identifier, held.status) for held in found] == [("late", "c"), ("good", "w"), ("plain", "w")]
+    assert found[2].run_options == '{"job_timeout":5}'
 
 
 def test_renew_prolongs_what_is_held_and_names_what_is_lost(held: Claim) -> None:

@@ -55,6 +55,10 @@ OPTION_NAMES = [
     "requeue-times",
     "requeue-priority-delta",
     "requeue-delay-delta",
+    "backoff",
+    "retry-on",
+    "no-retry-on",
+    "job-timeout",
     "lease-seconds",
     "max-recoveries",
     "stop-timeout",
@@ -183,7 +187,8 @@ def test_c6_options_that_are_not_given_are_none() -> None:
         "worker_class": Worker,
         "update_title": True,
     }
-    assert len(options) == len([name for name in OPTION_NAMES if not name.startswith("no-") or name == "no-title"])
+    named = ("no-title", "no-retry-on")
+    assert len(options) == len([name for name in OPTION_NAMES if not name.startswith("no-") or name in named])
 
 
 def test_the_program_may_be_left_out_of_the_arguments() -> None:
@@ -228,6 +233,10 @@ def test_c17_gracefully_may_be_spelt_well() -> None:
         ("--requeue-times=5", "requeue_times", 5),
         ("--requeue-priority-delta=-2", "requeue_priority_delta", -2),
         ("--requeue-delay-delta=0", "requeue_delay_delta", 0),
+        ("--backoff=exponential:1:3600:jitter", "backoff", "exponential:1:3600:jitter"),
+        ("--retry-on=OSError,my.module.MyError", "retry_on", "OSError,my.module.MyError"),
+        ("--no-retry-on=ValueError", "no_retry_on", "ValueError"),
+        ("--job-timeout=2.5", "job_timeout", 2.5),
         ("--logger-name=limpyd-jobs.mails", "logger_name", "limpyd-jobs.mails"),
     ],
 )
@@ -633,6 +642,10 @@ def test_c4_the_options_in_force_are_printed(capsys: pytest.CaptureFixture[str])
         " - prefetch = 0",
         " - max-memory = None",
         " - burst = False",
+        " - job-timeout = None",
+        " - backoff = None",
+        " - retry-on = None",
+        " - no-retry-on = None",
     ]
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from limpyd_jobs import ConfigurationException, Error, Job, LimpydJobsException, Queue, Worker
+from limpyd_jobs import Backoff, ConfigurationException, Error, Job, LimpydJobsException, Queue, Worker
+from limpyd_jobs.retries import Retries
 from limpyd_jobs.workers import LOGGER_NAME
 
 from .base import work
@@ -361,11 +362,39 @@ def test_a_more_option_of_a_subclass_is_accepted_when_it_is_in_parameters() -> N
         ("fetch_delayed_delay", "x"),
         ("lease_seconds", 0),
         ("callback", "not.a.function"),
+        ("job_timeout", 0),
+        ("job_timeout", "5"),
+        ("backoff", "quick"),
+        ("retry_on", "Late"),
+        ("no_retry_on", 5),
     ],
 )
 def test_an_option_that_cannot_work_is_refused_with_its_name(name: str, value: Any) -> None:
     with pytest.raises(LimpydJobsException, match=name):
         Worker("test", **{name: value})
+
+
+def test_what_a_worker_says_of_retries_is_made_uniform() -> None:
+    worker = Worker("test", requeue_times=3, requeue_delay_delta=timedelta(minutes=1), backoff="1,10", retry_on=OSError)
+    assert worker.default_retries == Retries(3, 60, Backoff(delays=(1, 10)), ("builtins.OSError",))
+    assert Worker("test").default_retries == Retries(None, 30)
+
+
+def test_what_a_worker_says_of_timeouts_is_in_seconds() -> None:
+    assert Worker("test", job_timeout=timedelta(minutes=1)).run_defaults == {"job_timeout": 60}
+
+
+def test_methods_of_a_worker_that_have_the_names_of_options_are_its_own() -> None:
+    class OwnWorker(Worker):
+        def backoff(self) -> int:
+            return 5
+
+        @property
+        def job_timeout(self) -> int:
+            return 6
+
+    worker = OwnWorker("test")
+    assert (worker.run_defaults, worker.backoff(), worker.job_timeout) == ({}, 5, 6)
 
 
 # --- Callback

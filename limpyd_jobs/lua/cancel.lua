@@ -1,0 +1,25 @@
+-- cancel: see to it that a job is not run: at once if it waits or is delayed, else by asking the worker that has it.
+-- KEYS: models
+-- ARGV: namespace repr recipe pk queue_recipe reason
+-- Replies:
+--   CANCELED changed...        it is in no place any more; or it was canceled before, and nothing was written
+--   REQUESTED changed...       a process has it (it runs, was claimed ahead, is about to be placed or requeued): its status is
+--                              CANCELED, and that process comes to it; RUNNING without a lease, too: for a worker of version 2
+--   ENDED                      it is in SUCCESS or ERROR; nothing was written
+--   GONE                       the record does not exist
+local namespace, pk, ident, reason = ARGV[1], ARGV[4], ARGV[2] .. ':' .. ARGV[4], ARGV[6]
+local recipe, queue_recipe = cjson.decode(ARGV[3]), cjson.decode(ARGV[5])
+if redis.call('SISMEMBER', recipe.key .. ':collection', pk) == 0 then return {'GONE'} end
+allow_when_full(namespace)
+local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'status', 'queued')
+local status, is_leased = values[1], redis.call('HEXISTS', namespace .. ':claims', ident) == 1
+if status == 's' or (status == 'e' and not is_leased) then return {'ENDED'} end
+if is_leased or status == 'r' then
+  if status ~= 'c' then write_fields(recipe, pk, {'status', 'cancel_reason'}, {'c', reason}) end
+  return {'REQUESTED', unpack(changed)}
+end
+if status == 'c' and not values[2] then return {'CANCELED'} end
+local was_in_queue = leave_anywhere(queue_recipe, recipe, pk, ident)
+if status == 'c' and not was_in_queue then return {'REQUESTED'} end  -- version 2's worker, or one that vanished, had it
+write_fields(recipe, pk, {'status', 'queued', 'cancel_reason'}, {'c', false, reason})
+return {'CANCELED', unpack(changed)}
