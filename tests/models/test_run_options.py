@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import threading
 import time
 from datetime import datetime, timedelta
 from typing import Any
@@ -469,6 +470,36 @@ def test_a_claim_and_a_cancel_never_both_have_the_job(database: Any) -> None:
         if not number % 2:
             assert job.cancel() is Cancellation.REQUESTED
             transitions.send(connection(), transitions.skip("jobs", taken.claim))
+
+
+def test_of_canceling_and_claiming_at_the_same_time_each_job_gets_one(database: Any) -> None:
+    jobs = [ToldJob.add_job(str(number)) for number in range(100)]
+    barrier = threading.Barrier(2)
+    answers: dict[str, Cancellation] = {}
+    taken: list[transitions.Taken] = []
+
+    def cancel_all() -> None:
+        barrier.wait()
+        for job in jobs:
+            answers[job.ident] = job.cancel()
+
+    def claim_all() -> None:
+        barrier.wait()
+        for number in range(len(jobs)):
+            call = transitions.claim("jobs", "jobs:queue", f"w-{number}", "w", 30, str(utcnow()), ("runs",))
+            taken.append(transitions.send(connection(), call))
+
+    threads = [threading.Thread(target=target) for target in (cancel_all, claim_all)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+
+    claimed = {one.ident for one in taken if one.kind == "CLAIMED"}
+    assert {one.kind for one in taken} <= {"CLAIMED", "EMPTY"}
+    assert {ident for ident, answer in answers.items() if answer is Cancellation.REQUESTED} == claimed
+    assert set(answers.values()) <= {Cancellation.REQUESTED, Cancellation.CANCELED}
+    assert len(answers) == len(jobs)
 
 
 # --- The documents
