@@ -908,7 +908,8 @@ class Job(BaseJobsModel):
         Returns:
             CANCELED; REQUESTED when a process has the job; ENDED when it was too late, and nothing was written.
         Raises:
-            DoesNotExist: the record is gone. InvalidArgument: the reason is not a text.
+            DoesNotExist: the record is gone. InvalidArgument: the reason is not a text. WrongKeyType: something else is
+                under an index. Nothing was written.
         Redis: cancel.lua.
         """
         if reason is not None and not isinstance(reason, str):

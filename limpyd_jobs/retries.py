@@ -260,4 +260,4 @@ def is_one_of(error: BaseException, names: Iterable[str]) -> bool:
 def _loaded(name: str) -> Any:
     """What a module that is imported already has under a name: a class may be known by another than its own."""
     module, _, attribute = name.rpartition(".")
-    return vars(sys.modules[module]).get(attribute) if module in sys.modules else None
+    return getattr(sys.modules.get(module), "__dict__", {}).get(attribute)

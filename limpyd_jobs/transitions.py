@@ -571,9 +571,10 @@ def requeue(
 
 
 def cancel(subject: Subject, namespace: str, queue_recipe: str, reason: str) -> Call[tuple[Cancellation, Changes]]:
-    """See to it that a job is not run. Raises DoesNotExist on reading."""
+    """See to it that a job is not run. Raises WrongKeyType or DoesNotExist on reading."""
 
     def read(reply: Reply) -> tuple[Cancellation, Changes]:
+        _not_broken(reply)
         kind = _exists(reply[0], f"job found with ident {subject.repr}:{subject.pk}")
         return Cancellation[kind], _changes(reply[1:])
 

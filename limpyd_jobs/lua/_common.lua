@@ -763,7 +763,8 @@ local function claim_next(wanted)
     local expires = status == 'w' and expiry_of(recipe, values[9])
     if wanted.is_ahead and (not has_next or expires) then return nil end
     local index = status == 'w' and wanted.looks_around and (broken_index(recipe, 'status', 'w', 'r')
-      or broken_index(recipe, 'status', 's', 'e') or broken_index(recipe, 'queued', '1'))
+      or broken_index(recipe, 'status', 's', 'e') or broken_index(recipe, 'queued', '1')
+      or expires and broken_index(recipe, 'status', 'c') or nil)
     if index then return {'BROKEN', waiting, index} end
     take_lease(namespace, ident, token, now() + (recipe.lease_seconds or wanted.lease_seconds))
     redis.call('LPOP', waiting)

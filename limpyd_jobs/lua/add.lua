@@ -9,6 +9,7 @@
 --   NEW pk changed...          created, and waiting or delayed (or held under `token`, when one is given)
 --   MOVED pk changed...        the queued job got the priority or the place (or is held, ready to be moved by the caller)
 --   EXISTING pk                the queued job stays as it is: it runs, or nothing asked to move it
+-- A queued job whose `expires` is past, and that no worker has come to, is not counted: it becomes CANCELED, "expired".
 --   NO_QUEUE priority          the job belongs in a queue that does not exist, and of which there is no record: create
 --                              it (the existing job keeps this priority; or the model needs a primary key), ask again
 --   BROKEN key                 something of another type is under this key of the queue; nothing was written

@@ -5,6 +5,7 @@
 --   CANCELED changed...        it is in no place any more; or it was canceled before, and nothing was written
 --   REQUESTED changed...       a process has it (it runs, was claimed ahead, is about to be placed or requeued): its status is
 --                              CANCELED, and that process comes to it; RUNNING without a lease, too: for a worker of version 2
+--   BROKEN key                 something of another type is under this key of an index; nothing was written
 --   ENDED                      it is in SUCCESS or ERROR; nothing was written
 --   GONE                       the record does not exist
 local namespace, pk, ident, reason = ARGV[1], ARGV[4], ARGV[2] .. ':' .. ARGV[4], ARGV[6]
@@ -14,6 +15,8 @@ allow_when_full(namespace)
 local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'status', 'queued')
 local status, is_leased = values[1], redis.call('HEXISTS', namespace .. ':claims', ident) == 1
 if status == 's' or (status == 'e' and not is_leased) then return {'ENDED'} end
+local broken = broken_index(recipe, 'status', status, 'c') or broken_index(recipe, 'queued', '1')
+if broken then return {'BROKEN', broken} end
 if is_leased or status == 'r' then
   if status ~= 'c' then write_fields(recipe, pk, {'status', 'cancel_reason'}, {'c', reason}) end
   return {'REQUESTED', unpack(changed)}

@@ -54,6 +54,7 @@ def without_clock(found: dict[str, Any]) -> dict[str, Any]:
         {"delayed_for": -1},
         {"when": "2026-01-02 03:04:05"},
         {"size": "é\n"},
+        {"job_timeout": 5, "backoff": [1, 10]},
     ],
 )
 def test_a_job_is_stored_as_add_job_stores_it(database: Any, arguments: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import threading
 import time
 from datetime import datetime, timedelta
 from typing import Any
@@ -23,7 +24,7 @@ from ..base import ROOT
 from .support import assert_filters_equal_hashes, assert_only_place, connection, counted_round_trips, dump, run_worker
 
 
-class RunJob(Job):
+class ToldJob(Job):
     queue_name = "runs"
 
     size = fields.InstanceHashField(indexable=True)
@@ -77,7 +78,7 @@ def stored(job: Any) -> dict[str, Any]:
 
 
 def test_nothing_is_stored_when_nothing_is_said(database: Any) -> None:
-    job = RunJob.add_job("a", job_timeout=None, retry_on=None)
+    job = ToldJob.add_job("a", job_timeout=None, retry_on=None)
     assert job.run_options.hget() is None
     assert job.run_option("job_timeout") is None
 
@@ -86,7 +87,7 @@ def test_nothing_is_stored_when_nothing_is_said(database: Any) -> None:
 def test_what_add_job_is_told_is_stored_and_read_again(database: Any, delay: float | None) -> None:
     said = {"job_timeout": 5, "requeue_times": 3, "backoff": [1, 10], "retry_on": OSError, "size": 2}
 
-    job = RunJob.add_job("a", delayed_for=delay, **said)
+    job = ToldJob.add_job("a", delayed_for=delay, **said)
 
     assert job.run_options.hget() == (
         '{"job_timeout":5,"requeue_times":3,"backoff":[1,10],"retry_on":["builtins.OSError"]}'
@@ -97,22 +98,22 @@ def test_what_add_job_is_told_is_stored_and_read_again(database: Any, delay: flo
 
 
 def test_many_jobs_say_what_each_is_told(database: Any) -> None:
-    RunJob.add_jobs(
+    ToldJob.add_jobs(
         ["a", {"identifier": "b", "job_timeout": 5}, {"identifier": "c", "job_timeout": 6, "delayed_for": 50}]
     )
-    assert [stored(RunJob.from_pk(pk)).get("job_timeout") for pk in ("1", "2", "3")] == [None, 5, 6]
+    assert [stored(ToldJob.from_pk(pk)).get("job_timeout") for pk in ("1", "2", "3")] == [None, 5, 6]
 
 
 def test_options_cost_no_round_trip(database: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    RunJob.add_job("first", job_timeout=5)
+    ToldJob.add_job("first", job_timeout=5)
     with counted_round_trips(monkeypatch) as sent:
-        RunJob.add_job("a", job_timeout=5, expires=50)
+        ToldJob.add_job("a", job_timeout=5, expires=50)
     assert len(sent) == 1
 
 
 def test_an_existing_job_keeps_its_own(database: Any) -> None:
-    job = RunJob.add_job("a", job_timeout=5)
-    RunJob.add_job("a", job_timeout=6, priority=3)
+    job = ToldJob.add_job("a", job_timeout=5)
+    ToldJob.add_job("a", job_timeout=6, priority=3)
     assert stored(job) == {"job_timeout": 5}
 
 
@@ -121,16 +122,16 @@ def test_an_existing_job_keeps_its_own(database: Any) -> None:
 )
 def test_a_bad_value_is_refused_before_anything_is_written(database: Any, said: dict[str, Any]) -> None:
     with pytest.raises(InvalidArgument, match=f"Invalid {next(iter(said))} argument"):
-        RunJob.add_job("a", **said)
+        ToldJob.add_job("a", **said)
     with pytest.raises(InvalidArgument, match=f"Invalid {next(iter(said))} argument"):
-        RunJob.add_jobs([{"identifier": "a", **said}])
+        ToldJob.add_jobs([{"identifier": "a", **said}])
     assert dump() == {}
 
 
 def test_the_field_and_an_option_are_not_given_together(database: Any) -> None:
     with pytest.raises(InvalidArgument, match="given alone, without expires"):
-        RunJob.add_job("a", run_options='{"job_timeout":5}', expires=5)
-    assert RunJob.add_job("a", run_options='{"job_timeout":5}').run_option("job_timeout") == 5
+        ToldJob.add_job("a", run_options='{"job_timeout":5}', expires=5)
+    assert ToldJob.add_job("a", run_options='{"job_timeout":5}').run_option("job_timeout") == 5
 
 
 # --- The class
@@ -149,7 +150,7 @@ def test_the_retries_are_those_of_the_job_its_class_and_the_worker(database: Any
     assert job.effective_retries(default) == Retries(
         3, 7, Backoff("constant"), ("builtins.OSError",), ("builtins.KeyError",)
     )
-    assert RunJob.add_job("b").effective_retries(default) is default
+    assert ToldJob.add_job("b").effective_retries(default) is default
 
 
 def test_the_expiry_of_a_class_counts_from_each_add(database: Any) -> None:
@@ -206,7 +207,7 @@ def test_a_class_with_a_field_of_the_name_of_ours_takes_no_options(database: Any
 def test_options_that_cannot_be_read_say_nothing_and_are_told_of_once(
     database: Any, caplog: pytest.LogCaptureFixture, text: str
 ) -> None:
-    job = RunJob.add_job("a")
+    job = ToldJob.add_job("a")
     job.run_options.hset(text)
     caplog.set_level(logging.WARNING, "limpyd-jobs")
     assert [job.run_option("job_timeout"), job.run_option("backoff")] == [None, None]
@@ -218,7 +219,7 @@ def test_options_that_cannot_be_read_say_nothing_and_are_told_of_once(
 
 
 def test_what_a_worker_claimed_knows_its_options_without_asking(database: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    RunJob.add_job("a", job_timeout=5)
+    ToldJob.add_job("a", job_timeout=5)
     found: list[Any] = []
 
     def look(job: Any, queue: Any) -> None:
@@ -236,29 +237,29 @@ def test_what_a_worker_claimed_knows_its_options_without_asking(database: Any, m
 @pytest.mark.parametrize("prefetch", [0, 10])
 @pytest.mark.parametrize("expires", [0, datetime(2020, 1, 1), timedelta()])
 def test_a_job_that_has_expired_is_canceled_and_not_run(database: Any, expires: Any, prefetch: int) -> None:
-    job = RunJob.add_job("late", expires=expires)
-    RunJob.add_job("good", expires=1000)
+    job = ToldJob.add_job("late", expires=expires)
+    ToldJob.add_job("good", expires=1000)
     worker_ran: list[str] = []
 
     run_worker("runs", loops=2, callback=lambda job, queue: worker_ran.append(job.identifier.hget()), prefetch=prefetch)
 
     assert worker_ran == ["good"]
     assert job.hmget("status", "cancel_reason", "queued", "tries", "start") == ["c", "expired", None, None, None]
-    assert_filters_equal_hashes(RunJob)
+    assert_filters_equal_hashes(ToldJob)
 
 
 def test_a_delayed_job_that_has_expired_meanwhile_is_canceled_when_it_is_due(database: Any) -> None:
-    job = RunJob.add_job("late", delayed_for=0.05, expires=0.01)
-    RunJob.add_job("good", delayed_for=0.1)
+    job = ToldJob.add_job("late", delayed_for=0.05, expires=0.01)
+    ToldJob.add_job("good", delayed_for=0.1)
     run_worker("runs", callback=lambda job, queue: None)
     assert job.hmget("status", "cancel_reason") == ["c", "expired"]
 
 
 def test_the_method_of_a_job_is_told_that_it_is_skipped(database: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
-    monkeypatch.setattr(RunJob, "on_skipped", lambda job, queue: told.append(job.ident), raising=False)
-    job = RunJob.add_job("late", expires=0)
-    RunJob.add_job("good")
+    monkeypatch.setattr(ToldJob, "on_skipped", lambda job, queue: told.append(job.ident), raising=False)
+    job = ToldJob.add_job("late", expires=0)
+    ToldJob.add_job("good")
     run_worker("runs", callback=lambda job, queue: None)
     assert told == [job.ident]
 
@@ -266,8 +267,8 @@ def test_the_method_of_a_job_is_told_that_it_is_skipped(database: Any, monkeypat
 @pytest.mark.parametrize("delay", [None, 1000])
 @pytest.mark.parametrize("priority", [0, 5])
 def test_a_job_that_has_expired_does_not_stand_for_a_new_one(database: Any, delay: float | None, priority: int) -> None:
-    late = RunJob.add_job("a", expires=0, delayed_for=delay)
-    new = RunJob.add_job("a", priority=priority)
+    late = ToldJob.add_job("a", expires=0, delayed_for=delay)
+    new = ToldJob.add_job("a", priority=priority)
     assert late.hmget("status", "cancel_reason", "queued") == ["c", "expired", None]
     assert_only_place(new, "waiting", Queue.get_queue("runs", priority))
     assert new.ident != late.ident
@@ -286,7 +287,7 @@ def move(job: Any) -> None:
 def test_a_job_that_begins_anew_forgets_an_expiry_that_is_past(
     database: Any, again: Any, status: str, more: dict[str, Any]
 ) -> None:
-    job = RunJob.add_job("a", expires=1000, **more)
+    job = ToldJob.add_job("a", expires=1000, **more)
 
     def run(job: Any, queue: Any) -> None:
         if status == "c":
@@ -304,7 +305,7 @@ def test_a_job_that_begins_anew_forgets_an_expiry_that_is_past(
 
 
 def test_an_expiry_that_is_to_come_is_kept_by_a_job_that_begins_anew(database: Any) -> None:
-    job = RunJob.add_job("a", expires=1000)
+    job = ToldJob.add_job("a", expires=1000)
     run_worker("runs", callback=lambda job, queue: 1 / 0)
     job.requeue()
     assert "expires" in stored(job)
@@ -315,32 +316,32 @@ def test_an_expiry_that_is_to_come_is_kept_by_a_job_that_begins_anew(database: A
 
 @pytest.mark.parametrize("delay", [None, 1000])
 def test_a_job_that_waits_or_is_delayed_is_canceled_at_once(database: Any, delay: float | None) -> None:
-    job = RunJob.add_job("a", delayed_for=delay, size=3)
+    job = ToldJob.add_job("a", delayed_for=delay, size=3)
 
     assert job.cancel() is Cancellation.CANCELED
 
     assert job.hmget("status", "cancel_reason", "queued") == ["c", "canceled", None]
     queue = Queue.get_queue("runs")
     assert (queue.waiting.llen(), queue.delayed.zcard()) == (0, 0)
-    assert_filters_equal_hashes(RunJob)
+    assert_filters_equal_hashes(ToldJob)
 
 
 def test_a_reason_is_kept(database: Any) -> None:
-    job = RunJob.add_job("a")
+    job = ToldJob.add_job("a")
     job.cancel("the user has left")
     assert job.cancel_reason.hget() == "the user has left"
 
 
 @pytest.mark.parametrize("reason", [5, b"x", "\ud800"])
 def test_a_reason_that_is_no_text_is_refused(database: Any, reason: Any) -> None:
-    job = RunJob.add_job("a")
+    job = ToldJob.add_job("a")
     with pytest.raises(InvalidArgument, match="Invalid reason argument"):
         job.cancel(reason)
     assert job.status.hget() == "w"
 
 
 def test_canceling_again_answers_the_same_and_writes_nothing(database: Any) -> None:
-    job = RunJob.add_job("a")
+    job = ToldJob.add_job("a")
     job.cancel("first")
     before = dump()
     assert job.cancel("second") is Cancellation.CANCELED
@@ -349,7 +350,7 @@ def test_canceling_again_answers_the_same_and_writes_nothing(database: Any) -> N
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_job_that_has_ended_stays_as_it_is(database: Any, fails: bool) -> None:
-    job = RunJob.add_job("a")
+    job = ToldJob.add_job("a")
     run_worker("runs", callback=lambda job, queue: 1 / 0 if fails else None)
     before = dump()
     assert job.cancel() is Cancellation.ENDED
@@ -357,8 +358,8 @@ def test_a_job_that_has_ended_stays_as_it_is(database: Any, fails: bool) -> None
 
 
 def test_a_job_that_is_gone_is_told_of(database: Any) -> None:
-    job = RunJob.add_job("a")
-    other = RunJob.from_pk(job.pk.get())
+    job = ToldJob.add_job("a")
+    other = ToldJob.from_pk(job.pk.get())
     run_worker("runs", callback=lambda job, queue: None)
     job.delete()
     with pytest.raises(DoesNotExist):
@@ -367,10 +368,10 @@ def test_a_job_that_is_gone_is_told_of(database: Any) -> None:
 
 @pytest.mark.parametrize("prefetch", [0, 10])
 def test_a_job_that_runs_is_asked_and_counts_as_canceled_at_its_end(database: Any, prefetch: int) -> None:
-    job, answers = RunJob.add_job("a"), []
+    job, answers = ToldJob.add_job("a"), []
 
     def run(running: Any, queue: Any) -> None:
-        answers.append(RunJob.from_pk(job.pk.get()).cancel())
+        answers.append(ToldJob.from_pk(job.pk.get()).cancel())
         answers.append(running.cancel())
 
     run_worker("runs", callback=run, prefetch=prefetch)
@@ -380,14 +381,14 @@ def test_a_job_that_runs_is_asked_and_counts_as_canceled_at_its_end(database: An
 
 
 def test_a_job_that_was_claimed_ahead_is_asked_and_does_not_begin(database: Any) -> None:
-    RunJob.add_job("first")
-    second, found = RunJob.add_job("second"), []
+    ToldJob.add_job("first")
+    second, found = ToldJob.add_job("second"), []
 
     def run(job: Any, queue: Any) -> None:
         found.append(job.identifier.hget())
         if len(found) == 1:
             found.append(second.cancel())
-            RunJob.add_job("third")
+            ToldJob.add_job("third")
 
     run_worker("runs", loops=3, callback=run, prefetch=10)
 
@@ -396,14 +397,14 @@ def test_a_job_that_was_claimed_ahead_is_asked_and_does_not_begin(database: Any)
 
 
 def test_a_job_of_version_2_is_found_without_its_queue_key(database: Any) -> None:
-    job = RunJob.add_job("a", priority=3)
+    job = ToldJob.add_job("a", priority=3)
     connection().hdel(job.key, "queue_key")
     assert job.cancel() is Cancellation.CANCELED
     assert Queue.get_queue("runs", 3).waiting.llen() == 0
 
 
 def test_a_job_that_a_worker_of_version_2_runs_is_asked(database: Any) -> None:
-    job = RunJob.add_job("a")
+    job = ToldJob.add_job("a")
     Queue.get_queue("runs").waiting.lpop()
     job.status.hset(STATUSES.RUNNING)
     assert [job.cancel(), job.cancel()] == [Cancellation.REQUESTED] * 2
@@ -411,7 +412,7 @@ def test_a_job_that_a_worker_of_version_2_runs_is_asked(database: Any) -> None:
 
 
 def test_a_job_whose_status_was_written_by_hand_leaves_its_queue(database: Any) -> None:
-    job = RunJob.add_job("a")
+    job = ToldJob.add_job("a")
     job.status.hset(STATUSES.CANCELED)
     assert job.cancel() is Cancellation.CANCELED
     assert job.queued.hget() is None
@@ -419,8 +420,8 @@ def test_a_job_whose_status_was_written_by_hand_leaves_its_queue(database: Any) 
 
 
 def test_a_job_between_its_error_and_its_requeue_is_let_go(database: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    job, answers = RunJob.add_job("a"), []
-    monkeypatch.setattr(RunJob, "on_error", lambda job, *_: answers.append(job.cancel()), raising=False)
+    job, answers = ToldJob.add_job("a"), []
+    monkeypatch.setattr(ToldJob, "on_error", lambda job, *_: answers.append(job.cancel()), raising=False)
 
     run_worker("runs", callback=lambda job, queue: 1 / 0, requeue_times=3)
 
@@ -436,7 +437,7 @@ def test_indexes_that_no_script_knows_are_brought_in_step(database: Any) -> None
 
 
 def test_a_canceled_job_that_is_added_to_a_queue_again_loses_its_reason(database: Any) -> None:
-    job = RunJob.add_job("a")
+    job = ToldJob.add_job("a")
     job.cancel()
     job.enqueue_or_delay()
     assert job.hmget("status", "cancel_reason") == ["w", None]
@@ -444,14 +445,14 @@ def test_a_canceled_job_that_is_added_to_a_queue_again_loses_its_reason(database
 
 
 def test_a_new_job_takes_the_place_of_a_canceled_one(database: Any) -> None:
-    job = RunJob.add_job("a")
+    job = ToldJob.add_job("a")
     job.cancel()
-    assert RunJob.add_job("a").ident != job.ident
+    assert ToldJob.add_job("a").ident != job.ident
 
 
 def test_canceling_costs_one_round_trip(database: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    RunJob.add_job("first").cancel()
-    job = RunJob.add_job("a")
+    ToldJob.add_job("first").cancel()
+    job = ToldJob.add_job("a")
     with counted_round_trips(monkeypatch) as sent:
         job.cancel()
     assert len(sent) == 1
@@ -459,7 +460,7 @@ def test_canceling_costs_one_round_trip(database: Any, monkeypatch: pytest.Monke
 
 def test_a_claim_and_a_cancel_never_both_have_the_job(database: Any) -> None:
     for number in range(20):
-        job = RunJob.add_job(str(number))
+        job = ToldJob.add_job(str(number))
         if number % 2:
             assert job.cancel() is Cancellation.CANCELED
         now = str(utcnow())
@@ -469,6 +470,36 @@ def test_a_claim_and_a_cancel_never_both_have_the_job(database: Any) -> None:
         if not number % 2:
             assert job.cancel() is Cancellation.REQUESTED
             transitions.send(connection(), transitions.skip("jobs", taken.claim))
+
+
+def test_of_canceling_and_claiming_at_the_same_time_each_job_gets_one(database: Any) -> None:
+    jobs = [ToldJob.add_job(str(number)) for number in range(100)]
+    barrier = threading.Barrier(2)
+    answers: dict[str, Cancellation] = {}
+    taken: list[transitions.Taken] = []
+
+    def cancel_all() -> None:
+        barrier.wait()
+        for job in jobs:
+            answers[job.ident] = job.cancel()
+
+    def claim_all() -> None:
+        barrier.wait()
+        for number in range(len(jobs)):
+            call = transitions.claim("jobs", "jobs:queue", f"w-{number}", "w", 30, str(utcnow()), ("runs",))
+            taken.append(transitions.send(connection(), call))
+
+    threads = [threading.Thread(target=target) for target in (cancel_all, claim_all)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+
+    claimed = {one.ident for one in taken if one.kind == "CLAIMED"}
+    assert {one.kind for one in taken} <= {"CLAIMED", "EMPTY"}
+    assert {ident for ident, answer in answers.items() if answer is Cancellation.REQUESTED} == claimed
+    assert set(answers.values()) <= {Cancellation.REQUESTED, Cancellation.CANCELED}
+    assert len(answers) == len(jobs)
 
 
 # --- The documents

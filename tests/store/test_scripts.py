@@ -12,7 +12,7 @@ from limpyd.exceptions import DoesNotExist, UniquenessError
 
 from limpyd_jobs import STATUSES, Job, Queue, admin, lua, recipes, transitions
 from limpyd_jobs.additions import first
-from limpyd_jobs.exceptions import JobAlreadyExists, JobAlreadyQueued, JobNotInStatus, LeaseLost
+from limpyd_jobs.exceptions import JobAlreadyExists, JobAlreadyQueued, JobNotInStatus, LeaseLost, WrongKeyType
 from limpyd_jobs.transitions import Addition, Claim, Delay, Hold
 from limpyd_jobs.utils import datetime_to_score, utcnow
 
@@ -797,6 +797,17 @@ def test_cancel_answers_requested_for_a_held_job() -> None:
 def test_cancel_answers_ended(held: Claim, fails: bool) -> None:
     send(transitions.fail("jobs", held, NOW, None, "") if fails else transitions.finish("jobs", held, NOW))
     assert raw(cancel_call()) == ["ENDED"]
+
+
+def test_cancel_answers_broken_for_an_index_of_another_type() -> None:
+    send(add_call())
+    client = Job.database.connection
+    client.set("jobs:scriptjob:status:c", "text")
+    assert raw(cancel_call()) == ["BROKEN", "jobs:scriptjob:status:c"]
+    with pytest.raises(WrongKeyType):
+        send(cancel_call())
+    assert client.llen("jobs:queue:1:waiting") == 1
+    client.delete("jobs:scriptjob:status:c")
 
 
 def test_cancel_answers_gone() -> None:
