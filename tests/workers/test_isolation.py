@@ -565,6 +565,7 @@ def test_an_interrupt_right_after_the_fork_kills_the_child_and_is_raised() -> No
     assert isolated.pid and not exists(isolated.pid)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_interrupts_at_any_time_leave_no_child() -> None:
     """With another thread, as a worker has, which takes the signals that are held from this one.
 
@@ -583,6 +584,7 @@ def test_interrupts_at_any_time_leave_no_child() -> None:
             try:
                 timer.start()
                 isolated.wait()
+                timer.join()
             except KeyboardInterrupt:
                 interrupted += 1
             timer.join()
