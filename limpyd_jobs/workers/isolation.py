@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import logging
 import math
 import os
@@ -38,7 +39,7 @@ CHUNK = 1 << 20
 PAUSES = (0.001, 0.05)  # seconds between two looks at a child that the system does not tell about: first, longest
 LONGEST_WAIT_SECONDS = 60.0  # in one call, which cannot hold any number
 PARENT_PAUSE_SECONDS = 0.25  # between two looks of a child at its parent
-LOG_SECONDS = 0.1  # to wait for a thread that is writing to the log
+LOG_SECONDS = 2.0  # to wait for threads that write to the log; busy ones hardly let go of it
 _HEADER = struct.Struct(">Q")
 _PR_SET_PDEATHSIG = 1
 _fork_lock = threading.Lock()  # the filters of warnings, which are changed meanwhile, belong to all threads
@@ -103,7 +104,12 @@ class IsolatedRun:
         self._is_late = False
         self._has_ended = False
         self._code: int | None = None
-        self.pid: int | None = None  # of the child, from the fork on
+        self._pids: list[int] = []
+
+    @property
+    def pid(self) -> int | None:
+        """The process id of the child, from the fork on; 0 in the child itself."""
+        return self._pids[0] if self._pids else None
 
     # --- in the parent
 
@@ -116,14 +122,15 @@ class IsolatedRun:
         """
         reader, writer = _open_pipe()
         with reader:
-            with writer:  # closed as soon as the child has it
-                self._fork(reader, writer)
             try:
+                with writer:  # closed as soon as the child has it
+                    self._fork(reader, writer)
                 answer = self._receive(reader)
-                self._reap()
-            except BaseException:  # nobody waits for the job any more
-                self._kill_group()
-                self._reap()
+                self._look(options=0)
+            except BaseException:  # nobody waits for the job any more, if it has begun
+                if self.pid is not None:
+                    self._kill_group()
+                    self._look(options=0)
                 raise
         return self._outcome(answer)
 
@@ -142,7 +149,8 @@ class IsolatedRun:
         with _signals_blocked() as mask:  # until the child has handlers of its own
             try:
                 with _fork_lock, self._quiet, _logs_at_rest(), _without_fork_warning():
-                    self.pid = os.fork()
+                    # in one call, with no place in it where the handler of a signal can raise and the id is lost
+                    self._pids.extend(itertools.starmap(os.fork, [()]))
             finally:  # the child never comes back from here, whatever leaving that block has raised in it
                 if self.pid == 0:
                     self._be_child(parent, reader, writer, mask)
@@ -178,7 +186,7 @@ class IsolatedRun:
                 pause = min(2 * pause, last_pause)
 
     def _look(self, options: int = os.WNOHANG) -> bool:
-        """Has the child ended? Other children of this process are not looked at."""
+        """Has the child ended? With 0 as options this waits for it. Other children of this process are left alone."""
         assert self.pid is not None
         if not self._has_ended:
             try:
@@ -189,9 +197,6 @@ class IsolatedRun:
                 if pid:
                     self._has_ended, self._code = True, os.waitstatus_to_exitcode(status)
         return self._has_ended
-
-    def _reap(self) -> None:
-        self._look(options=0)
 
     def _kill_group(self) -> None:
         if self.pid:
@@ -331,15 +336,20 @@ def _pickle_error(error: BaseException) -> bytes | None:
 
 
 def _describe(error: BaseException) -> _Description:
-    kind = type(error)
     try:
         code = getattr(error, "code", None)
     except BaseException:  # a property of the user's
         code = None
     plain = code if code is None or type(code) is int else printable(code)
-    bases = (_try_to_pickle(one)[0] for one in kind.__mro__ if issubclass(one, BaseException))
+    bases = (_try_to_pickle(kind)[0] for kind in _told_by(error, "__mro__") if issubclass(kind, BaseException))
     base = next(text for text in bases if text is not None)  # BaseException at last
-    return _Description(kind.__name__, kind.__qualname__, str(kind.__module__), printable(error), plain, base)
+    name, qualname, module = [str(_told_by(error, name)) for name in ("__name__", "__qualname__", "__module__")]
+    return _Description(name, qualname, module, printable(error), plain, base)
+
+
+def _told_by(error: BaseException, name: str) -> Any:
+    """An attribute of the class of an error, whatever its metaclass does."""
+    return type.__dict__[name].__get__(type(error))
 
 
 def _read_error(text: bytes | None, description: tuple[Any, ...]) -> BaseException:
@@ -389,12 +399,14 @@ def _logs_at_rest() -> Iterator[None]:
     """Hold the other threads before the next line of the log.
 
     The lock of a stream that is just written to would be locked in the child for ever. (Python mends those of the
-    handlers, not those of files.) The wait is short: what holds a handler may wait for one that is held here.
+    handlers, not those of files.) The wait has an end: what holds a handler may wait for one that is held here.
     """
     parent = os.getpid()
-    locks = [handler.lock for handler in _handlers() if handler.lock]
-    held = [lock for lock in locks if lock.acquire(timeout=LOG_SECONDS)]
+    held: list[Any] = []
     try:
+        for lock in [handler.lock for handler in _handlers()]:
+            if lock and lock.acquire(timeout=LOG_SECONDS):
+                held.append(lock)
         yield
     finally:
         for lock in held if os.getpid() == parent else ():
