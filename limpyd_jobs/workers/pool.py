@@ -368,20 +368,23 @@ class WorkerPool:
         place = self._place_of(child)
         if place is None:
             self._leaving.remove(child)
-            return
+        else:
+            self._take_out(place, child)
+        if self._is_ending or child.is_done:
+            self._note_code(0 if -code in child.asked else code)
+        elif code == 0 and not self._has_started:  # `--help`, for instance
+            self._is_ending = True
+        elif place is not None and place.child is None and place.successor is None:
+            self._start_after_end(place, child, code)
+
+    def _take_out(self, place: Place, child: Child) -> None:
         if place.successor is child:
             place.successor = None
             if not self._is_ending:
                 self._give_up_replacing(f"as {child.pid} could not start; the others go on")
         else:
             place.child = None
-        if self._is_ending or child.is_done:
-            place.is_done = child.is_done
-            self._note_code(0 if -code in child.asked else code)
-        elif code == 0 and not self._has_started:  # `--help`, for instance
-            self._is_ending = True
-        elif place.child is None and place.successor is None:
-            self._start_after_end(place, child, code)
+            place.is_done = child.is_done and place.successor is None
 
     def _start_after_end(self, place: Place, child: Child, code: int) -> None:
         if code == 0 or time.monotonic() - child.started_at > SETTLED_SECONDS:
@@ -477,8 +480,7 @@ class WorkerPool:
                 flush_quietly(stream)  # else each child would write what is in its buffer once more
             pid = os.fork()
             if pid == 0:
-                member = Member(lifeline_reader, news_writer, not self._has_started, self.reload)
-                self._live(member, (lifeline, news), former_mask)
+                self._live((lifeline_reader, news_writer), (lifeline, news), former_mask)
         except OSError:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -494,12 +496,13 @@ class WorkerPool:
         self.log(f"Worker {pid} started")
         return child
 
-    def _live(self, member: Member, parents: tuple[int, int], mask: Any) -> None:
+    def _live(self, own: tuple[int, int], parents: tuple[int, int], mask: Any) -> None:
         """The life of a child: nothing of the parent runs in it, neither its `finally` blocks nor its `atexit`. It
         never returns."""
         code = 1
         try:
             self._leave_parent(parents)
+            member = Member(*own, not self._has_started, self.reload)
             signal.signal(signal.SIGHUP, ignore_signal)  # it is for the parent: here it would end a job
             signal.signal(signal.SIGUSR2, member.show_stacks)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
