@@ -460,6 +460,7 @@ def test_sigusr2_shows_the_stacks_of_all_processes(start: StartPool) -> None:
     with start() as process:
         pids = wait_for_ready(process, 2)
         wait_for_runs(1)
+        process.wait_for_output("Run started", times=2)
 
         process.send_signal(signal.SIGUSR2)
 
