@@ -745,7 +745,7 @@ def killed_children(rng: random.Random, size: int, workers: int) -> Tally:
 
     A child that is killed repeats one job at most. The children of a parent that is killed end after their jobs.
     """
-    kills = max(size // 100, 2)
+    kills = min(max(size // 100, 2), 12)  # the pool waits longer after each
     with Stage("killed children") as stage:
         crew = stage.start_workers(1, f"--processes={workers}")
         crew.wait_until_ready()  # before that, SIGHUP would end it
