@@ -273,6 +273,19 @@ def test_children_that_do_not_end_gracefully_are_ended_by_the_signal_as_asked(st
 # --- the start ---
 
 
+def test_a_replacement_that_cannot_start_is_tried_again(start: StartPool, project: Path) -> None:
+    with start("--processes=1", "--max-loops=1") as process:
+        wait_for_ready(process, 1)
+        change(project, "VERSION =", "VERSION = = =")
+        jobs = add("a", "b")
+        process.wait_for_output("error: Unable to import", times=2)
+
+        change(project, "VERSION = = =", "VERSION =")
+
+        wait_for_success(jobs)
+        assert process.stop() == 0, process.output
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [

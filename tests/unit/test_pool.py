@@ -14,7 +14,7 @@ import pytest
 
 from limpyd_jobs import ConfigurationException, LimpydJobsException, Worker
 from limpyd_jobs.scripts.worker import read_pool_options
-from limpyd_jobs.workers import WorkerPool, pool, reload
+from limpyd_jobs.workers import WorkerPool, member, pool, reload
 from limpyd_jobs.workers.config import CommandPool
 
 from ..base import wait_until
@@ -114,7 +114,7 @@ def test_an_end_is_told_as_shells_do(code: int, shell: int, text: str) -> None:
 
 @pytest.mark.parametrize(("value", "code"), [(None, 0), (0, 0), (2, 2), (-1, 255), (256, 0), ("why", 1)])
 def test_the_exit_code_is_that_which_python_gives(value: Any, code: int, capsys: pytest.CaptureFixture[str]) -> None:
-    assert pool.exit_code_of(SystemExit(value)) == code
+    assert member.exit_code_of(SystemExit(value)) == code
 
     assert capsys.readouterr().err == ("why\n" if value == "why" else "")
 
