@@ -36,8 +36,9 @@ from ..models import BaseJobsModel, Error, Queue
 from ..version import EXACT_VERSION
 from .base import LOGGER_NAME
 from .blocking import Worker
+from .member import Member
 from .options import OPTIONS, complaint, option_name, parse_logger_level
-from .pool import Member, WorkerPool
+from .pool import WorkerPool
 from .title import JobCounts, show_program, show_progress, show_status
 
 LOG_FORMAT = "[%(process)d] %(asctime)s (%(name)s) %(levelname)-8s %(message)s"

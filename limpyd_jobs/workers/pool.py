@@ -10,7 +10,6 @@ each.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import logging
 import os
@@ -27,13 +26,12 @@ from typing import Any
 
 from ..exceptions import ConfigurationException, LimpydJobsException
 from ..utils import import_class
-from .base import LOGGER_NAME, BaseWorker, end_process, indented, is_whole, safe_line
+from .base import LOGGER_NAME, end_process, indented, is_whole, safe_line
 from .blocking import Worker
 from .insight import format_stacks
-from .reload import SourceWatch, check_reload
+from .member import CONFIGURATION_EXIT_CODE, DONE, READY, Member, forget_exit_functions, live
+from .reload import check_reload
 
-READY, DONE = b"r", b"d"  # the news: the run begins; it has ended, and there is nothing more to do
-CONFIGURATION_EXIT_CODE = 2  # of a child whose options cannot work
 START_TRIES = 4  # of the first child, before the pool gives up
 FIRST_PAUSE_SECONDS = 0.5  # after a crash; then twice as long each time
 LONGEST_PAUSE_SECONDS = 30.0
@@ -67,60 +65,6 @@ class Place:
     start_at: float = 0.0
     crashes: int = 0
     is_done: bool = False
-
-
-class Member:
-    """The pool, as a child knows it.
-
-    Attributes:
-        is_first: no other one has been ready before; what is to be said once is said by this one.
-    """
-
-    def __init__(self, lifeline: int, news: int, is_first: bool, does_reload: bool) -> None:
-        self.is_first = is_first
-        self.worker: BaseWorker | None = None
-        self._lifeline, self._news = lifeline, news
-        # what is loaded before the fork is not loaded anew by the next child: to watch it would help nobody
-        self._watch = SourceWatch(set(sys.modules), self._end_for_reload) if does_reload else None
-
-    def join(self, worker: BaseWorker) -> None:
-        """Make a worker one of the pool: called when it is ready to run."""
-        self.worker = worker
-        worker._id = str(os.getpid())  # the idents of the main threads are equal in all children
-        worker.after_fork()
-        threading.Thread(target=self._watch_parent, name="limpyd-jobs-lifeline", daemon=True).start()
-        if self._watch is not None:
-            self._watch.start()
-        self._tell(READY)
-
-    def leave(self, is_done: bool) -> None:
-        """Called after the run: is there nothing more to do, so that nobody needs to follow?"""
-        if is_done:
-            self._tell(DONE)
-
-    def show_stacks(self, signum: int, frame: FrameType | None) -> None:
-        """Handle SIGUSR2, also where the worker does not: while it is made, and with `terminate_gracefully` off."""
-        with contextlib.suppress(Exception):  # of a handler or a filter of the log
-            if self.worker is not None:
-                self.worker.log_stacks()
-            else:
-                logging.getLogger(LOGGER_NAME).critical("%s\n%s", "Stacks of all threads:", indented(format_stacks()))
-
-    def _tell(self, news: bytes) -> None:
-        with contextlib.suppress(BrokenPipeError):  # the parent is gone, which the lifeline says
-            os.write(self._news, news)
-
-    def _watch_parent(self) -> None:
-        os.read(self._lifeline, 1)  # until the parent is gone
-        self._end("The parent of this worker is gone")
-
-    def _end_for_reload(self, path: str) -> None:
-        self._end(f"{path} has changed")
-
-    def _end(self, reason: str) -> None:
-        assert self.worker is not None
-        self.worker.log(f"{reason}: stopping after current job", level="warning")
-        self.worker.end_forced = True
 
 
 class WorkerPool:
@@ -364,24 +308,28 @@ class WorkerPool:
             self._handle_end(child, os.waitstatus_to_exitcode(status))
 
     def _handle_end(self, child: Child, code: int) -> None:
-        self.log(f"Worker {child.pid} ended {show_end(code)}", level="info" if code == 0 else "error")
+        is_good = code == 0 or -code in child.asked
+        self.log(f"Worker {child.pid} ended {show_end(code)}", level="info" if is_good else "error")
         place = self._place_of(child)
         if place is None:
             self._leaving.remove(child)
-            return
+        else:
+            self._take_out(place, child)
+        if self._is_ending or child.is_done:
+            self._note_code(0 if is_good else code)
+        elif code == 0 and not self._has_started:  # `--help`, for instance
+            self._is_ending = True
+        elif place is not None and place.child is None and place.successor is None:
+            self._start_after_end(place, child, code)
+
+    def _take_out(self, place: Place, child: Child) -> None:
         if place.successor is child:
             place.successor = None
             if not self._is_ending:
                 self._give_up_replacing(f"as {child.pid} could not start; the others go on")
         else:
             place.child = None
-        if self._is_ending or child.is_done:
-            place.is_done = child.is_done
-            self._note_code(0 if -code in child.asked else code)
-        elif code == 0 and not self._has_started:  # `--help`, for instance
-            self._is_ending = True
-        elif place.child is None and place.successor is None:
-            self._start_after_end(place, child, code)
+            place.is_done = child.is_done and place.successor is None
 
     def _start_after_end(self, place: Place, child: Child, code: int) -> None:
         if code == 0 or time.monotonic() - child.started_at > SETTLED_SECONDS:
@@ -477,8 +425,7 @@ class WorkerPool:
                 flush_quietly(stream)  # else each child would write what is in its buffer once more
             pid = os.fork()
             if pid == 0:
-                member = Member(lifeline_reader, news_writer, not self._has_started, self.reload)
-                self._live(member, (lifeline, news), former_mask)
+                self._be_child((lifeline_reader, news_writer), (lifeline, news), former_mask)
         except OSError:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -494,16 +441,17 @@ class WorkerPool:
         self.log(f"Worker {pid} started")
         return child
 
-    def _live(self, member: Member, parents: tuple[int, int], mask: Any) -> None:
+    def _be_child(self, own: tuple[int, int], parents: tuple[int, int], mask: Any) -> None:
         """The life of a child: nothing of the parent runs in it, neither its `finally` blocks nor its `atexit`. It
         never returns."""
         code = 1
         try:
             self._leave_parent(parents)
+            member = Member(*own, not self._has_started, self.reload)
             signal.signal(signal.SIGHUP, ignore_signal)  # it is for the parent: here it would end a job
             signal.signal(signal.SIGUSR2, member.show_stacks)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            code = self._work_to_end(member)
+            code = live(member, self.work, self.log)
         finally:
             end_process(code)
 
@@ -515,31 +463,7 @@ class WorkerPool:
             os.close(child.news)
         for descriptor in parents:
             os.close(descriptor)
-        atexit._clear()
-        multiprocessing = sys.modules.get("multiprocessing.util")
-        if multiprocessing is not None:  # the processes that jobs leave are to end with this one
-            atexit.register(multiprocessing._exit_function)
-
-    def _work_to_end(self, member: Member) -> int:
-        """Work, and end as a program does; answers the exit code."""
-        code = 0
-        try:
-            self.work(member)
-        except SystemExit as error:
-            code = exit_code_of(error)
-        except KeyboardInterrupt:  # as Python does, but without a traceback from each child
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            os.kill(os.getpid(), signal.SIGINT)
-        except Exception as error:
-            if isinstance(error, ConfigurationException) and member.worker is None:
-                self.log(str(error), level="critical")
-                code = CONFIGURATION_EXIT_CODE
-            else:
-                sys.excepthook(type(error), error, error.__traceback__)
-                code = 1
-        threading._shutdown()  # type: ignore[attr-defined]  # wait for the threads of jobs, as at the end of any program
-        atexit._run_exitfuncs()
-        return code
+        forget_exit_functions()
 
 
 def ignore_signal(signum: int, frame: FrameType | None) -> None:
@@ -551,14 +475,6 @@ def flush_quietly(stream: Any) -> None:
     """Write what is in a buffer, if anybody takes it."""
     with contextlib.suppress(Exception):
         stream.flush()
-
-
-def exit_code_of(error: SystemExit) -> int:
-    """The exit code that Python gives to this exception; a text is written to stderr."""
-    if error.code is None or isinstance(error.code, int):
-        return (error.code or 0) & 0xFF
-    print(error.code, file=sys.stderr)
-    return 1
 
 
 def shell_code(code: int) -> int:

@@ -21,6 +21,8 @@ INSTALLED = tuple(
     {os.path.join(sysconfig.get_path(name), "") for name in ("stdlib", "platstdlib", "purelib", "platlib")}
 )
 
+INSTALLED_NAMES = {"site-packages", "dist-packages"}  # wherever: that of the user, that of the system
+
 
 def check_reload() -> None:
     """See whether sources can be watched.
@@ -37,7 +39,7 @@ def source_files(known: set[str]) -> list[str]:
     modules = [module for name, module in list(sys.modules.items()) if name not in known]
     paths = [getattr(module, "__dict__", {}).get("__file__") for module in modules]  # asks no lazy module for it
     files = [os.path.abspath(path) for path in paths if isinstance(path, str) and path.endswith(".py")]
-    return [path for path in files if not path.startswith(INSTALLED)]
+    return [path for path in files if not (path.startswith(INSTALLED) or INSTALLED_NAMES & set(path.split(os.sep)))]
 
 
 class SourceWatch(threading.Thread):

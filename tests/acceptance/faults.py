@@ -740,6 +740,30 @@ def killed_workers(rng: random.Random, size: int, workers: int) -> Tally:
         return stage.tally()
 
 
+def killed_children(rng: random.Random, size: int, workers: int) -> Tally:
+    """Workers in one pool: SIGKILL of its children at random moments, SIGHUP in between, and SIGKILL of the parent.
+
+    A child that is killed repeats one job at most. The children of a parent that is killed end after their jobs.
+    """
+    kills = min(max(size // 100, 2), 12)  # the pool waits longer after each
+    with Stage("killed children") as stage:
+        crew = stage.start_workers(1, f"--processes={workers}")
+        crew.wait_until_ready()  # before that, SIGHUP would end it
+        with stage.producing(size):
+            for number, moment in enumerate(moments(rng, kills, size)):
+                stage.wait_for_runs(moment)
+                if number == kills // 2:
+                    crew.kill(0)
+                    crew.wait_until_ready()
+                elif number % 2:
+                    crew.processes[0].send_signal(signal.SIGHUP)
+                else:
+                    _, _, pid = rng.choice(stage.ledger.runs()[-workers:])
+                    with suppress(ProcessLookupError):  # it has been replaced meanwhile
+                        os.kill(pid, signal.SIGKILL)
+        return stage.tally(allowed_repeats=kills)
+
+
 def killed_redis(rng: random.Random, size: int, workers: int) -> Tally:
     """SIGKILL of the server, which writes each command to its disk before it replies."""
     server = RedisServer(tcp=True, appendonly=True, options={"appendfsync": "always"})
@@ -1035,6 +1059,7 @@ Scenario = Callable[[random.Random, int, int], Tally]
 SCENARIOS: dict[Scenario, tuple[int, int]] = {
     broken_connections: (500, 2),
     killed_workers: (2000, 3),
+    killed_children: (800, 3),
     killed_redis: (500, 2),
     doubled_adds: (1000, 2),
     delayed_jobs: (1000, 3),

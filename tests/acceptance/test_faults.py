@@ -53,6 +53,12 @@ def test_jobs_are_run_although_workers_are_killed_at_random_moments() -> None:
     assert found.once + found.more == found.added == 2000
 
 
+def test_jobs_are_run_although_the_children_and_the_parent_of_a_pool_are_killed() -> None:
+    found = play(faults.killed_children)
+
+    assert found.once + found.more == found.added == 800
+
+
 def test_jobs_are_run_although_redis_is_killed_and_restarted() -> None:
     found = play(faults.killed_redis)
 

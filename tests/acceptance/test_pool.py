@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("database")
 
 # The modules of a user. The jobs note where and with which code they run; some last until they are let go.
 TASKS = """
-import os
+import multiprocessing, os, subprocess, time
 from limpyd_jobs import Queue, Worker
 
 VERSION = "one"
@@ -33,6 +33,11 @@ def run(job, queue):
     client().rpush("test:runs", f"{what} {os.getpid()} {VERSION}")
     while what.startswith("held") and not client().exists("test:go"):
         client().blpop(["test:doors"], 1)
+    if what == "starts processes":
+        client().rpush("test:codes", subprocess.call(["sh", "-c", "exit 7"]))
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(1000,), daemon=True)
+        child.start()
+        client().rpush("test:children", child.pid)
 
 class ForkWorker(Worker):
     def after_fork(self):
@@ -198,6 +203,19 @@ def test_after_fork_is_called_in_each_child(start: StartPool) -> None:
     assert sorted(client().lrange("test:forks", 0, -1)) == sorted(f"{pid} {pid}" for pid in pids)
 
 
+def test_a_job_may_start_processes_which_end_with_its_worker(start: StartPool) -> None:
+    jobs = add("starts processes")
+    with start() as process:
+        wait_for_success(jobs)
+        (pid,) = client().lrange("test:children", 0, -1)
+        assert is_alive(int(pid))
+
+        assert process.stop() == 0, process.output
+
+    assert client().lrange("test:codes", 0, -1) == ["7"]
+    wait_until(lambda: not is_alive(int(pid)))
+
+
 # --- the end ---
 
 
@@ -230,6 +248,20 @@ def test_children_whose_parent_is_killed_end_gracefully(start: StartPool) -> Non
         wait_until(lambda: not any(map(is_alive, pids)), 20, "no orphan is left")
 
     assert statuses(jobs) == [STATUSES.SUCCESS, STATUSES.SUCCESS, STATUSES.WAITING]
+
+
+def test_a_child_whose_parent_is_killed_while_it_loads_the_code_ends_too(start: StartPool, project: Path) -> None:
+    wait = "while not os.path.exists(__file__ + '.go'): time.sleep(0.01)"
+    (project / "pool_tasks.py").write_text(f"{TASKS}\nprint('loading')\n{wait}\n")
+    with start() as process:
+        process.wait_for_output("loading")
+        (pid,) = map(int, re.findall(r"Worker (\d+) started", process.output))
+
+        process.kill()
+
+        (project / "pool_tasks.py.go").touch()
+        wait_until(lambda: not is_alive(pid), 20, "no orphan is left")
+        assert "The parent of this worker is gone" in process.output
 
 
 def test_at_sigquit_the_jobs_are_given_back_and_the_code_is_three(start: StartPool) -> None:
@@ -271,6 +303,19 @@ def test_children_that_do_not_end_gracefully_are_ended_by_the_signal_as_asked(st
 
 
 # --- the start ---
+
+
+def test_a_replacement_that_cannot_start_is_tried_again(start: StartPool, project: Path) -> None:
+    with start("--processes=1", "--max-loops=1") as process:
+        wait_for_ready(process, 1)
+        change(project, "VERSION =", "VERSION = = =")
+        jobs = add("a", "b")
+        process.wait_for_output("error: Unable to import", times=2)
+
+        change(project, "VERSION = = =", "VERSION =")
+
+        wait_for_success(jobs)
+        assert process.stop() == 0, process.output
 
 
 @pytest.mark.parametrize(
@@ -460,6 +505,7 @@ def test_sigusr2_shows_the_stacks_of_all_processes(start: StartPool) -> None:
     with start() as process:
         pids = wait_for_ready(process, 2)
         wait_for_runs(1)
+        process.wait_for_output("Run started", times=2)
 
         process.send_signal(signal.SIGUSR2)
 
