@@ -7,7 +7,8 @@ methods, keys and results, in one script: whoever reads, a script or another pro
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from limpyd import fields as limpyd_fields
@@ -24,6 +25,28 @@ class Writes:
     count = 0
 
 
+class Loaded:
+    """The fields of a record as they were read at once, so that a coroutine sees them without waiting for Redis.
+
+    Args:
+        values: the texts by name.
+        thread: the ident of the thread that they are for.
+    """
+
+    def __init__(self, values: Mapping[str, str], thread: int) -> None:
+        self.values = dict(values)
+        self._thread = thread
+        self._old = {"status"}  # what others write meanwhile, and what this process has written since
+
+    def knows(self, *names: str) -> bool:
+        """Can these be read here, by who asks?"""
+        return self._old.isdisjoint(names) and threading.get_ident() == self._thread
+
+    def forget(self, names: Iterable[str]) -> None:
+        """These are read from Redis from now on."""
+        self._old.update(names)
+
+
 PLAIN_NUMBER = re.compile(r"-?[0-9]{1,300}(\.[0-9]{1,300})?")
 
 
@@ -31,6 +54,10 @@ class InstanceHashField(limpyd_fields.InstanceHashField):
     """A field in the hash of its record. See limpyd's class of the same name for its arguments."""
 
     def _call_command(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        if name == "hget":
+            loaded: Loaded | None = getattr(self._instance, "_loaded", None)
+            if loaded is not None and loaded.knows(self.name):
+                return loaded.values.get(self.name)
         if name not in self.available_modifiers or needs_limpyd(self._model, self.name, *args):
             return super()._call_command(name, *args, **kwargs)
         values = [*args, *kwargs.values()] or ([1] if name.startswith("hincr") else [])
@@ -78,6 +105,8 @@ def write(instance: Any, command: str, names: Sequence[str], names_and_values: l
     """
     if not hasattr(instance, "_pk"):
         instance.pk.get()  # limpyd's own error: the object was deleted
+    if getattr(instance, "_loaded", None) is not None:
+        instance._loaded.forget(names)
     must_exist = bool(instance._pk) and (instance.must_exist or not instance.connected)
     pk = instance.pk.get()
     model: Any = type(instance)

@@ -29,7 +29,7 @@ from . import aio, recipes, run_options, transitions
 from .additions import OPTIONS, AddedJobs, AlikeJobs, AnyJobs, Chunk, Way, fields_of, first, to_delay, to_spec
 from .database import JobsDatabase, is_outage, leave_replica
 from .exceptions import ConfigurationException, DatabaseException, InvalidArgument, JobClassError, LimpydJobsException
-from .fields import InstanceHashField, RunOptionsField, Writes, needs_limpyd, upgrade, write
+from .fields import InstanceHashField, Loaded, RunOptionsField, Writes, needs_limpyd, upgrade, write
 from .modules import allowed_modules, is_dotted_name
 from .retries import Retries
 from .statuses import STATUSES, Cancellation
@@ -523,6 +523,7 @@ class Job(BaseJobsModel):
     queue_model: Any = Queue
     queue_name: str | None = None
     always_cancel_on_error = False
+    isolate: bool | None = None  # in a process of its own; what the worker says when None
     lease_seconds: float | None = None  # the worker's own when None
     max_recoveries: int | None = None  # the worker's own when None
     retry_for: float = 5  # how long a producer tries again while Redis cannot be used, in seconds
@@ -547,6 +548,8 @@ class Job(BaseJobsModel):
     _is_in_doubt = False
     _is_ahead = False  # claimed ahead: it is WAITING in Redis
     _ends_later = False
+    _trace: str | None = None  # of an error in another process
+    _loaded: Loaded | None = None  # the fields, as the worker of an event loop has read them
     _note_begun: Callable[[], None] | None = None  # to be called before the job moves itself
     _began: datetime | None = None
     _said: tuple[str, dict[str, Any]] = ("", {})  # the text of `run_options` that was read last, and what it says
@@ -589,6 +592,11 @@ class Job(BaseJobsModel):
             raise JobClassError(ident, f"{model_repr} is not a subclass of Job")
         return model
 
+    @staticmethod
+    def is_known(ident: str) -> bool:
+        """Has this process found the class of an ident before?"""
+        return ident.partition(":")[0] in _classes
+
     @classmethod
     def get_from_ident(cls, ident: str) -> Any:
         """The job of an ident, as an instance of the class that it names.
@@ -614,6 +622,21 @@ class Job(BaseJobsModel):
 
     def _subject(self) -> Subject:
         return self._class_subject(self.pk.get())
+
+    def hmget(self, *args: str) -> Any:
+        """The values of some fields, in one round trip."""
+        if self._loaded is not None and self._loaded.knows(*args):
+            return [self._loaded.values.get(name) for name in args]
+        return super().hmget(*args)
+
+    def _knowledge(self) -> tuple[Any, ...]:
+        """What the process of an isolated job tells of it at its end."""
+        return self._claim is None, self._moved, self._cached_status
+
+    def _take_knowledge(self, knowledge: tuple[Any, ...]) -> None:
+        is_released, self._moved, self._cached_status = knowledge
+        if is_released:
+            self._last_claim, self._claim = self._claim or self._last_claim, None
 
     @property
     def _token(self) -> str:

@@ -1,8 +1,9 @@
 """Those who run jobs."""
 
+from .asynchronous import AsyncWorker
 from .base import LOGGER_NAME
 from .blocking import Worker
 from .config import WorkerConfig
 from .pool import WorkerPool
 
-__all__ = ["LOGGER_NAME", "Worker", "WorkerConfig", "WorkerPool"]
+__all__ = ["LOGGER_NAME", "AsyncWorker", "Worker", "WorkerConfig", "WorkerPool"]

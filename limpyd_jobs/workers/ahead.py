@@ -27,6 +27,8 @@ class Done:
     result: Any
     end: End
     outcome: Ended | Exception | None = None
+    answer: Any = None  # the future of whoever waits for the outcome in an event loop
+    is_last_step: bool = False  # has the job nothing to do once its end is recorded?
 
 
 class Look(NamedTuple):

@@ -32,6 +32,7 @@ LONGEST_DURATION = timedelta(seconds=recipes.LONGEST_SECONDS)  # dates end with 
 STOPPED_EXIT_CODE = 3  # of a process that was stopped within its job
 FLUSH_SECONDS = 1.0  # for what is left to be logged, before a process ends at once
 MAX_PREFETCH = 1000
+MAX_THREADS = 1000  # each claims a job in the same call of a script
 LOGGER_METHODS = (logging.Logger.callHandlers, logging.Logger.handle)  # before anybody has replaced them
 LONGEST_LINE = 20_000  # of the log, in characters
 
@@ -55,6 +56,9 @@ class BaseWorker:
         max_memory: the worker ends after the job that leaves more MiB resident (see insight.resident_mib); None for
             no limit.
         burst: the worker ends when nothing is waiting and nothing delayed is due.
+        threads: how many jobs run at a time, each in a thread of its own; 1: in the thread of the worker.
+        isolate: run each job in a forked process of its own, if its class does not say (see docs/isolation.md).
+        allow_unenforced_timeouts: run jobs with a `job_timeout` also where nothing can end them, in threads.
         job_timeout: how long a run may last; None for as long as it takes.
         backoff: how `requeue_delay_delta` grows from one retry to the next, or a list of delays (see
             retries.parse_backoff); None: it does not grow.
@@ -91,6 +95,9 @@ class BaseWorker:
     prefetch = 0
     max_memory: int | None = None
     burst = False
+    threads = 1
+    isolate = False
+    allow_unenforced_timeouts = False
     job_timeout: Any = None
     backoff: Any = None
     retry_on: Any = None
@@ -126,6 +133,9 @@ class BaseWorker:
         "prefetch",
         "max_memory",
         "burst",
+        "threads",
+        "isolate",
+        "allow_unenforced_timeouts",
         "job_timeout",
         "backoff",
         "retry_on",
@@ -249,8 +259,25 @@ class BaseWorker:
             raise ConfigurationException(
                 f"Invalid max_memory: {self.max_memory!r}: must be an integer, 1 or more (MiB)"
             )
-        if not isinstance(self.burst, bool):
-            raise ConfigurationException(f"Invalid burst: {self.burst!r}: must be True or False")
+        for name in ("burst", "isolate", "allow_unenforced_timeouts"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigurationException(f"Invalid {name}: {getattr(self, name)!r}: must be True or False")
+        self._check_threads()
+
+    def _check_threads(self) -> None:
+        """See to it that what is asked for can be done at the same time."""
+        if not is_whole(self.threads, 1) or self.threads > MAX_THREADS:
+            accepted = f"an integer between 1 and {MAX_THREADS}"
+            raise ConfigurationException(f"Invalid threads: {self.threads!r}: must be {accepted}")
+        for name, others in (("threads", ("prefetch", "isolate")), ("isolate", ("prefetch",))):
+            for other in others if getattr(self, name) not in (1, False) else ():
+                if getattr(self, other) not in (0, 1, False):
+                    raise ConfigurationException(f"{name} and {other} cannot be used together")
+        if self.threads > 1 and self.job_timeout is not None and not self.allow_unenforced_timeouts:
+            raise ConfigurationException(
+                f"job_timeout ({self.job_timeout!r}) cannot be enforced in threads: use processes or coroutines, "
+                "or set allow_unenforced_timeouts"
+            )
 
     def _check_run_options(self) -> None:
         """Fill `run_defaults`. A method or a property of a subclass that has one of these names is its own."""
@@ -406,7 +433,11 @@ class BaseWorker:
     def end_forced(self, value: bool) -> None:
         self._end_forced = value
         if value:
-            self._alarm.ring()
+            self._wake()
+
+    def _wake(self) -> None:
+        """Wake a worker that waits; called from any thread, or the handler of a signal."""
+        self._alarm.ring()
 
     def must_stop(self) -> bool:
         """Is it time to end: by a signal, `end_forced`, `max_loops`, `max_memory`, `burst` or `max_duration`?"""

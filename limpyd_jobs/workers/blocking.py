@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from functools import partial
 from types import CoroutineType, FrameType
 from typing import Any
 
@@ -16,19 +17,24 @@ from redis.exceptions import RedisError
 
 from .. import transitions, wire
 from ..exceptions import (
+    ConfigurationException,
     DatabaseException,
     JobClassError,
+    JobTimeout,
     LeaseLost,
     LimpydJobsException,
 )
 from ..models import Job, _overrides, repair_indexes, unsent_ends
 from ..statuses import STATUSES
-from ..transitions import End, Ended, Exchanged, Taken
+from ..transitions import Claim, End, Ended, Exchanged, Taken
 from ..utils import parse_datetime, utcnow
 from .ahead import Done, Fetch
-from .base import FLUSH_SECONDS, try_for
+from .base import FLUSH_SECONDS, end_process, try_for
 from .doorbell import Doorbell
-from .life import JobLife, has_method, run_now
+from .hands import Hands
+from .isolation import IsolatedRun
+from .life import JobLife, StatusChanged, has_method, run_now
+from .time_limit import TimeLimit, can_limit_time
 
 POLL_SECONDS = 1  # how often the waiting lists themselves are looked at, for programs that fill them and do not ring
 FAILING_SECONDS = 0.5  # how often a worker that cannot renew its leases looks whether it can again
@@ -53,11 +59,17 @@ class Worker(JobLife):
         steps = ("job_success", "wait_for_job", "must_stop", "set_status", "requeue_delayed_jobs")
         own_steps = (*steps, "job_success_message", "job_started_message")
         self._may_claim_early = not self._has_own_keys and not _overrides(type(self), Worker, *own_steps)
+        self._hands = Hands(self.threads, "limpyd-jobs-hand") if self.threads > 1 else None
+        self._isolated: tuple[Claim, IsolatedRun] | None = None  # the job that runs in a child
         self._may_end_together = self.prefetch > 1 and self._may_claim_early
 
     # --- How this worker waits: in its thread
 
     def _do(self, steps: Coroutine[Any, Any, Any]) -> Any:
+        return run_now(steps)
+
+    def _drive(self, steps: Coroutine[Any, Any, Any]) -> Any:
+        """Go through the steps from outside."""
         return run_now(steps)
 
     async def _send(self, call: transitions.Call[Any]) -> Any:
@@ -73,7 +85,58 @@ class Worker(JobLife):
         return finished(function(*args, **kwargs))
 
     async def _call(self, job: Any, queue: Any) -> Any:
-        return finished(self.callback(job, queue))
+        seconds = self._limit_of(job)
+        if self._is_isolated(job):
+            return self._call_isolated(job, queue, seconds)
+        if seconds is None:
+            return finished(self.callback(job, queue))
+        if not can_limit_time():
+            self._check_unenforced(seconds)
+            return finished(self.callback(job, queue))
+        with TimeLimit(seconds, lambda: JobTimeout(self._ident_of(job), seconds)):
+            return finished(self.callback(job, queue))
+
+    def _call_isolated(self, job: Any, queue: Any, seconds: float | None) -> Any:
+        """Run a job in a forked child; what that knows of it at the end is brought back.
+
+        Raises:
+            StatusChanged: the child was killed, as the job is canceled.
+        """
+        if self.threads > 1:
+            raise ConfigurationException("An isolated job cannot run in a worker with threads: use processes for it")
+        heartbeat = self._heartbeat
+        run = IsolatedRun(
+            lambda: finished(self.callback(job, queue)),
+            seconds=seconds,
+            make_timeout=lambda: JobTimeout(self._ident_of(job), seconds or 0),
+            prepare=self.after_fork,
+            extra=job._knowledge,
+            quiet=heartbeat.quiet if heartbeat is not None else None,
+            survives_signals=self.terminate_gracefuly,
+        )
+        if heartbeat is not None:
+            heartbeat.watch_canceled(self._kill_canceled)
+        self._isolated = (job._claim, run)
+        try:
+            outcome = run.wait()
+        finally:
+            self._isolated = None
+        job._trace = outcome.trace
+        if outcome.extra is not None:
+            job._take_knowledge(outcome.extra)
+        if outcome.was_killed:
+            raise StatusChanged(STATUSES.CANCELED)
+        if outcome.lost_result:
+            self.log(f"{self._ident_of(job)}: its result is lost: {outcome.lost_result}", level="warning")
+        if outcome.error is not None:
+            raise outcome.error
+        return outcome.result
+
+    def _kill_canceled(self, claim: Claim) -> None:
+        """Called by the heartbeat: a job is canceled while it runs."""
+        isolated = self._isolated
+        if isolated is not None and isolated[0] is claim:
+            isolated[1].kill()
 
     async def _end_alone(self, call: transitions.Call[Any]) -> Any:
         """Record the end of one job, after those that were to be sent with others."""
@@ -106,7 +169,7 @@ class Worker(JobLife):
                 self._run_prepared()
             self.end_date = utcnow()
             self.set_status("terminated")
-            self.run_ended()
+            self._drive(self._invoke(self.run_ended))
         finally:
             self._end_stopping()
             if self.terminate_gracefuly:
@@ -139,6 +202,8 @@ class Worker(JobLife):
 
     def stop_now(self) -> None:
         """Give the job back to the head of its queue, its try not counted, and end the process with the exit code 3."""
+        if self._isolated is not None:
+            self._isolated[1].kill()  # before it may run elsewhere
         try:
             # the last ones may not be among those that are held yet, and the next ones be under way
             made = self._claims_made
@@ -169,7 +234,7 @@ class Worker(JobLife):
         try:
             self._prepare_queues()
             if not self.must_stop():
-                self.run_started()
+                self._drive(self._invoke(self.run_started))
                 self._main_loop()
         finally:
             self._leave_nothing()
@@ -219,11 +284,10 @@ class Worker(JobLife):
                 raise SystemExit(1)  # a process that a job has forked
             self.set_status("waiting")
             try:
-                found = self.wait_for_job()
+                found = self.wait_for_job() if self._has_free_hand() else None
                 if found is not None:
                     self.num_loops += 1
                     self._handle(*found)
-                    self.check_memory()
             except (RedisError, DatabaseException) as error:
                 # A job whose end could not be recorded keeps its lease until that lapses, and then runs again.
                 pause = self._pause_after(error)
@@ -232,6 +296,29 @@ class Worker(JobLife):
             except Exception:  # an override of a method that takes jobs
                 self._log_exception("Unable to get job")
                 self._alarm.wait(self._outage.next_pause(None))
+        self._wait_for_hands()
+
+    # --- Threads
+
+    def _has_free_hand(self) -> bool:
+        """Wait for a thread that has nothing to do, for a while."""
+        return self._hands is None or self._hands.wait_until_free(1, FAILING_SECONDS)
+
+    def _wait_for_hands(self) -> None:
+        while self._hands is not None and not self._hands.wait_until_free(self.threads, FAILING_SECONDS):
+            pass  # signals are handled meanwhile
+
+    def _handle_in_thread(self, queue: Any, job: Any) -> None:
+        try:
+            run_now(self._process_taken(queue, job))
+            self.check_memory()
+        except (RedisError, DatabaseException) as error:
+            # A job whose end could not be recorded keeps its lease until that lapses, and then runs again.
+            self._outage.next_pause(error)
+        except BaseException:
+            if not self._is_this_process:
+                end_process(0)  # a process that the job has forked: this is its only thread
+            self._log_exception(f"{self._ident_of(job)} ended in a way that nobody expects")
 
     # --- Taking a job
 
@@ -312,6 +399,8 @@ class Worker(JobLife):
         if self._heartbeat is None:  # `wait_for_job` is called without `run`: nobody renews what is not asked for
             return 1
         left = self.max_loops - self.num_loops - len(self._ahead.claims)
+        if self._hands is not None:
+            return max(min(self._hands.free, left), 1)
         return max(min(self.prefetch - len(self._ahead.claims), left), 1)
 
     def _fetch_ahead(self) -> None:
@@ -379,7 +468,8 @@ class Worker(JobLife):
             return None
         started, looks_at_keys = time.monotonic(), claims_count > 0 and self._looks_at_keys()
         look = self._ahead.new_look()
-        call = self._exchange_call(done, claims_count, looks_at_keys)
+        runs_count = 1 if self._hands is None else claims_count
+        call = self._exchange_call(done, claims_count, looks_at_keys, runs_count)
         exchanged: Exchanged = (
             self._send_call(call) if claims_count else run_now(self._until_answered(lambda: self._send(call)))
         )
@@ -392,8 +482,13 @@ class Worker(JobLife):
     # --- Running a job
 
     def _handle(self, queue: Any, job: Any) -> None:
+        """Run a job: in this thread, or in one that is free."""
         self.set_status("running")
-        run_now(self._process_taken(queue, job))
+        if self._hands is None:
+            run_now(self._process_taken(queue, job))
+            self.check_memory()
+        else:
+            self._hands.submit(partial(self._handle_in_thread, queue, job))
 
     async def _begin(self, job: Any, queue: Any) -> bool:
         """A job that was claimed ahead runs now, if it may: that is noted when it takes long, or with its end.
@@ -404,7 +499,7 @@ class Worker(JobLife):
         with self._ahead.lock:
             self._ahead.running = job._claim._replace(start=str(job._began))
         job._note_begun = lambda: self._note_begun(job, queue)
-        if not self._has_own_start and not has_method(job, "on_started"):
+        if not (self._has_own_start or has_method(job, "on_started") or self._is_isolated(job)):
             self._ahead.wake()
             return True
         await self._call_hook(job, queue, self._note_begun)
@@ -452,6 +547,10 @@ class Worker(JobLife):
                 with contextlib.suppress(LeaseLost):  # it is found at the end
                     repair_indexes(self._send_call(call).changes)
                 ahead.running = None
+
+    @property
+    def _claims_at_once(self) -> int:
+        return max(super()._claims_at_once, self.threads)
 
     def _ends_together(self, job: Any) -> bool:
         """May the end of a job be sent with others?"""
@@ -508,7 +607,7 @@ class Worker(JobLife):
 
     def _claims_next(self, job: Any) -> bool:
         """Can the next job be claimed with the end of this one: no hook looks in between, and nothing else is due?"""
-        if not self._may_claim_early or job._claim is None or has_method(job, "on_success"):
+        if not self._may_claim_early or self._hands is not None or job._claim is None or has_method(job, "on_success"):
             return False
         if self._ahead.claims or self._ahead.unsent or self._ahead.fetch is not None:
             return False

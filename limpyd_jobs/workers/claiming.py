@@ -6,7 +6,7 @@ import contextlib
 import os
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from limpyd.exceptions import DoesNotExist
@@ -64,6 +64,7 @@ class Claiming(BaseWorker):
         keep = {"success": self.keep_success, "errors": self.keep_errors}
         self._retention = Retention(self.queue_model, self.error_model, keep, self.log)
         own_keys = _overrides(type(self), Claiming, "update_keys")
+        self._has_own_getting = _overrides(type(self), Claiming, "get_job", "get_queue")
         self._has_own_keys = own_keys or _overrides(self.queue_model, Queue, "get_waiting_keys", "get_all_by_priority")
 
     def _prepare_process(self) -> None:
@@ -268,18 +269,23 @@ class Claiming(BaseWorker):
     # --- What is to be done from time to time
 
     def _do_rounds(self) -> None:
-        """What is to be done from time to time, between two jobs."""
+        for do in self._rounds():
+            do()
+
+    def _rounds(self) -> Iterator[Callable[[], None]]:
+        """What is to be done now, between two jobs."""
         now = time.monotonic()
         if now - self._updated_keys >= self.fetch_priorities_delay:
-            self._refresh_keys()
+            yield self._refresh_keys
         is_due = self._next_due is not None and now >= self._next_due
         if is_due or now - self._looked_at_delayed >= self.fetch_delayed_delay:
-            self.requeue_delayed_jobs()
+            yield self.requeue_delayed_jobs
         if now - self._recovered_at >= self._recover_after:
             self._recovered_at = now
             self._recover_after = self.lease_seconds / 3 * random.uniform(0.8, 1.2)
-            self._recover_lapsed()
-        self._retention.trim()
+            yield self._recover_lapsed
+        if self._retention.is_due:
+            yield self._retention.trim
 
     def _recover_lapsed(self) -> None:
         call = transitions.recover(
@@ -462,6 +468,11 @@ class Claiming(BaseWorker):
         pause = 50 * self._refresh_seconds if self._refresh_seconds > LONG_REFRESH_SECONDS else 0
         if key not in self.keys and time.monotonic() - self._updated_keys >= pause:
             self._refresh_keys()
+
+    def _is_known(self, taken: Taken) -> bool:
+        """Are the queue and the class of a job known, so that accepting it waits for nothing?"""
+        is_plain = taken.claim is not None and not taken.claim.changes and not self._has_own_getting
+        return is_plain and f"{taken.queue_key}:waiting" in self._known_keys and Job.is_known(taken.ident)
 
     def _note_class(self, job: Any) -> None:
         """What the next exchange knows of the class of the last job, if it is one of ours."""

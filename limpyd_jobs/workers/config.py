@@ -34,6 +34,7 @@ from ..database import (
 from ..exceptions import ConfigurationException, InvalidDatabaseURL, LimpydJobsException
 from ..models import BaseJobsModel, Error, Queue
 from ..version import EXACT_VERSION
+from .asynchronous import AsyncWorker, is_async
 from .base import LOGGER_NAME
 from .blocking import Worker
 from .member import Member
@@ -170,12 +171,24 @@ class WorkerConfig:
 
     def do_imports(self) -> None:
         """Import the worker class, the models and the callback."""
-        self._import_class("worker_class", Worker, Worker)
-        self._import_class("queue_model", self.options.worker_class.queue_model, Queue)
-        self._import_class("error_model", self.options.worker_class.error_model, Error)
         self.do_import("callback", None)
         if self.options.callback is not None and not callable(self.options.callback):
             self.parser.error("The callback is not callable")
+        wants_loop = self.options.is_async or is_async(self.options.callback)
+        self._import_class("worker_class", AsyncWorker if wants_loop else Worker, Worker)
+        self._check_async()
+        self._import_class("queue_model", self.options.worker_class.queue_model, Queue)
+        self._import_class("error_model", self.options.worker_class.error_model, Error)
+
+    def _check_async(self) -> None:
+        """Refuse what only a worker with an event loop does, with another one."""
+        if issubclass(self.options.worker_class, AsyncWorker):
+            return
+        shown = show_name(self.options.worker_class)
+        if self.options.is_async:
+            self.parser.error(f"The worker-class argument ({shown}) must be an AsyncWorker, as --async is given")
+        if self.options.concurrency is not None and "concurrency" not in self.options.worker_class.more_parameters:
+            self.parser.error(f"The concurrency argument is for an AsyncWorker, not for {shown}: give --async")
 
     def _import_class(self, name: str, default: Any, base: type) -> None:
         path = getattr(self.options, name)

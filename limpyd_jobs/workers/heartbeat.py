@@ -60,6 +60,7 @@ class Heartbeat:
         self._has_failed = False
         self._good_at = time.monotonic()
         self._shortest = lease_seconds  # of the leases since the last good beat
+        self.quiet = threading.Lock()  # held during a beat: whoever forks takes it first
         self._must_stop = False
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._beat_until_stopped, name="limpyd-jobs-heartbeat", daemon=True)
@@ -78,6 +79,12 @@ class Heartbeat:
     def follow(self, claim: Claim) -> None:
         """Take note of a new claim: its lease may be shorter than the time to the next beat."""
         if claim.lease_seconds < self._lease_seconds:
+            self._wake.set()
+
+    def watch_canceled(self, on_canceled: Callable[[Claim], None]) -> None:
+        """From now on, ask which of the running jobs are canceled; see `on_canceled`."""
+        if self._on_canceled is None:
+            self._on_canceled = on_canceled
             self._wake.set()
 
     @property
@@ -103,7 +110,8 @@ class Heartbeat:
     def _try_to_beat(self) -> float:
         """Beat, and say when to do so again, in seconds."""
         try:
-            self.beat()
+            with self.quiet:
+                self.beat()
         except Exception as error:  # a beat that fails must not be the last
             self._has_failed = True
             self._client.connection_pool.disconnect()  # it may lead to what was the master once

@@ -16,8 +16,9 @@ from redis.exceptions import RedisError
 
 from .. import recipes, transitions
 from ..database import is_outage
-from ..exceptions import DatabaseException, LeaseLost
+from ..exceptions import ConfigurationException, DatabaseException, LeaseLost, Retry
 from ..models import Error, Job, _overrides, repair_indexes
+from ..retries import Retries
 from ..statuses import STATUSES
 from ..transitions import Claim, End, Ended
 from ..utils import parse_datetime, score_to_datetime, utcnow
@@ -139,12 +140,15 @@ class JobLife(Claiming):
         self._was_interrupted = False
         try:
             result = await self._call(job, queue)
+        except StatusChanged as changed:  # it was ended as it is canceled
+            job._cached_status = changed.status
+            await self._pass_over(queue, job)
         except BaseException as exception:  # of every kind: what a job raises is its error, not the end of the worker
             if self._must_not_be_caught(exception):
                 if self._is_this_process and job._claim:
                     self._give_back_held()
                 raise
-            trace = format_trace() if self.save_tracebacks else None
+            trace = (job._trace or format_trace()) if self.save_tracebacks else None
             await self._end_in_error(queue, job, exception, trace, is_ours)
         else:
             if not self._is_this_process:
@@ -182,6 +186,25 @@ class JobLife(Claiming):
             job._cached_status = changed.status
         if job._cached_status in (STATUSES.CANCELED, STATUSES.DELAYED):
             await self._pass_over(queue, job)
+
+    # --- What limits a run
+
+    def _limit_of(self, job: Any) -> float | None:
+        """How long the run of a job may last, in seconds."""
+        own: float | None = job.run_option("job_timeout")
+        return self.run_defaults.get("job_timeout") if own is None else own
+
+    def _is_isolated(self, job: Any) -> bool:
+        own = type(job).isolate
+        return own if isinstance(own, bool) else self.isolate
+
+    def _check_unenforced(self, seconds: float | None) -> None:
+        """Refuse a job whose time is limited where nothing can end it, unless that is allowed."""
+        if seconds is not None and not self.allow_unenforced_timeouts:
+            raise ConfigurationException(
+                f"job_timeout ({seconds:g} seconds) cannot be enforced in a thread: isolate the job, make it a "
+                "coroutine, or set allow_unenforced_timeouts"
+            )
 
     def _moved_itself(self, job: Any, queue: Any) -> None:
         """The callback put the job in a queue again: that is where it stays, and this run records no end."""
@@ -253,15 +276,19 @@ class JobLife(Claiming):
             except (RedisError, DatabaseException) as error:
                 if not is_outage(error):
                     raise
-                if self.end_forced and self._give_up_at is None:
-                    self._give_up_at = time.monotonic() + LAST_TRIES_SECONDS
-                if self._give_up_at is not None and time.monotonic() > self._give_up_at:
+                if self._must_give_up():
                     raise
                 await self._pause(self._pause_after(error))
             else:
                 self._give_up_at = None
                 self._outage.end()
                 return result
+
+    def _must_give_up(self) -> bool:
+        """Has a worker that must stop tried for long enough?"""
+        if self.end_forced and self._give_up_at is None:
+            self._give_up_at = time.monotonic() + LAST_TRIES_SECONDS
+        return self._give_up_at is not None and time.monotonic() > self._give_up_at
 
     async def _end_alone(self, call: transitions.Call[Any]) -> Any:
         """Record the end of one job."""
@@ -356,21 +383,39 @@ class JobLife(Claiming):
     async def _fail(self, job: Any, queue: Any, exception: BaseException, trace: str | None) -> None:
         ended = await self._write_error(job, queue, exception, trace)
         is_requeued = ended.to_be_requeued
-        await self._log_message(job, self.job_error_message, queue, is_requeued, exception, trace, level="error")
-        await self._call_job_hook(job, "on_error", queue, exception, trace)
+        if not (is_requeued and isinstance(exception, Retry)):  # else it is no error, but a wish of the job
+            await self._log_message(job, self.job_error_message, queue, is_requeued, exception, trace, level="error")
+            await self._call_job_hook(job, "on_error", queue, exception, trace)
         if is_requeued:
-            await self._requeue_failed(job, queue, ended)
+            await self._requeue_failed(job, queue, ended, exception)
 
-    async def _requeue_failed(self, job: Any, queue: Any, ended: Ended) -> None:
+    async def _requeue_failed(self, job: Any, queue: Any, ended: Ended, exception: BaseException) -> None:
         wanted = int(ended.priority) + self.requeue_priority_delta
         priority = max(-recipes.MAX_PRIORITY, min(wanted, recipes.MAX_PRIORITY))
-        await self._invoke(self.requeue_job, job, queue, priority, delayed_for=self.requeue_delay_delta)
+        delay = self._retries_of(job).delay(self._tries_of(job), exception)
+        await self._invoke(self.requeue_job, job, queue, priority, delayed_for=delay)
+
+    def _retries_of(self, job: Any) -> Retries:
+        found: Retries = job.effective_retries(self.default_retries)
+        return found
+
+    @staticmethod
+    def _tries_of(job: Any) -> int:
+        """How often a job has run, this time among them."""
+        claim = job._claim or job._last_claim
+        return int(claim.tries or 1) if claim else 1
+
+    def _is_retried(self, job: Any, exception: BaseException, times: int | None) -> bool:
+        """Is this the wish of a job to run again, which it will? Then no Error is saved."""
+        return isinstance(exception, Retry) and times is not None and self._tries_of(job) <= times
 
     async def _write_error(self, job: Any, queue: Any, exception: BaseException, trace: str | None) -> Ended:
         claim = self._claim_for(job, queue)
-        record = await self._error_record(job, queue, exception, trace) if self.save_errors else None
+        must_not = await self._must_not_be_requeued(job)
+        times = None if must_not else self._retries_of(job).limit(exception)
+        saves = self.save_errors and not self._is_retried(job, exception, times)
+        record = await self._error_record(job, queue, exception, trace) if saves else None
         text = record.text if record and not record.late else ""
-        times = None if await self._must_not_be_requeued(job) else self.requeue_times
         call = transitions.fail(self._namespace, claim, str(utcnow()), times, text)
         ended: Ended = await self._end_alone(call)
         job._cached_status, job._is_written = STATUSES.ERROR, True
@@ -379,7 +424,7 @@ class JobLife(Claiming):
         if not ended.to_be_requeued:
             self._release_claim(job)
         await self._repair(ended.changes)
-        if self.save_errors and not text:
+        if saves and not text:
             fields = await self._invoke(self.additional_error_fields, job, queue, exception, trace)
             await self._apart(lambda: self._save_error(job, queue, exception, trace, **fields))
         return ended
@@ -392,7 +437,7 @@ class JobLife(Claiming):
         job._cached_status, job._is_written = STATUSES.ERROR, True
         await self._repair(ended.changes)
         if ended.to_be_requeued:  # it had been recorded, and the reply was lost
-            await self._guard(job, queue, "requeue_job", self._requeue_failed(job, queue, ended))
+            await self._guard(job, queue, "requeue_job", self._requeue_failed(job, queue, ended, exception))
         elif self.save_errors and ended.kind == "OK":
             saving = self._apart(lambda: self._save_error(job, queue, exception, trace))
             await self._guard(job, queue, "add_error", saving)

@@ -128,6 +128,29 @@ OPTIONS: tuple[Option, ...] = (
     ),
     make_option("--burst", action="store_true", help="End when nothing is waiting and no delayed job is due"),
     make_option(
+        "--threads",
+        type="int",
+        help="Run up to this many jobs at a time, each in a thread, e.g. --threads=10 (default: 1)",
+    ),
+    make_option(
+        "--async",
+        action="store_true",
+        dest="is_async",
+        help="Run jobs in an event loop, as limpyd_jobs.workers.AsyncWorker does; the same as naming that with "
+        "--worker-class, and what a --callback that is a coroutine function does by itself",
+    ),
+    make_option(
+        "--concurrency",
+        type="int",
+        help="How many jobs an AsyncWorker runs at a time at most, e.g. --concurrency=500 (default: 100)",
+    ),
+    make_option("--isolate", action="store_true", help="Run each job in a forked process of its own"),
+    make_option(
+        "--allow-unenforced-timeouts",
+        action="store_true",
+        help="Run jobs with a job_timeout also in threads, where nothing can end them",
+    ),
+    make_option(
         "--timeout",
         type="seconds",
         help="The longest wait for a job in one call, in seconds; 0 for no limit, e.g. --timeout=5 (default: 30)",
@@ -240,6 +263,8 @@ LIMITS: dict[str, tuple[int, bool]] = {
     "max_recoveries": (0, True),
     "stop_timeout": (0, True),
     "prefetch": (0, True),
+    "threads": (1, True),
+    "concurrency": (1, True),
     "max_memory": (0, False),
     "job_timeout": (0, False),
 }

@@ -114,6 +114,12 @@ class Retention:
             self._warned.add(place)
             self._log(message, level)
 
+    @property
+    def is_due(self) -> bool:
+        """Is there something to remove, or to look at?"""
+        now = time.monotonic()
+        return any(watch.look_at <= now for watch in self._watches.values())
+
     def trim(self) -> None:
         """Remove some of what is past, where that is due."""
         now = time.monotonic()
