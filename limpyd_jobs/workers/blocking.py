@@ -160,20 +160,26 @@ class Worker(JobLife):
             raise LimpydJobsException("This worker run is already terminated")
         if self._pid != os.getpid():
             self._prepare_process()
-        self.start_date = utcnow()
-        if self.max_duration is not None:
-            self.wanted_end_date = self.start_date + self.max_duration
-        self.set_status("starting")
+        self._note_start()
         try:
             with self._noticing_interrupts():
                 self._run_prepared()
-            self.end_date = utcnow()
-            self.set_status("terminated")
+            self._note_end()
             self._drive(self._invoke(self.run_ended))
         finally:
             self._end_stopping()
             if self.terminate_gracefuly:
                 self.stop_handling_end_signal()
+
+    def _note_start(self) -> None:
+        self.start_date = utcnow()
+        if self.max_duration is not None:
+            self.wanted_end_date = self.start_date + self.max_duration
+        self.set_status("starting")
+
+    def _note_end(self) -> None:
+        self.end_date = utcnow()
+        self.set_status("terminated")
 
     def _end_stopping(self) -> None:
         """Do without what was to end the process later; if it has begun to, leave it to that."""
@@ -225,12 +231,7 @@ class Worker(JobLife):
     def _run_prepared(self) -> None:
         if self.must_stop() or not self._wait_for_database():
             return
-        self._heartbeat = heartbeat = self._new_heartbeat()
-        self._doorbell = Doorbell(
-            self.connection, [self._side_key("doorbell", name) for name in self.queues], self._alarm
-        )
-        heartbeat.start()
-        unsent_ends.settle = self._settle_for_adding if self.prefetch > 1 else None
+        self._open()
         try:
             self._prepare_queues()
             if not self.must_stop():
@@ -238,10 +239,22 @@ class Worker(JobLife):
                 self._main_loop()
         finally:
             self._leave_nothing()
+            self._close()
+
+    def _open(self) -> None:
+        self._heartbeat = self._new_heartbeat()
+        keys = [self._side_key("doorbell", name) for name in self.queues]
+        self._doorbell = Doorbell(self.connection, keys, self._alarm)
+        self._heartbeat.start()
+        unsent_ends.settle = self._settle_for_adding if self.prefetch > 1 else None
+
+    def _close(self) -> None:
+        heartbeat, self._heartbeat = self._heartbeat, None
+        doorbell, self._doorbell = self._doorbell, None
+        if heartbeat is not None:
             heartbeat.stop()
-            self._heartbeat = None
-            self._doorbell.close()
-            self._doorbell = None
+        if doorbell is not None:
+            doorbell.close()
 
     def _leave_nothing(self) -> None:
         """Record the ends that are left, and give back what was claimed ahead and has not begun."""
