@@ -103,6 +103,7 @@ class AsyncWorker(Worker):
         self._woken = asyncio.Event()  # a job has ended, or the worker is to end
         self._is_last_look = False  # with `burst`: is nothing else to be looked at?
         self._tasks: set[asyncio.Task[None]] = set()
+        self._suspect: asyncio.Task[None] | None = None  # of a job with which a worker was lost before
         self._runs: dict[str, asyncio.Task[Any]] = {}  # of coroutines, by the token of the claim
         self._canceled: set[str] = set()  # the tokens of those that are cancelled because the job is
         self._asked = 0  # how many claims the call asked for that has had no answer yet
@@ -270,6 +271,8 @@ class AsyncWorker(Worker):
             await self._wait_for_work()
 
     def _may_claim(self) -> bool:
+        if self._suspect is not None and self._suspect in self._tasks:
+            return False  # should it kill this process again, it kills no other job
         return not self.must_stop() and not (self._heartbeat is None or self._heartbeat.is_failing)
 
     def _room(self) -> int:
@@ -332,6 +335,8 @@ class AsyncWorker(Worker):
         task = asyncio.create_task(self._process_task(queue, job))
         self._tasks.add(task)
         task.add_done_callback(self._take_back)
+        if job._claim is not None and job._claim.was_lost:
+            self._suspect = task
 
     def _take_back(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

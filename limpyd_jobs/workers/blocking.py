@@ -60,6 +60,7 @@ class Worker(JobLife):
         own_steps = (*steps, "job_success_message", "job_started_message")
         self._may_claim_early = not self._has_own_keys and not _overrides(type(self), Worker, *own_steps)
         self._hands = Hands(self.threads, "limpyd-jobs-hand") if self.threads > 1 else None
+        self._runs_suspect = False
         self._isolated: tuple[Claim, IsolatedRun] | None = None  # the job that runs in a child
         self._may_end_together = self.prefetch > 1 and self._may_claim_early
 
@@ -315,7 +316,12 @@ class Worker(JobLife):
 
     def _has_free_hand(self) -> bool:
         """Wait for a thread that has nothing to do, for a while."""
-        return self._hands is None or self._hands.wait_until_free(1, FAILING_SECONDS)
+        if self._hands is None:
+            return True
+        # a job with which a worker was lost before has none beside it: should it happen again, only that one is lost
+        is_free = self._hands.wait_until_free(self.threads if self._runs_suspect else 1, FAILING_SECONDS)
+        self._runs_suspect = self._runs_suspect and not is_free
+        return is_free
 
     def _wait_for_hands(self) -> None:
         while self._hands is not None and not self._hands.wait_until_free(self.threads, FAILING_SECONDS):
@@ -501,6 +507,7 @@ class Worker(JobLife):
             run_now(self._process_taken(queue, job))
             self.check_memory()
         else:
+            self._runs_suspect = job._claim is not None and job._claim.was_lost
             self._hands.submit(partial(self._handle_in_thread, queue, job))
 
     async def _begin(self, job: Any, queue: Any) -> bool:
