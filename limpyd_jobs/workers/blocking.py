@@ -61,6 +61,7 @@ class Worker(JobLife):
         self._may_claim_early = not self._has_own_keys and not _overrides(type(self), Worker, *own_steps)
         self._hands = Hands(self.threads, "limpyd-jobs-hand") if self.threads > 1 else None
         self._runs_suspect = False
+        self._was_canceled = False  # was it killed for that?
         self._isolated: tuple[Claim, IsolatedRun] | None = None  # the job that runs in a child
         self._may_end_together = self.prefetch > 1 and self._may_claim_early
 
@@ -117,7 +118,7 @@ class Worker(JobLife):
         )
         if heartbeat is not None:
             heartbeat.watch_canceled(self._kill_canceled)
-        self._isolated = (job._claim, run)
+        self._isolated, self._was_canceled = (job._claim, run), False
         try:
             outcome = run.wait()
         finally:
@@ -125,6 +126,8 @@ class Worker(JobLife):
         job._trace = outcome.trace
         if outcome.extra is not None:
             job._take_knowledge(outcome.extra)
+        if outcome.was_killed and not self._was_canceled and self._stopping is not None:
+            self._stopping.join()  # that gives the job back, and ends the process
         if outcome.was_killed:
             raise StatusChanged(STATUSES.CANCELED)
         if outcome.lost_result:
@@ -137,6 +140,7 @@ class Worker(JobLife):
         """Called by the heartbeat: a job is canceled while it runs."""
         isolated = self._isolated
         if isolated is not None and isolated[0] is claim:
+            self._was_canceled = True
             isolated[1].kill()
 
     async def _end_alone(self, call: transitions.Call[Any]) -> Any:
@@ -567,6 +571,10 @@ class Worker(JobLife):
                 with contextlib.suppress(LeaseLost):  # it is found at the end
                     repair_indexes(self._send_call(call).changes)
                 ahead.running = None
+
+    @property
+    def _runs_many(self) -> bool:
+        return self._hands is not None
 
     @property
     def _claims_at_once(self) -> int:
