@@ -632,10 +632,10 @@ def has_listener(logger: Any, level: int) -> bool:
     return any(level >= one.level and type(one) is not logging.NullHandler for one in handlers)
 
 
-def format_trace() -> str:
-    """The traceback of what is being handled, whatever formatting it raises."""
+def format_trace(error: BaseException | None = None) -> str:
+    """The traceback of an error, or of what is being handled, whatever formatting it raises."""
     try:
-        return traceback.format_exc()
+        return "".join(traceback.format_exception(error)) if error is not None else traceback.format_exc()
     except BaseException as error:  # the exception of a job may do anything
         return f"<no traceback: formatting it raised {class_name(error)}>"
 

@@ -53,6 +53,13 @@ def has_method(job: Any, name: str) -> bool:
     return hasattr(type(job), name) or name in job.__dict__
 
 
+def as_raised(error: BaseException) -> BaseException:
+    """What a job has raised: Python makes a RuntimeError of a StopIteration that leaves a coroutine, as a step is."""
+    if type(error) is RuntimeError and isinstance(error.__cause__, StopIteration):
+        return error.__cause__ if error.args == ("coroutine raised StopIteration",) else error
+    return error
+
+
 class JobLife(Claiming):
     """From a taken job to its end: what is called, written, logged. `Worker` and `AsyncWorker` take the jobs."""
 
@@ -148,8 +155,9 @@ class JobLife(Claiming):
                 if self._is_this_process and job._claim:
                     self._give_back_held()
                 raise
-            trace = (job._trace or format_trace()) if self.save_tracebacks else None
-            await self._end_in_error(queue, job, exception, trace, is_ours)
+            error = as_raised(exception)
+            trace = (job._trace or format_trace(error)) if self.save_tracebacks else None
+            await self._end_in_error(queue, job, error, trace, is_ours)
         else:
             if not self._is_this_process:
                 raise SystemExit  # a process that the job has forked: the end of the job is not its business
