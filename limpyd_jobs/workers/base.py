@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 import logging
 import os
 import re
@@ -269,10 +270,9 @@ class BaseWorker:
         if not is_whole(self.threads, 1) or self.threads > MAX_THREADS:
             accepted = f"an integer between 1 and {MAX_THREADS}"
             raise ConfigurationException(f"Invalid threads: {self.threads!r}: must be {accepted}")
-        for name, others in (("threads", ("prefetch", "isolate")), ("isolate", ("prefetch",))):
-            for other in others if getattr(self, name) not in (1, False) else ():
-                if getattr(self, other) not in (0, 1, False):
-                    raise ConfigurationException(f"{name} and {other} cannot be used together")
+        asked = {"threads": self.threads > 1, "isolate": self.isolate, "prefetch": self.prefetch > 1}
+        for name, other in itertools.combinations([name for name in asked if asked[name]], 2):
+            raise ConfigurationException(f"{name} and {other} cannot be used together")
         if self.threads > 1 and self.job_timeout is not None and not self.allow_unenforced_timeouts:
             raise ConfigurationException(
                 f"job_timeout ({self.job_timeout!r}) cannot be enforced in threads: use processes or coroutines, "
