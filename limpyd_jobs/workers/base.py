@@ -454,6 +454,7 @@ class BaseWorker:
         resident = resident_mib()
         if resident > self.max_memory:
             self._is_too_big = True
+            self._wake()  # if this was called in the thread of a job
             self.log(f"The process has {resident:.0f} MiB, more than max_memory ({self.max_memory}): stopping")
 
     def end_burst(self) -> None:

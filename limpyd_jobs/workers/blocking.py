@@ -247,6 +247,8 @@ class Worker(JobLife):
         """Record the ends that are left, and give back what was claimed ahead and has not begun."""
         if not self._is_this_process:
             return
+        if self._hands is not None:
+            self._hands.close()
         self._ahead.stop()
         unsent_ends.settle = None
         try:
@@ -301,8 +303,12 @@ class Worker(JobLife):
     # --- Threads
 
     def _has_free_hand(self) -> bool:
-        """Wait for a thread that has nothing to do, for a while."""
-        return self._hands is None or self._hands.wait_until_free(1, FAILING_SECONDS)
+        """Wait for a thread that has nothing to do, for a while; by then the worker may have to stop."""
+        return self._hands is None or (self._hands.wait_until_free(1, FAILING_SECONDS) and not self.must_stop())
+
+    def _is_at_work(self) -> bool:
+        """Does one of the threads run a job?"""
+        return self._hands is not None and self._hands.free < self.threads
 
     def _wait_for_hands(self) -> None:
         while self._hands is not None and not self._hands.wait_until_free(self.threads, FAILING_SECONDS):
@@ -316,9 +322,11 @@ class Worker(JobLife):
             # A job whose end could not be recorded keeps its lease until that lapses, and then runs again.
             self._outage.next_pause(error)
         except BaseException:
+            if self._is_this_process:
+                self._log_exception(f"{self._ident_of(job)} ended in a way that nobody expects")
+        finally:
             if not self._is_this_process:
                 end_process(0)  # a process that the job has forked: this is its only thread
-            self._log_exception(f"{self._ident_of(job)} ended in a way that nobody expects")
 
     # --- Taking a job
 
@@ -354,10 +362,11 @@ class Worker(JobLife):
     def _look_for_last_job(self) -> tuple[Any, Any] | None:
         """With `burst`, when no job was found: look once more, also where programs put jobs that do not ring."""
         self._looked_at_keys = self._looked_at_delayed = self._updated_keys = float("-inf")
+        was_at_work = self._is_at_work()  # a job may add others until its end
         found = self._look_for_job()
         is_due = self._next_due is not None and time.monotonic() >= self._next_due and not self._broken_keys()
         is_failing = self._heartbeat is not None and self._heartbeat.is_failing  # then it has not looked
-        if found is None and not (is_due or is_failing or self.must_stop()):
+        if found is None and not (was_at_work or is_due or is_failing or self.must_stop()):
             self.end_burst()
         return found
 
@@ -488,7 +497,9 @@ class Worker(JobLife):
             run_now(self._process_taken(queue, job))
             self.check_memory()
         else:
-            self._hands.submit(partial(self._handle_in_thread, queue, job))
+            future = self._hands.submit(partial(self._handle_in_thread, queue, job))
+            if self.burst:  # its end may be the end of all
+                future.add_done_callback(lambda _: self._wake())
 
     async def _begin(self, job: Any, queue: Any) -> bool:
         """A job that was claimed ahead runs now, if it may: that is noted when it takes long, or with its end.
