@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 
 from .. import recipes, transitions
 from ..database import is_outage
-from ..exceptions import ConfigurationException, DatabaseException, LeaseLost, Retry
+from ..exceptions import ConfigurationException, DatabaseException, JobNotInStatus, LeaseLost, Retry
 from ..models import Error, Job, _overrides, repair_indexes
 from ..retries import Retries
 from ..statuses import STATUSES
@@ -401,7 +401,15 @@ class JobLife(Claiming):
         wanted = int(ended.priority) + self.requeue_priority_delta
         priority = max(-recipes.MAX_PRIORITY, min(wanted, recipes.MAX_PRIORITY))
         delay = self._retries_of(job).delay(self._tries_of(job), exception)
-        await self._invoke(self.requeue_job, job, queue, priority, delayed_for=delay)
+        try:
+            await self._invoke(self.requeue_job, job, queue, priority, delayed_for=delay)
+        except JobNotInStatus as refused:
+            if refused.status != STATUSES.CANCELED:
+                raise
+            # since its error was recorded; requeue.lua has let go of it
+            self._release_claim(job)
+            job._cached_status = STATUSES.CANCELED
+            await self._pass_over(queue, job)
 
     def _retries_of(self, job: Any) -> Retries:
         found: Retries = job.effective_retries(self.default_retries)
@@ -431,6 +439,7 @@ class JobLife(Claiming):
         self._tell_unsaved(claim, ended, text)
         if not ended.to_be_requeued:
             self._release_claim(job)
+            saves = self.save_errors and (saves or ended.kind == "OK")  # it was canceled, and is not retried after all
         await self._repair(ended.changes)
         if saves and not text:
             fields = await self._invoke(self.additional_error_fields, job, queue, exception, trace)
