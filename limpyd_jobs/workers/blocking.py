@@ -117,6 +117,8 @@ class Worker(JobLife):
         if heartbeat is not None:
             heartbeat.watch_canceled(self._kill_canceled)
         self._isolated = (job._claim, run)
+        if heartbeat is not None and job._claim is not None and heartbeat.has_told(job._claim):
+            run.kill()  # `_kill_canceled` came before there was something to kill
         try:
             outcome = run.wait()
         finally:
