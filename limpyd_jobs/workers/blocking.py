@@ -37,12 +37,26 @@ from .life import JobLife, StatusChanged, has_method, run_now
 from .time_limit import TimeLimit, can_limit_time
 
 POLL_SECONDS = 1  # how often the waiting lists themselves are looked at, for programs that fill them and do not ring
+CANCEL_AGAIN_SECONDS = 1.0  # after which a coroutine that goes on in spite of its cancellation is cancelled again
 FAILING_SECONDS = 0.5  # how often a worker that cannot renew its leases looks whether it can again
 
 
 def finished(result: Any) -> Any:
     """What a function answered; that of a coroutine function is run to its end, in an event loop of its own."""
     return asyncio.run(result) if type(result) is CoroutineType else result
+
+
+async def _limited(work: Coroutine[Any, Any, Any], seconds: float, make_timeout: Callable[[], BaseException]) -> Any:
+    """Await a coroutine, and cancel it when its time is over; again, if it goes on in spite of that."""
+    run = asyncio.ensure_future(work)
+    await asyncio.wait({run}, timeout=seconds)
+    is_late = not run.done()
+    while not run.done():
+        run.cancel()
+        await asyncio.wait({run}, timeout=CANCEL_AGAIN_SECONDS)
+    if is_late and run.cancelled():
+        raise make_timeout()
+    return run.result()
 
 
 class Worker(JobLife):
@@ -93,8 +107,10 @@ class Worker(JobLife):
         if not can_limit_time():
             self._check_unenforced(seconds)
             return finished(self.callback(job, queue))
-        with TimeLimit(seconds, lambda: JobTimeout(self._ident_of(job), seconds)):
-            return finished(self.callback(job, queue))
+        make_timeout = partial(JobTimeout, self._ident_of(job), seconds)
+        with TimeLimit(seconds, make_timeout):
+            result = self.callback(job, queue)
+            return finished(_limited(result, seconds, make_timeout) if type(result) is CoroutineType else result)
 
     def _call_isolated(self, job: Any, queue: Any, seconds: float | None) -> Any:
         """Run a job in a forked child; what that knows of it at the end is brought back.

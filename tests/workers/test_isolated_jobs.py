@@ -27,7 +27,7 @@ from .base import Log, Running, client, idle, leased, run, work
 pytestmark = pytest.mark.usefixtures("database")
 
 
-class IsolatedJob(Job):
+class IsolatingJob(Job):
     """Notes its hooks, and the process in which they are called."""
 
     queue_name = "test"
@@ -46,17 +46,17 @@ class IsolatedJob(Job):
         self.calls.append(("requeued", os.getpid(), None))
 
 
-class AlwaysJob(Job):
+class AlwaysIsolatedJob(Job):
     queue_name = "test"
     isolate = True
 
 
-class NeverJob(Job):
+class NeverIsolatedJob(Job):
     queue_name = "test"
     isolate = False
 
 
-class StartedJob(Job):
+class CanceledIsolatedJob(Job):
     """Is canceled when it has started, and runs when the heartbeat has seen that."""
 
     queue_name = "test"
@@ -78,7 +78,7 @@ class PreparingWorker(Worker):
 @pytest.fixture(autouse=True)
 def books(database: Any) -> Iterator[None]:
     """After each test no process is left, no job is leased, and the invariants hold."""
-    IsolatedJob.calls.clear()
+    IsolatingJob.calls.clear()
     before = children()
     yield
     assert leased() == []
@@ -103,7 +103,7 @@ def raising(error: BaseException) -> Callable[[Any, Any], Any]:
 
 
 def hooks() -> list[str]:
-    return [name for name, _, _ in IsolatedJob.calls]
+    return [name for name, _, _ in IsolatingJob.calls]
 
 
 def the_error(job: Any) -> Any:
@@ -115,25 +115,25 @@ def the_error(job: Any) -> Any:
 
 
 def test_a_job_runs_in_a_child_and_its_hooks_in_the_worker() -> None:
-    job = IsolatedJob.add_job("one")
+    job = IsolatingJob.add_job("one")
 
     isolate(callback=lambda job, queue: {"pid": os.getpid()})
 
-    ((name, pid, result),) = IsolatedJob.calls
+    ((name, pid, result),) = IsolatingJob.calls
     assert (name, pid) == ("success", os.getpid())
     assert result["pid"] != os.getpid()
     assert job.hmget("status", "queued", "tries") == [STATUSES.SUCCESS, None, "1"]
 
 
 def test_an_error_of_the_child_comes_with_its_class_and_its_traceback() -> None:
-    job = IsolatedJob.add_job("one")
+    job = IsolatingJob.add_job("one")
 
     def raise_deep_inside(job: Any, queue: Any) -> None:
         raise KeyError("which")
 
     isolate(callback=raise_deep_inside)
 
-    ((name, pid, error),) = IsolatedJob.calls
+    ((name, pid, error),) = IsolatingJob.calls
     assert (name, pid, type(error), error.args) == ("error", os.getpid(), KeyError, ("which",))
     assert the_error(job).type.hget() == "KeyError"
     assert "raise_deep_inside" in the_error(job).traceback.hget()
@@ -143,7 +143,7 @@ def test_an_error_of_the_child_comes_with_its_class_and_its_traceback() -> None:
     "error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), BaseException("x"), StopIteration("x")], ids=repr
 )
 def test_what_else_a_job_raises_is_its_error(error: BaseException) -> None:
-    job, other = IsolatedJob.add_job("one"), IsolatedJob.add_job("two")
+    job, other = IsolatingJob.add_job("one"), IsolatingJob.add_job("two")
 
     isolate(2, callback=lambda running, queue: raising(error)(None, None) if running.pk.get() == "1" else None)
 
@@ -152,29 +152,29 @@ def test_what_else_a_job_raises_is_its_error(error: BaseException) -> None:
 
 
 def test_a_result_that_cannot_travel_is_told_in_the_log(log: Log) -> None:
-    job = IsolatedJob.add_job("one")
+    job = IsolatingJob.add_job("one")
 
     isolate(callback=lambda job, queue: threading.Lock())
 
     assert job.status.hget() == STATUSES.SUCCESS
-    assert IsolatedJob.calls[0][2] is None
+    assert IsolatingJob.calls[0][2] is None
     assert log.level_of("its result is lost") == "WARNING"
     assert job.ident in next(line for line in log.lines if "its result is lost" in line)
 
 
 def test_a_coroutine_is_run_in_the_child() -> None:
-    IsolatedJob.add_job("one")
+    IsolatingJob.add_job("one")
 
     async def callback(job: Any, queue: Any) -> int:
         return os.getpid()
 
     isolate(callback=callback)
 
-    assert IsolatedJob.calls[0][2] not in (None, os.getpid())
+    assert IsolatingJob.calls[0][2] not in (None, os.getpid())
 
 
 def test_what_the_child_logs_is_in_the_log(capfd: pytest.CaptureFixture[str]) -> None:
-    IsolatedJob.add_job("one")
+    IsolatingJob.add_job("one")
     handler = logging.StreamHandler(sys.stderr)
     logging.getLogger("limpyd-jobs").addHandler(handler)
     try:
@@ -205,7 +205,7 @@ DEATHS: dict[str, tuple[Callable[[], Any], int, str]] = {
 @pytest.mark.parametrize("death", list(DEATHS))
 def test_the_death_of_the_child_is_the_error_of_its_job_and_named(death: str) -> None:
     die, code, name = DEATHS[death]
-    job, other = IsolatedJob.add_job("one"), IsolatedJob.add_job("two")
+    job, other = IsolatingJob.add_job("one"), IsolatingJob.add_job("two")
 
     def callback(running: Any, queue: Any) -> None:
         if running.pk.get() == job.pk.get():
@@ -213,7 +213,7 @@ def test_the_death_of_the_child_is_the_error_of_its_job_and_named(death: str) ->
 
     isolate(2, callback=callback)
 
-    error = IsolatedJob.calls[0][2]
+    error = IsolatingJob.calls[0][2]
     assert isinstance(error, JobProcessDied) and error.code == code
     assert the_error(job).type.hget() == "JobProcessDied"
     assert name in the_error(job).message.hget()
@@ -221,7 +221,7 @@ def test_the_death_of_the_child_is_the_error_of_its_job_and_named(death: str) ->
 
 
 def test_a_job_that_may_not_have_so_much_memory_is_in_error() -> None:
-    job = IsolatedJob.add_job("one")
+    job = IsolatingJob.add_job("one")
 
     def callback(job: Any, queue: Any) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (1 << 30, resource.RLIM_INFINITY))
@@ -233,7 +233,7 @@ def test_a_job_that_may_not_have_so_much_memory_is_in_error() -> None:
 
 
 def test_a_job_whose_process_died_is_requeued() -> None:
-    job = IsolatedJob.add_job("one", requeue_times=1, requeue_delay_delta=0, retry_on=JobProcessDied)
+    job = IsolatingJob.add_job("one", requeue_times=1, requeue_delay_delta=0, retry_on=JobProcessDied)
 
     isolate(2, callback=lambda job, queue: os._exit(1) if job.tries.hget() == "1" else None)
 
@@ -242,7 +242,7 @@ def test_a_job_whose_process_died_is_requeued() -> None:
 
 
 def test_a_retry_that_a_job_asks_for_holds() -> None:
-    job = IsolatedJob.add_job("one")
+    job = IsolatingJob.add_job("one")
 
     isolate(callback=raising(Retry(delayed_for=60)))
 
@@ -251,7 +251,7 @@ def test_a_retry_that_a_job_asks_for_holds() -> None:
 
 
 def test_a_job_that_takes_too_long_is_killed_whatever_it_catches() -> None:
-    job = IsolatedJob.add_job("one")
+    job = IsolatingJob.add_job("one")
 
     def callback(job: Any, queue: Any) -> None:
         while True:
@@ -260,13 +260,13 @@ def test_a_job_that_takes_too_long_is_killed_whatever_it_catches() -> None:
 
     isolate(callback=callback, job_timeout=0.1)
 
-    assert type(IsolatedJob.calls[0][2]) is JobTimeout
+    assert type(IsolatingJob.calls[0][2]) is JobTimeout
     assert the_error(job).type.hget() == "JobTimeout"
     assert job.ident in the_error(job).message.hget() and "0.1 seconds" in the_error(job).message.hget()
 
 
 def test_isolated_jobs_have_their_limit_also_in_a_worker_that_runs_in_a_thread() -> None:
-    job = IsolatedJob.add_job("one", job_timeout=0.1)
+    job = IsolatingJob.add_job("one", job_timeout=0.1)
     with Running(idle(isolate=True, callback=lambda job, queue: time.sleep(60))):
         wait_until(lambda: job.status.hget() == STATUSES.ERROR)
     assert the_error(job).type.hget() == "JobTimeout"
@@ -277,7 +277,7 @@ def test_isolated_jobs_have_their_limit_also_in_a_worker_that_runs_in_a_thread()
 
 @pytest.mark.parametrize("prefetch", [0, 5])
 def test_jobs_that_move_cancel_delay_and_delete_themselves_go_where_they_want(prefetch: int, log: Log) -> None:
-    model = AlwaysJob
+    model = AlwaysIsolatedJob
     jobs = {name: model.add_job(name) for name in ("moves", "cancels", "delays", "deletes", "requeued", "ends")}
 
     def callback(job: Any, queue: Any) -> None:
@@ -309,15 +309,15 @@ def test_jobs_that_move_cancel_delay_and_delete_themselves_go_where_they_want(pr
 
 
 def test_a_job_may_add_jobs_and_look_at_itself() -> None:
-    IsolatedJob.add_job("one")
+    IsolatingJob.add_job("one")
 
     def callback(job: Any, queue: Any) -> Any:
-        NeverJob.add_job("added", queue_name="later")
+        NeverIsolatedJob.add_job("added", queue_name="later")
         return [*job.hmget("identifier", "status"), queue.name.hget(), queue.waiting.llen()]
 
     isolate(callback=callback)
 
-    assert IsolatedJob.calls[0][2] == ["one", STATUSES.RUNNING, "test", 0]
+    assert IsolatingJob.calls[0][2] == ["one", STATUSES.RUNNING, "test", 0]
     assert Queue.get_queue("later").waiting.llen() == 1
 
 
@@ -325,7 +325,7 @@ def test_a_job_may_add_jobs_and_look_at_itself() -> None:
 
 
 def test_a_job_that_is_canceled_is_killed_and_skipped(log: Log) -> None:
-    job = IsolatedJob.add_job("one")
+    job = IsolatingJob.add_job("one")
 
     def callback(job: Any, queue: Any) -> None:
         client().set("test:pid", os.getpid())
@@ -344,21 +344,21 @@ def test_a_job_that_is_canceled_is_killed_and_skipped(log: Log) -> None:
 
 
 def test_a_job_that_was_canceled_before_its_fork_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    warm, job = IsolatedJob.add_job("first of all"), StartedJob.add_job("one")
+    warm, job = IsolatingJob.add_job("first of all"), CanceledIsolatedJob.add_job("one")
     worker = idle(isolate=True, max_loops=2, lease_seconds=1)
-    monkeypatch.setattr(IsolatedJob, "run", lambda self, queue: None, raising=False)
+    monkeypatch.setattr(IsolatingJob, "run", lambda self, queue: None, raising=False)
 
     def is_told() -> bool:
         return worker._heartbeat is not None and bool(worker._heartbeat._told)
 
-    monkeypatch.setattr(StartedJob, "seen", staticmethod(is_told))
+    monkeypatch.setattr(CanceledIsolatedJob, "seen", staticmethod(is_told))
     run(worker)
 
     assert [warm.status.hget(), job.status.hget()] == [STATUSES.SUCCESS, STATUSES.CANCELED]
 
 
 def test_the_job_after_a_canceled_one_runs() -> None:
-    IsolatedJob.add_job("canceled"), IsolatedJob.add_job("next")
+    IsolatingJob.add_job("canceled"), IsolatingJob.add_job("next")
 
     def callback(job: Any, queue: Any) -> None:
         if job.identifier.hget() == "canceled":
@@ -374,7 +374,7 @@ def test_the_job_after_a_canceled_one_runs() -> None:
 
 
 def test_the_lease_of_a_long_job_is_renewed() -> None:
-    job = IsolatedJob.add_job("one")
+    job = IsolatingJob.add_job("one")
     runs: list[Any] = []
 
     def callback(job: Any, queue: Any) -> None:
@@ -397,7 +397,7 @@ def test_the_lease_of_a_long_job_is_renewed() -> None:
 
 
 def test_a_class_may_be_isolated_in_a_plain_worker_and_not_in_one_that_isolates() -> None:
-    AlwaysJob.add_job("one"), NeverJob.add_job("two")
+    AlwaysIsolatedJob.add_job("one"), NeverIsolatedJob.add_job("two")
     seen: dict[str, Any] = {}
 
     class Noting(Worker):
@@ -408,7 +408,7 @@ def test_a_class_may_be_isolated_in_a_plain_worker_and_not_in_one_that_isolates(
     work(2, worker_class=Noting, callback=lambda job, queue: os.getpid())
     assert seen == {"one": False, "two": True}
 
-    AlwaysJob.add_job("one"), NeverJob.add_job("two")
+    AlwaysIsolatedJob.add_job("one"), NeverIsolatedJob.add_job("two")
     isolate(2, worker_class=Noting, callback=lambda job, queue: os.getpid())
     assert seen == {"one": False, "two": True}
 
@@ -420,7 +420,9 @@ def test_isolation_of_all_and_prefetch_are_refused_together() -> None:
 
 def test_isolated_jobs_among_others_that_were_claimed_ahead_run_once_each() -> None:
     names = [str(number) for number in range(30)]
-    jobs = [(AlwaysJob if number % 5 == 0 else NeverJob).add_job(name) for number, name in enumerate(names)]
+    jobs = [
+        (AlwaysIsolatedJob if number % 5 == 0 else NeverIsolatedJob).add_job(name) for number, name in enumerate(names)
+    ]
 
     work(30, prefetch=7, callback=lambda job, queue: client().rpush("test:runs", job.identifier.hget()))
 
@@ -431,7 +433,7 @@ def test_isolated_jobs_among_others_that_were_claimed_ahead_run_once_each() -> N
 def test_nothing_is_left_to_be_sent_at_the_fork(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the thread that sends ends might hold a lock of the connection pool then, and the child would wait."""
     for number in range(20):
-        (AlwaysJob if number % 3 == 2 else NeverJob).add_job(str(number))
+        (AlwaysIsolatedJob if number % 3 == 2 else NeverIsolatedJob).add_job(str(number))
     found = []
 
     class Watched(blocking.IsolatedRun):
@@ -448,15 +450,15 @@ def test_nothing_is_left_to_be_sent_at_the_fork(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_child_is_prepared_by_the_worker() -> None:
-    IsolatedJob.add_job("one"), IsolatedJob.add_job("two")
+    IsolatingJob.add_job("one"), IsolatingJob.add_job("two")
 
     isolate(2, worker_class=PreparingWorker, callback=lambda job, queue: os.getpid())
 
-    assert client().lrange("test:forks", 0, -1) == [str(result) for _, _, result in IsolatedJob.calls]
+    assert client().lrange("test:forks", 0, -1) == [str(result) for _, _, result in IsolatingJob.calls]
 
 
 def test_an_error_in_the_preparation_is_that_of_the_job() -> None:
-    job = IsolatedJob.add_job("one")
+    job = IsolatingJob.add_job("one")
 
     class Failing(Worker):
         def after_fork(self) -> None:
@@ -471,23 +473,23 @@ def test_an_error_in_the_preparation_is_that_of_the_job() -> None:
 
 
 def test_a_hundred_jobs_in_a_burst_leave_no_process_and_no_descriptor() -> None:
-    jobs = [IsolatedJob.add_job(str(number)) for number in range(100)]
+    jobs = [IsolatingJob.add_job(str(number)) for number in range(100)]
     before = len(os.listdir("/proc/self/fd"))
     worker = idle(isolate=True, burst=True, callback=lambda job, queue: job.identifier.hget())
 
     run(worker)
 
     assert worker.is_drained
-    assert [result for _, _, result in IsolatedJob.calls] == [str(number) for number in range(100)]
+    assert [result for _, _, result in IsolatingJob.calls] == [str(number) for number in range(100)]
     assert {job.status.hget() for job in jobs} == {STATUSES.SUCCESS}
     assert len(os.listdir("/proc/self/fd")) <= before + 2
 
 
 def test_a_child_uses_redis_while_the_threads_of_its_worker_do(log: Log) -> None:
     for number in range(25):
-        IsolatedJob.add_job(str(number))
+        IsolatingJob.add_job(str(number))
 
     isolate(25, lease_seconds=0.06, callback=lambda job, queue: client().incr("test:count"))
 
-    assert [result for _, _, result in IsolatedJob.calls] == list(range(1, 26))
+    assert [result for _, _, result in IsolatingJob.calls] == list(range(1, 26))
     assert log.tracebacks == []

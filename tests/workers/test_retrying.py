@@ -39,26 +39,26 @@ class RetryingJob(Job):
         self.calls.append("success")
 
 
-class TwiceJob(RetryingJob):
+class RetryingTwiceJob(RetryingJob):
     queue_name = "test"
     requeue_times = 2
     requeue_delay_delta = 100
     backoff = "linear"
 
 
-class NetworkJob(RetryingJob):
+class RetryingNetworkJob(RetryingJob):
     queue_name = "test"
     requeue_times = 3
     retry_on = (OSError,)
     no_retry_on = FileNotFoundError
 
 
-class NeverJob(RetryingJob):
+class RetryingNeverJob(RetryingJob):
     queue_name = "test"
     requeue_times = 0
 
 
-class StubbornJob(RetryingJob):
+class RetryingStubbornJob(RetryingJob):
     queue_name = "test"
     requeue_times = 5
     always_cancel_on_error = True
@@ -130,7 +130,7 @@ def test_the_worker_retries_after_its_delay_and_lowers_the_priority() -> None:
 
 
 def test_a_class_says_it() -> None:
-    job = TwiceJob.add_job("one")
+    job = RetryingTwiceJob.add_job("one")
 
     assert is_about(fail(job), 100)
     let_wait(job)
@@ -155,10 +155,10 @@ def test_a_job_says_it() -> None:
 
 
 def test_the_job_wins_over_its_class_and_that_over_the_worker() -> None:
-    of_job = TwiceJob.add_job("of the job", requeue_delay_delta=timedelta(minutes=5))
+    of_job = RetryingTwiceJob.add_job("of the job", requeue_delay_delta=timedelta(minutes=5))
     assert is_about(fail(of_job, requeue_times=9, requeue_delay_delta=7, backoff="constant"), 300)
 
-    of_class = TwiceJob.add_job("of the class")
+    of_class = RetryingTwiceJob.add_job("of the class")
     assert is_about(fail(of_class, requeue_times=9, requeue_delay_delta=7, backoff="constant"), 100)
 
     of_worker = RetryingJob.add_job("of the worker")
@@ -166,7 +166,7 @@ def test_the_job_wins_over_its_class_and_that_over_the_worker() -> None:
 
 
 def test_a_class_that_says_never_wins_over_the_worker() -> None:
-    assert fail(NeverJob.add_job("one"), requeue_times=9) is None
+    assert fail(RetryingNeverJob.add_job("one"), requeue_times=9) is None
 
 
 def test_a_delay_of_nothing_makes_the_job_wait() -> None:
@@ -214,9 +214,9 @@ def test_jitter_takes_any_time_up_to_the_delay() -> None:
 
 
 def test_only_what_is_named_is_retried_and_what_is_excluded_is_not() -> None:
-    assert fail(NetworkJob.add_job("timed out"), TimeoutError) is not None
-    assert fail(NetworkJob.add_job("no file"), FileNotFoundError) is None
-    assert fail(NetworkJob.add_job("a value"), ValueError) is None
+    assert fail(RetryingNetworkJob.add_job("timed out"), TimeoutError) is not None
+    assert fail(RetryingNetworkJob.add_job("no file"), FileNotFoundError) is None
+    assert fail(RetryingNetworkJob.add_job("a value"), ValueError) is None
 
 
 def test_the_worker_may_name_them_as_text() -> None:
@@ -237,7 +237,9 @@ def test_a_job_that_takes_too_long_is_retried_where_that_is_named() -> None:
 
 @pytest.mark.parametrize("where", ["class", "job"])
 def test_what_cancels_on_error_wins_over_retries(where: str) -> None:
-    model, values = (StubbornJob, {}) if where == "class" else (RetryingJob, {"cancel_on_error": 1, "requeue_times": 5})
+    model, values = (
+        (RetryingStubbornJob, {}) if where == "class" else (RetryingJob, {"cancel_on_error": 1, "requeue_times": 5})
+    )
     job = model.add_job("one", **values)
 
     assert fail(job) is None
@@ -269,7 +271,7 @@ def test_a_job_that_asks_for_a_retry_is_delayed_until_it_says() -> None:
 def test_a_job_that_asks_for_a_retry_and_says_not_when_has_the_usual_delay() -> None:
     assert is_about(fail(RetryingJob.add_job("one"), Retry()), 30)
     assert is_about(fail(RetryingJob.add_job("two"), Retry(), requeue_delay_delta=50), 50)
-    assert is_about(fail(TwiceJob.add_job("three"), Retry()), 100)
+    assert is_about(fail(RetryingTwiceJob.add_job("three"), Retry()), 100)
 
 
 def test_a_job_may_ask_for_a_retry_in_the_past() -> None:
@@ -326,7 +328,7 @@ def test_jobs_that_were_claimed_ahead_are_retried_as_well() -> None:
 # --- Canceled between its error and its retry
 
 
-class CancelingJob(RetryingJob):
+class RetryingCanceledJob(RetryingJob):
     """Is canceled by its own `on_error`, when its error is recorded and its retry is not."""
 
     queue_name = "test"
@@ -337,7 +339,7 @@ class CancelingJob(RetryingJob):
 
 @pytest.mark.parametrize("options", [{}, {"threads": 2}, {"prefetch": 2}], ids=str)
 def test_a_job_that_is_canceled_before_its_retry_ends_so_without_a_traceback(options: dict[str, Any], log: Log) -> None:
-    job = CancelingJob.add_job("one")
+    job = RetryingCanceledJob.add_job("one")
 
     work(1, callback=raising(), requeue_times=3, **options)
 

@@ -28,7 +28,7 @@ class ThreadsJob(Job):
     queue_name = "test"
 
 
-class HooksJob(Job):
+class ThreadedHooksJob(Job):
     """Notes the thread of its run and of each of its hooks."""
 
     queue_name = "test"
@@ -47,7 +47,7 @@ class HooksJob(Job):
         self._note()
 
 
-class ChainJob(Job):
+class ThreadedChainJob(Job):
     """Adds the next one at its end, when the worker has had the time to find nothing else."""
 
     queue_name = "test"
@@ -55,7 +55,7 @@ class ChainJob(Job):
     def run(self, queue: Any) -> None:
         if self.identifier.hget() == "first":
             wait_until(lambda: queue.get_connection().info("clients")["blocked_clients"], 2)
-            ChainJob.add_job("second")
+            ThreadedChainJob.add_job("second")
 
 
 @pytest.fixture(autouse=True)
@@ -165,11 +165,11 @@ def test_max_loops_is_exact(max_loops: int) -> None:
 
 
 def test_a_burst_runs_also_what_its_last_jobs_add() -> None:
-    ChainJob.add_job("first")
+    ThreadedChainJob.add_job("first")
 
     run(idle(threads=3, burst=True))
 
-    assert len(ChainJob.collection(status=STATUSES.SUCCESS)) == 2
+    assert len(ThreadedChainJob.collection(status=STATUSES.SUCCESS)) == 2
 
 
 def test_a_burst_ends_soon_after_its_last_job() -> None:
@@ -221,15 +221,15 @@ def test_jobs_begin_in_the_order_of_their_priority() -> None:
 
 
 def test_run_and_hooks_of_a_job_are_called_in_one_thread_of_the_worker() -> None:
-    HooksJob.threads.clear()
+    ThreadedHooksJob.threads.clear()
     for name in numbers(20):
-        HooksJob.add_job(name)
+        ThreadedHooksJob.add_job(name)
 
     work(20, threads=4)
 
-    assert {len(found) for found in HooksJob.threads.values()} == {1}
-    assert all(name.startswith("limpyd-jobs-hand-") for found in HooksJob.threads.values() for name in found)
-    assert len(HooksJob.threads) == 20
+    assert {len(found) for found in ThreadedHooksJob.threads.values()} == {1}
+    assert all(name.startswith("limpyd-jobs-hand-") for found in ThreadedHooksJob.threads.values() for name in found)
+    assert len(ThreadedHooksJob.threads) == 20
 
 
 def test_hooks_of_the_worker_are_called_once_for_each_job_with_its_result() -> None:
