@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import contextvars
 import inspect
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -35,6 +36,7 @@ from .loop_watch import LoopWatch
 
 MAX_CONCURRENCY = 1000  # of the jobs in one call of a script
 CONNECTIONS = 10  # for transitions other than the exchange: ends in error, fields of claimed jobs
+PLAIN_COUNT = sys.maxsize  # threads for plain functions: jobs are counted, and a hook must not wait for what it calls
 ASIDE_COUNT = 8  # threads for what the worker does itself
 AGAIN_SECONDS = 1.0  # after which a job that goes on in spite of its cancellation is cancelled again
 
@@ -172,7 +174,7 @@ class AsyncWorker(Worker):
             LimpydJobsException: the worker has run already. RuntimeError: this thread has an event loop that runs.
         """
         self._loop, self._loop_thread = new_event_loop(), threading.get_ident()
-        self._plain = Hands(self.concurrency, "limpyd-jobs-hand")
+        self._plain = Hands(PLAIN_COUNT, "limpyd-jobs-hand")
         self._aside = Hands(ASIDE_COUNT, "limpyd-jobs-aside")
         try:
             asyncio.set_event_loop(self._loop)
