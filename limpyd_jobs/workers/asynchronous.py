@@ -299,7 +299,11 @@ class AsyncWorker(Worker):
         """The queue and the job of a claim; None for what was no job that can be run."""
         if taken.kind in ("CLAIMED", "STALE"):
             accept = partial(self._accept_taken, taken)
-            found: tuple[Any, Any] | None = accept() if self._is_known(taken) else await self._apart(accept)
+            try:
+                found: tuple[Any, Any] | None = accept() if self._is_known(taken) else await self._apart(accept)
+            except Exception:  # of an override, or of Redis: the others that were claimed with it are to run
+                self._log_exception(f"Unable to get job {taken.ident}")
+                found = None
             return found
         if taken.kind != "EMPTY":
             await self._apart(partial(self._clear_away, taken))

@@ -13,8 +13,9 @@ import pytest
 from limpyd_jobs import STATUSES, Error, Job
 from limpyd_jobs.workers import AsyncWorker
 
+from ..base import wait_until
+from .base import Running, leased
 from .base import idle as idle_of
-from .base import leased
 from .base import work as work_of
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -147,3 +148,17 @@ def test_200_plain_jobs_with_plain_hooks_run_100_at_a_time() -> None:
 
     assert statuses(jobs) == ["SUCCESS"] * 200
     assert CoroutineJob.calls.count("on_success") == 200
+
+
+def test_a_get_job_that_raises_for_one_job_does_not_keep_the_others_from_running() -> None:
+    jobs = [CoroutineJob.add_job(str(number)) for number in range(5)]
+
+    class PickyWorker(AsyncWorker):
+        def get_job(self, job_ident: str) -> Any:
+            if job_ident == jobs[1].ident:
+                raise ValueError("not this one")
+            return super().get_job(job_ident)
+
+    with Running(idle(worker_class=PickyWorker)):
+        wait_until(lambda: statuses(jobs) == ["SUCCESS", "ERROR", "SUCCESS", "SUCCESS", "SUCCESS"])
+        wait_until(lambda: not leased())
