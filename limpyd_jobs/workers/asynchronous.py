@@ -337,11 +337,14 @@ class AsyncWorker(Worker):
             self.log(f"A job ended in a way that nobody expects: {task.exception()!r}", level="error")
 
     async def _process_task(self, queue: Any, job: Any) -> None:
+        token = job._claim.token if job._claim else ""
         try:
             await self._process_taken(queue, job)
         except (RedisError, DatabaseException) as error:
             # A job whose end could not be recorded keeps its lease until that lapses, and then runs again.
             self._outage.next_pause(error)
+        finally:
+            self._canceled.discard(token)
         self.check_memory()
 
     # --- Waiting
@@ -430,12 +433,13 @@ class AsyncWorker(Worker):
         run = self._runs[token] = self._loop.create_task(_sheltered(work))
         late: list[bool] = []
         timer = self._loop.call_later(seconds, self._cancel_late, run, late) if seconds is not None else None
+        if token in self._canceled:  # since before it began
+            self._cancel_run(run)
         try:
             await asyncio.wait({run})
         finally:
             self._runs.pop(token, None)
             was_canceled = token in self._canceled
-            self._canceled.discard(token)
             if timer is not None:
                 timer.cancel()
             if not run.done():
@@ -463,13 +467,13 @@ class AsyncWorker(Worker):
         """Called by the heartbeat: a job is canceled while it runs."""
         with contextlib.suppress(RuntimeError):  # the loop is closed
             if self._loop is not None:
-                self._loop.call_soon_threadsafe(self._cancel_canceled, claim.token)
+                self._loop.call_soon_threadsafe(self._cancel_canceled, claim)
 
-    def _cancel_canceled(self, token: str) -> None:
-        run = self._runs.get(token)
-        if run is not None:
-            self._canceled.add(token)
-            self._cancel_run(run)
+    def _cancel_canceled(self, claim: Claim) -> None:
+        if self._held_claims.get(claim.ident) is claim:  # else it is over
+            self._canceled.add(claim.token)
+            if claim.token in self._runs:
+                self._cancel_run(self._runs[claim.token])
 
     # --- What is told
 

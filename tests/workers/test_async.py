@@ -162,3 +162,21 @@ def test_a_get_job_that_raises_for_one_job_does_not_keep_the_others_from_running
     with Running(idle(worker_class=PickyWorker)):
         wait_until(lambda: statuses(jobs) == ["SUCCESS", "ERROR", "SUCCESS", "SUCCESS", "SUCCESS"])
         wait_until(lambda: not leased())
+
+
+def test_a_job_that_is_canceled_while_its_start_is_told_does_not_run_to_its_end(gate: Gate) -> None:
+    job = CoroutineJob.add_job("hold")
+
+    class CancelingWorker(AsyncWorker):
+        async def job_started(self, job: Any, queue: Any) -> None:
+            await super().job_started(job, queue)
+            await asyncio.to_thread(job.cancel)
+            while self._heartbeat is not None and not self._heartbeat._told:
+                await asyncio.sleep(0.002)
+
+    with Running(idle(worker_class=CancelingWorker)) as worker:
+        wait_until(lambda: statuses([job]) == ["CANCELED"])
+        wait_until(lambda: not leased())
+        wait_until(lambda: not worker._canceled)
+
+    assert not gate.is_open
