@@ -22,7 +22,7 @@ from redis.exceptions import RedisError
 
 from .. import transitions
 from ..aio import async_client
-from ..exceptions import ConfigurationException, DatabaseException, JobTimeout
+from ..exceptions import ConfigurationException, DatabaseException, JobTimeout, LimpydJobsException
 from ..fields import Loaded
 from ..models import _overrides
 from ..statuses import STATUSES
@@ -171,8 +171,12 @@ class AsyncWorker(Worker):
         """Take and run jobs until `must_stop`.
 
         Raises:
-            LimpydJobsException: the worker has run already. RuntimeError: this thread has an event loop that runs.
+            LimpydJobsException: the worker has run already, or is called within an event loop that runs.
         """
+        if asyncio._get_running_loop() is not None:
+            name = type(self).__name__
+            message = "it has a loop of its own: use a process or a thread for it (await asyncio.to_thread(worker.run))"
+            raise LimpydJobsException(f"{name}.run() cannot be called within an event loop that runs, {message}")
         self._loop, self._loop_thread = new_event_loop(), threading.get_ident()
         self._plain = Hands(PLAIN_COUNT, "limpyd-jobs-hand")
         self._aside = Hands(ASIDE_COUNT, "limpyd-jobs-aside")

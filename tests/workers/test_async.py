@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import pytest
 
 from limpyd_jobs import STATUSES, Error, Job
+from limpyd_jobs.exceptions import LimpydJobsException
 from limpyd_jobs.workers import AsyncWorker
 
 from ..base import wait_until
@@ -180,3 +181,18 @@ def test_a_job_that_is_canceled_while_its_start_is_told_does_not_run_to_its_end(
         wait_until(lambda: not worker._canceled)
 
     assert not gate.is_open
+
+
+def test_a_run_within_an_event_loop_is_refused_before_anything_is_done() -> None:
+    worker = idle()
+
+    async def embed() -> None:
+        worker.run()
+
+    with pytest.raises(LimpydJobsException, match=r"AsyncWorker.run\(\) cannot be called within an event loop"):
+        asyncio.run(embed())
+    assert worker.status is None
+
+    worker.end_forced = True
+    worker.run()
+    assert worker.status == "terminated"
