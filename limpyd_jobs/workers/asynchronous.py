@@ -14,7 +14,7 @@ import inspect
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from functools import lru_cache, partial
 from typing import Any
 
@@ -192,6 +192,12 @@ class AsyncWorker(Worker):
         assert loop is not None
         try:
             if not loop.is_running():
+                tasks = asyncio.all_tasks(
+                    loop
+                )  # that jobs have left behind, or that were ended at once: as asyncio.run
+                for task in tasks:
+                    task.cancel()
+                loop.run_until_complete(_wait_for_all(tasks))
                 loop.run_until_complete(loop.shutdown_asyncgens())
         finally:
             self._plain.close()
@@ -523,7 +529,7 @@ async def _sheltered(work: Awaitable[Any]) -> tuple[Any, BaseException | None]:
         return None, error
 
 
-async def _wait_for_all(tasks: list[asyncio.Task[None]]) -> None:
+async def _wait_for_all(tasks: Iterable[asyncio.Task[Any]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 

@@ -196,3 +196,26 @@ def test_a_run_within_an_event_loop_is_refused_before_anything_is_done() -> None
     worker.end_forced = True
     worker.run()
     assert worker.status == "terminated"
+
+
+def test_tasks_that_jobs_leave_behind_are_cancelled_at_the_end_of_the_worker() -> None:
+    left: list[Any] = []
+    cleaned: list[str] = []
+
+    async def linger() -> None:
+        try:
+            await asyncio.sleep(1000)
+        finally:
+            await asyncio.sleep(0.01)
+            cleaned.append("up")
+
+    async def leave(job: Any, queue: Any) -> None:
+        left.append(asyncio.create_task(linger()))
+        await asyncio.sleep(0)
+
+    CoroutineJob.add_job("1")
+
+    work(1, callback=leave)
+
+    assert left[0].cancelled()
+    assert cleaned == ["up"]
