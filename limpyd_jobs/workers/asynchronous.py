@@ -93,11 +93,12 @@ class AsyncWorker(Worker):
 
     more_parameters = (*Worker.more_parameters, "concurrency", "blocked_seconds")
 
+    _loop: asyncio.AbstractEventLoop | None = None  # here, as a signal may come before the end of the constructor
+
     def __init__(self, queues: Any = None, **kwargs: Any) -> None:
         super().__init__(queues, **kwargs)
         if _overrides(type(self), Worker, "wait_for_job"):
             raise ConfigurationException(f"{type(self).__name__}.wait_for_job is never called: an AsyncWorker has none")
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_thread: int | None = None
         self._is_abandoned = False  # it ends at once: what its jobs do now is nobody's business
         self._woken = asyncio.Event()  # a job has ended, or the worker is to end
@@ -210,8 +211,10 @@ class AsyncWorker(Worker):
     def _wake(self) -> None:
         """Also the loop, from the handler of a signal or another thread."""
         super()._wake()
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._woken.set)
+        loop = self._loop  # it may go meanwhile
+        if loop is not None:
+            with contextlib.suppress(RuntimeError):  # it is closed
+                loop.call_soon_threadsafe(self._woken.set)
 
     async def _serve(self) -> None:
         """Exchange ends for claims, as long as there is something to do."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -219,3 +221,15 @@ def test_tasks_that_jobs_leave_behind_are_cancelled_at_the_end_of_the_worker() -
 
     assert left[0].cancelled()
     assert cleaned == ["up"]
+
+
+def test_a_signal_that_comes_while_the_worker_is_made_ends_its_run() -> None:
+    class SlowWorker(AsyncWorker):
+        def handle_end_signal(self) -> None:
+            super().handle_end_signal()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    worker = SlowWorker("test")
+    worker.run()
+
+    assert worker.status == "terminated"
