@@ -432,11 +432,11 @@ class AsyncWorker(Worker):
         if not self._runs_coroutine(job):
             self._check_unenforced(seconds)
             result = await self._in_thread(self._plain, function)
-            return await self._watched(job, result, seconds) if inspect.isawaitable(result) else result
-        return await self._watched(job, function(), seconds)
+            return await self._watched(job, lambda: result, seconds) if inspect.isawaitable(result) else result
+        return await self._watched(job, function, seconds)
 
-    async def _watched(self, job: Any, work: Awaitable[Any], seconds: float | None) -> Any:
-        """Await a coroutine in a task of its own, which can be cancelled without its end being lost.
+    async def _watched(self, job: Any, work: Callable[[], Awaitable[Any]], seconds: float | None) -> Any:
+        """Call a coroutine function, in a task of its own, which can be cancelled without its end being lost.
 
         Raises:
             JobTimeout: it was cancelled, as its time was over. StatusChanged: the same, as the job is canceled.
@@ -522,10 +522,10 @@ class AsyncWorker(Worker):
             self._drive(_wait_for_all(tasks))
 
 
-async def _sheltered(work: Awaitable[Any]) -> tuple[Any, BaseException | None]:
+async def _sheltered(work: Callable[[], Awaitable[Any]]) -> tuple[Any, BaseException | None]:
     """What a coroutine answers, or raises: what ends processes must not end the loop."""
     try:
-        return await work, None
+        return await work(), None  # called here: one that is cancelled before it begins leaves no coroutine behind
     except asyncio.CancelledError:
         raise
     except BaseException as error:

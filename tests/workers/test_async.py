@@ -12,12 +12,12 @@ from typing import Any, ClassVar
 
 import pytest
 
-from limpyd_jobs import STATUSES, Error, Job
-from limpyd_jobs.exceptions import LimpydJobsException
-from limpyd_jobs.workers import AsyncWorker
+from limpyd_jobs import STATUSES, Error, Job, Queue
+from limpyd_jobs.exceptions import LimpydJobsException, Retry
+from limpyd_jobs.workers import AsyncWorker, base
 
 from ..base import wait_until
-from .base import Running, leased
+from .base import Log, Running, client, leased, run
 from .base import idle as idle_of
 from .base import work as work_of
 
@@ -28,6 +28,10 @@ work: Any = partial(work_of, worker_class=AsyncWorker)
 
 def idle(worker_class: type[AsyncWorker] = AsyncWorker, queues: Any = "test", **options: Any) -> Any:
     return idle_of(worker_class, queues, **options)
+
+
+class ExceptionOfMine(Exception):
+    pass
 
 
 class Gate:
@@ -233,3 +237,346 @@ def test_a_signal_that_comes_while_the_worker_is_made_ends_its_run() -> None:
     worker.run()
 
     assert worker.status == "terminated"
+
+
+# --- How many run at a time
+
+
+def test_as_many_coroutines_as_allowed_run_at_a_time_and_not_more(gate: Gate) -> None:
+    jobs = [CoroutineJob.add_job(f"hold {number}") for number in range(30)]
+
+    with Running(idle(concurrency=7)):
+        wait_until(lambda: len(gate.within) == 7)
+        gate.is_open = True
+        wait_until(lambda: statuses(jobs) == ["SUCCESS"] * 30)
+
+    assert gate.most == 7
+
+
+def test_more_than_allowed_never_run_while_jobs_come_and_go() -> None:
+    running, most = 0, 0
+
+    async def count(job: Any, queue: Any) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        for _ in range(int(job.pk.get()) % 4):
+            await asyncio.sleep(0)
+        running -= 1
+        if int(job.pk.get()) % 5 == 0:
+            raise ValueError
+
+    for number in range(200):
+        CoroutineJob.add_job(str(number))
+
+    work(200, callback=count, concurrency=5)
+
+    assert 2 <= most <= 5
+
+
+def test_max_loops_is_exact_however_many_wait() -> None:
+    jobs = [CoroutineJob.add_job(str(number)) for number in range(25)]
+
+    work(17, concurrency=10)
+
+    assert sorted(statuses(jobs)) == ["SUCCESS"] * 17 + ["WAITING"] * 8
+    assert leased() == []
+
+
+def test_max_loops_counts_jobs_that_come_later(gate: Gate) -> None:
+    worker = idle(max_loops=5, concurrency=10)
+    running = Running(worker)
+    with running:
+        jobs = [CoroutineJob.add_job(f"hold {number}") for number in range(3)]
+        wait_until(lambda: len(gate.within) == 3)
+        jobs += [CoroutineJob.add_job(f"hold {number}") for number in range(3, 8)]
+        wait_until(lambda: len(gate.within) == 5)
+        gate.is_open = True
+        running.join()
+
+    assert sorted(statuses(jobs)) == ["SUCCESS"] * 5 + ["WAITING"] * 3
+    assert gate.most == 5
+
+
+def test_max_duration_ends_an_idle_worker_and_lets_what_runs_end(gate: Gate) -> None:
+    job = CoroutineJob.add_job("hold")
+    running = Running(idle(max_duration=0.3))
+    with running as worker:
+        wait_until(lambda: gate.within)
+        wait_until(worker.must_stop)
+        later = CoroutineJob.add_job("later")
+        gate.is_open = True
+        running.join()
+
+    assert statuses([job, later]) == ["SUCCESS", "WAITING"]
+
+    worker = idle(max_duration=0.1, queues="nothing")
+    Queue.get_queue("nothing")
+    worker.run()
+    assert worker.status == "terminated"
+
+
+def test_max_memory_takes_no_more_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "resident_mib", lambda: 1000.0)
+    jobs = [CoroutineJob.add_job(str(number)) for number in range(9)]
+
+    worker = idle(max_memory=500, concurrency=3)
+    run(worker)
+
+    assert 1 <= statuses(jobs).count("SUCCESS") == worker.num_loops <= 6
+    assert leased() == []
+
+
+# --- Burst
+
+
+def test_burst_runs_what_waits_and_what_is_due_and_leaves_the_rest() -> None:
+    waiting = [CoroutineJob.add_job(str(number)) for number in range(5)]
+    due = CoroutineJob.add_job("due", delayed_for=0.001)
+    later = CoroutineJob.add_job("later", delayed_for=1000)
+
+    worker = idle(burst=True, concurrency=2)
+    run(worker)
+
+    assert worker.is_drained
+    assert statuses([*waiting, due, later]) == ["SUCCESS"] * 6 + ["DELAYED"]
+
+
+def test_burst_without_any_queue_ends_at_once() -> None:
+    worker = idle(burst=True, queues="nothing")
+    run(worker)
+
+    assert (worker.is_drained, worker.num_loops) == (True, 0)
+
+
+def test_burst_waits_for_what_running_jobs_add() -> None:
+    async def add(job: Any, queue: Any) -> None:
+        number = int(job.identifier.hget())
+        if number:
+            await asyncio.sleep(0.01)
+            await CoroutineJob.aadd_job(str(number - 1))
+
+    CoroutineJob.add_job("5")
+
+    worker = idle(burst=True, callback=add)
+    run(worker)
+
+    assert worker.num_loops == 6
+
+
+# --- What a callback may be
+
+
+async def answer(job: Any, queue: Any, text: str = "coroutine") -> str:
+    await asyncio.sleep(0)
+    return f"{text} in {threading.current_thread().name}"
+
+
+def answer_plainly(job: Any, queue: Any) -> str:
+    return f"plain in {threading.current_thread().name}"
+
+
+def answer_with_a_coroutine(job: Any, queue: Any) -> Any:
+    return answer(job, queue, "given")
+
+
+class Answer:
+    async def __call__(self, job: Any, queue: Any) -> str:
+        return await answer(job, queue, "object")
+
+
+class UnhashableAnswer(Answer):
+    __hash__ = None  # type: ignore[assignment]
+
+
+class ResultsWorker(AsyncWorker):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.results: list[Any] = []
+
+    async def job_success(self, job: Any, queue: Any, job_result: Any) -> None:
+        self.results.append(job_result)
+        await super().job_success(job, queue, job_result)
+
+    async def job_error(self, job: Any, queue: Any, exception: Any, trace: Any = None) -> None:
+        self.results.append(exception)
+        await super().job_error(job, queue, exception, trace)
+
+
+class CallbackWorker(ResultsWorker):
+    async def callback(self, job: Any, queue: Any) -> str:
+        return await answer(job, queue, "method")
+
+
+class ExecuteWorker(ResultsWorker):
+    async def execute(self, job: Any, queue: Any) -> Any:
+        return f"executed {await super().execute(job, queue)}"
+
+
+@pytest.mark.parametrize(
+    ("callback", "text"),
+    [
+        (answer, "coroutine in MainThread"),
+        (partial(answer, text="partial"), "partial in MainThread"),
+        (answer_plainly, "plain in limpyd-jobs-hand"),
+        (partial(answer_plainly), "plain in limpyd-jobs-hand"),
+        (answer_with_a_coroutine, "given in MainThread"),
+        (lambda job, queue: answer(job, queue, "lambda"), "lambda in MainThread"),
+        (Answer(), "object in MainThread"),
+        (UnhashableAnswer(), "object in MainThread"),
+        (Answer().__call__, "object in MainThread"),
+    ],
+)
+def test_callbacks_of_every_kind_are_run(callback: Any, text: str) -> None:
+    job = CoroutineJob.add_job("1")
+
+    worker = work(1, callback=callback, worker_class=ResultsWorker)
+
+    assert worker.results[0].startswith(text)
+    assert statuses([job]) == ["SUCCESS"]
+
+
+@pytest.mark.parametrize(
+    ("worker_class", "text"),
+    [(CallbackWorker, "method in MainThread"), (ExecuteWorker, "executed result of 1")],
+)
+def test_callback_and_execute_can_be_coroutine_methods(worker_class: Any, text: str) -> None:
+    CoroutineJob.add_job("1")
+
+    assert work(1, worker_class=worker_class).results == [text]
+
+
+def test_a_plain_run_that_gives_a_coroutine_is_awaited_in_the_loop() -> None:
+    class GivingJob(Job):
+        queue_name = "test"
+
+        def run(self, queue: Any) -> Any:
+            return answer(self, queue, "given")
+
+    GivingJob.add_job("1")
+
+    assert work(1, worker_class=ResultsWorker).results == ["given in MainThread"]
+
+
+# --- What a job may raise
+
+
+RAISED = [
+    SystemExit(3),
+    KeyboardInterrupt("mine"),
+    asyncio.CancelledError("mine"),
+    StopAsyncIteration("mine"),
+    GeneratorExit("mine"),
+    BaseException("mine"),
+    ExceptionOfMine("mine"),
+]
+
+
+@pytest.mark.parametrize("is_plain", [False, True], ids=["coroutine", "plain"])
+@pytest.mark.parametrize("raised", RAISED, ids=lambda raised: type(raised).__name__)
+def test_what_a_job_raises_is_its_error_and_ends_nothing(raised: BaseException, is_plain: bool) -> None:
+    async def fail(job: Any, queue: Any) -> None:
+        if job.identifier.hget() == "1":
+            raise raised
+
+    def fail_plainly(job: Any, queue: Any) -> None:
+        if job.identifier.hget() == "1":
+            raise raised
+
+    jobs = [CoroutineJob.add_job("1"), CoroutineJob.add_job("2")]
+
+    work(2, callback=fail_plainly if is_plain else fail)
+
+    assert statuses(jobs) == ["ERROR", "SUCCESS"]
+    assert [name for name, _ in errors()] == [type(raised).__name__]
+    assert leased() == []
+
+
+@pytest.mark.parametrize("is_plain", [False, True], ids=["coroutine", "plain"])
+def test_a_stop_iteration_is_an_error(is_plain: bool) -> None:
+    async def fail(job: Any, queue: Any) -> None:
+        raise StopIteration
+
+    def fail_plainly(job: Any, queue: Any) -> None:
+        raise StopIteration
+
+    job = CoroutineJob.add_job("1")
+
+    work(1, callback=fail_plainly if is_plain else fail)
+
+    assert statuses([job]) == ["ERROR"]
+    assert len(errors()) == 1
+
+
+def test_a_job_that_raises_retry_runs_again_when_it_wants() -> None:
+    tries: list[int] = []
+
+    async def retry(job: Any, queue: Any) -> None:
+        tries.append(int(job.tries.hget()))
+        if len(tries) < 3:
+            raise Retry(delayed_for=0.05)
+
+    job = CoroutineJob.add_job("1")
+
+    work(3, callback=retry, requeue_times=5)
+
+    assert tries == [1, 2, 3]
+    assert statuses([job]) == ["SUCCESS"]
+    assert errors() == []
+
+
+def test_retry_on_and_backoff_hold_for_coroutines() -> None:
+    jobs = [CoroutineJob.add_job("fail"), CoroutineJob.add_job("fail too", retry_on=KeyError)]
+
+    worker = idle(requeue_times=3, backoff=[0.01, 1000], retry_on=ValueError)
+    with Running(worker):
+        wait_until(lambda: statuses(jobs) == ["DELAYED", "ERROR"] and worker.num_loops == 3)
+
+    assert [job.tries.hget() for job in jobs] == ["2", "1"]
+
+
+# --- What a job may do with itself
+
+
+def act(job: Any, queue: Any) -> None:
+    what = job.identifier.hget()
+    if what == "cancel":
+        job.cancel()
+    elif what == "status canceled":
+        job.status.hset(STATUSES.CANCELED)
+    elif what == "status delayed":
+        job.hmset(status=STATUSES.DELAYED, delayed_until="2100-01-01 00:00:00")
+    elif what == "requeue":
+        job.enqueue_or_delay(queue_name="other")
+    elif what == "delay":
+        job.enqueue_or_delay(delayed_until="2100-01-01 00:00:00")
+    elif what == "delete":
+        job.delete()
+
+
+ACTS = {
+    "cancel": "CANCELED",
+    "status canceled": "CANCELED",
+    "status delayed": "DELAYED",
+    "delay": "DELAYED",
+    "requeue": "WAITING",
+    "delete": None,
+}
+
+
+@pytest.mark.parametrize("is_plain", [False, True], ids=["coroutine", "plain"])
+@pytest.mark.parametrize("what", ACTS)
+def test_what_a_job_does_with_itself_counts(what: str, is_plain: bool, log: Log) -> None:
+    async def act_in_the_loop(job: Any, queue: Any) -> None:
+        act(job, queue)
+
+    job = CoroutineJob.add_job(what)
+    key = job.key
+
+    work(1, callback=act if is_plain else act_in_the_loop)
+
+    status = client().hget(key, "status")
+    assert (status and STATUSES.by_value(status)) == ACTS[what]
+    assert errors() == []
+    assert leased() == []
+    assert log.tracebacks == []
