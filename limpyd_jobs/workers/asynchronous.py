@@ -395,7 +395,9 @@ class AsyncWorker(Worker):
             self._ring = asyncio.ensure_future(self._apart(wait))
         woken = asyncio.ensure_future(self._woken.wait())
         try:
-            await asyncio.wait({self._ring, woken}, return_when=asyncio.FIRST_COMPLETED)
+            until_due = self._seconds_until_due()  # it may be sooner by now than the ring knows
+            timeout = until_due if until_due < POLL_SECONDS else None
+            await asyncio.wait({self._ring, woken}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         finally:
             woken.cancel()
         if self._ring.done():
