@@ -549,6 +549,7 @@ class Job(BaseJobsModel):
     _is_ahead = False  # claimed ahead: it is WAITING in Redis
     _ends_later = False
     _trace: str | None = None  # of an error in another process
+    _handed: Any = None  # how to tell the end of a job to the AsyncConsumer that it came from
     _loaded: Loaded | None = None  # the fields, as the worker of an event loop has read them
     _note_begun: Callable[[], None] | None = None  # to be called before the job moves itself
     _began: datetime | None = None
@@ -628,6 +629,15 @@ class Job(BaseJobsModel):
         if self._loaded is not None and self._loaded.knows(*args):
             return [self._loaded.values.get(name) for name in args]
         return super().hmget(*args)
+
+    async def __aenter__(self) -> Any:
+        if self._handed is None:
+            raise LimpydJobsException("`async with` is for jobs that come from an AsyncConsumer")
+        self._handed.enter()
+        return self
+
+    async def __aexit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        return bool(await self._handed.leave(error))
 
     def _knowledge(self) -> tuple[Any, ...]:
         """What the process of an isolated job tells of it at its end."""

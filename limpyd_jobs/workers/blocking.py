@@ -60,6 +60,7 @@ class Worker(JobLife):
         own_steps = (*steps, "job_success_message", "job_started_message")
         self._may_claim_early = not self._has_own_keys and not _overrides(type(self), Worker, *own_steps)
         self._hands = Hands(self.threads, "limpyd-jobs-hand") if self.threads > 1 else None
+        self._runs_suspect = False
         self._isolated: tuple[Claim, IsolatedRun] | None = None  # the job that runs in a child
         self._may_end_together = self.prefetch > 1 and self._may_claim_early
 
@@ -160,20 +161,26 @@ class Worker(JobLife):
             raise LimpydJobsException("This worker run is already terminated")
         if self._pid != os.getpid():
             self._prepare_process()
-        self.start_date = utcnow()
-        if self.max_duration is not None:
-            self.wanted_end_date = self.start_date + self.max_duration
-        self.set_status("starting")
+        self._note_start()
         try:
             with self._noticing_interrupts():
                 self._run_prepared()
-            self.end_date = utcnow()
-            self.set_status("terminated")
+            self._note_end()
             self._drive(self._invoke(self.run_ended))
         finally:
             self._end_stopping()
             if self.terminate_gracefuly:
                 self.stop_handling_end_signal()
+
+    def _note_start(self) -> None:
+        self.start_date = utcnow()
+        if self.max_duration is not None:
+            self.wanted_end_date = self.start_date + self.max_duration
+        self.set_status("starting")
+
+    def _note_end(self) -> None:
+        self.end_date = utcnow()
+        self.set_status("terminated")
 
     def _end_stopping(self) -> None:
         """Do without what was to end the process later; if it has begun to, leave it to that."""
@@ -225,12 +232,7 @@ class Worker(JobLife):
     def _run_prepared(self) -> None:
         if self.must_stop() or not self._wait_for_database():
             return
-        self._heartbeat = heartbeat = self._new_heartbeat()
-        self._doorbell = Doorbell(
-            self.connection, [self._side_key("doorbell", name) for name in self.queues], self._alarm
-        )
-        heartbeat.start()
-        unsent_ends.settle = self._settle_for_adding if self.prefetch > 1 else None
+        self._open()
         try:
             self._prepare_queues()
             if not self.must_stop():
@@ -238,10 +240,22 @@ class Worker(JobLife):
                 self._main_loop()
         finally:
             self._leave_nothing()
+            self._close()
+
+    def _open(self) -> None:
+        self._heartbeat = self._new_heartbeat()
+        keys = [self._side_key("doorbell", name) for name in self.queues]
+        self._doorbell = Doorbell(self.connection, keys, self._alarm)
+        self._heartbeat.start()
+        unsent_ends.settle = self._settle_for_adding if self.prefetch > 1 else None
+
+    def _close(self) -> None:
+        heartbeat, self._heartbeat = self._heartbeat, None
+        doorbell, self._doorbell = self._doorbell, None
+        if heartbeat is not None:
             heartbeat.stop()
-            self._heartbeat = None
-            self._doorbell.close()
-            self._doorbell = None
+        if doorbell is not None:
+            doorbell.close()
 
     def _leave_nothing(self) -> None:
         """Record the ends that are left, and give back what was claimed ahead and has not begun."""
@@ -302,7 +316,12 @@ class Worker(JobLife):
 
     def _has_free_hand(self) -> bool:
         """Wait for a thread that has nothing to do, for a while."""
-        return self._hands is None or self._hands.wait_until_free(1, FAILING_SECONDS)
+        if self._hands is None:
+            return True
+        # a job with which a worker was lost before has none beside it: should it happen again, only that one is lost
+        is_free = self._hands.wait_until_free(self.threads if self._runs_suspect else 1, FAILING_SECONDS)
+        self._runs_suspect = self._runs_suspect and not is_free
+        return is_free
 
     def _wait_for_hands(self) -> None:
         while self._hands is not None and not self._hands.wait_until_free(self.threads, FAILING_SECONDS):
@@ -488,6 +507,7 @@ class Worker(JobLife):
             run_now(self._process_taken(queue, job))
             self.check_memory()
         else:
+            self._runs_suspect = job._claim is not None and job._claim.was_lost
             self._hands.submit(partial(self._handle_in_thread, queue, job))
 
     async def _begin(self, job: Any, queue: Any) -> bool:
