@@ -75,6 +75,7 @@ class Worker(JobLife):
         self._may_claim_early = not self._has_own_keys and not _overrides(type(self), Worker, *own_steps)
         self._hands = Hands(self.threads, "limpyd-jobs-hand") if self.threads > 1 else None
         self._isolated: tuple[Claim, IsolatedRun] | None = None  # the job that runs in a child
+        self._ends_at_once = False
         self._may_end_together = self.prefetch > 1 and self._may_claim_early
 
     # --- How this worker waits: in its thread
@@ -143,6 +144,8 @@ class Worker(JobLife):
         if outcome.extra is not None:
             job._take_knowledge(outcome.extra)
         if outcome.was_killed:
+            while self._ends_at_once:  # `stop_now` gives the job back, and ends this process
+                time.sleep(POLL_SECONDS)
             raise StatusChanged(STATUSES.CANCELED)
         if outcome.lost_result:
             self.log(f"{self._ident_of(job)}: its result is lost: {outcome.lost_result}", level="warning")
@@ -220,6 +223,7 @@ class Worker(JobLife):
 
     def stop_now(self) -> None:
         """Give the job back to the head of its queue, its try not counted, and end the process with the exit code 3."""
+        self._ends_at_once = True
         if self._isolated is not None:
             self._isolated[1].kill()  # before it may run elsewhere
         try:
