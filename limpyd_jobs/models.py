@@ -549,6 +549,7 @@ class Job(BaseJobsModel):
     _is_ahead = False  # claimed ahead: it is WAITING in Redis
     _ends_later = False
     _trace: str | None = None  # of an error in another process
+    _handed: Any = None  # how to tell the end of a job to the AsyncConsumer that it came from
     _loaded: Loaded | None = None  # the fields, as the worker of an event loop has read them
     _note_begun: Callable[[], None] | None = None  # to be called before the job moves itself
     _began: datetime | None = None
@@ -628,6 +629,15 @@ class Job(BaseJobsModel):
         if self._loaded is not None and self._loaded.knows(*args):
             return [self._loaded.values.get(name) for name in args]
         return super().hmget(*args)
+
+    async def __aenter__(self) -> Any:
+        if self._handed is None:
+            raise LimpydJobsException("`async with` is for jobs that come from an AsyncConsumer")
+        self._handed.enter()
+        return self
+
+    async def __aexit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        return bool(await self._handed.leave(error))
 
     def _knowledge(self) -> tuple[Any, ...]:
         """What the process of an isolated job tells of it at its end."""
@@ -983,7 +993,7 @@ class Job(BaseJobsModel):
             call = transitions.requeue(self._subject(), target, priority is None, delay, self._token, hold, worker)
             moved = self._send_with_queue(call, queue_model, name, self._patience)
             self._claim = Claim(self.ident, hold.token, "", moved.queue_key) if is_held else None
-            self._moved = moved
+            self._moved, self._loaded = moved, None
             repair_indexes(moved.changes)
         if is_held and self._moved:
             self.enqueue_or_delay(name, priority, _parse_until(self._moved.delayed_until), queue_model=queue_model)
@@ -1022,7 +1032,7 @@ class Job(BaseJobsModel):
         call = transitions.move(self._subject(), target, priority is None, prepend, delay, self._token, hold)
         moved = self._send_with_queue(call, queue_model, name, self._patience)
         self._claim = Claim(self.ident, hold.token, "", moved.queue_key) if is_held else None
-        self._moved = moved
+        self._moved, self._loaded = moved, None
         repair_indexes(moved.changes)
         if is_held:
             self._place_by_hooks(queue_model, name, _parse_until(moved.delayed_until), prepend)

@@ -203,6 +203,7 @@ class Claim(NamedTuple):
 
     Attributes:
         run_options: the text of its field; '' when it has none, None when it was not asked for.
+        was_lost: its lease has lapsed before: a worker was lost with it.
     """
 
     ident: str
@@ -219,6 +220,7 @@ class Claim(NamedTuple):
     lease_seconds: float = 30
     changes: Changes = ()
     run_options: str | None = None
+    was_lost: bool = False
 
 
 class Added(NamedTuple):
@@ -664,11 +666,11 @@ def claim(
 def _taken(reply: Reply, token: str, worker: str, start: str) -> Taken:
     kind = reply[0]
     if kind == "CLAIMED":
-        _, ident, queue_key, name, due, status, identifier, priority, tries, cancel, seconds, ahead, said = reply[:13]
+        _, ident, queue_key, name, due, status, identifier, priority, tries, cancel, seconds, how, said = reply[:13]
         changes = _changes(reply[13:]) if len(reply) > 13 else ()
         known = (ident, token, worker, queue_key, name, status, identifier, priority, _integer(tries), cancel, start)
-        held = Claim(*known, float(seconds), changes, said)
-        return Taken(kind, _seconds(due), ident, queue_key, name, status, held, "", ahead == "1")
+        held = Claim(*known, float(seconds), changes, said, how == "2")
+        return Taken(kind, _seconds(due), ident, queue_key, name, status, held, "", how == "1")
     if kind == "EMPTY":
         return Taken(kind, _seconds(reply[1]))
     if kind == "BROKEN":

@@ -5,12 +5,13 @@
 -- All else is as for `claim`, but that up to `claims_count` jobs are claimed, under the tokens worker-number, worker-number+1...
 -- The first `runs_count` of them are RUNNING; the others are claimed ahead: leased, and WAITING until they begin. A job
 -- whose lease has lapsed before, or whose class is given back never, is not claimed ahead, nor is anything after it. One that
--- may expire is never claimed ahead: it would begin later, and nobody would look at the time again.
+-- may expire is never claimed ahead: it would begin later, and nobody would look at the time again. Neither is a job whose lease
+-- has lapsed before claimed after others that run, nor anything after it: should it kill its worker again, it kills nothing else.
 -- Replies, in two lists: for each end one of those of `finish`, like
 --   OK length keep changed...
 --   FAILED error               of a command that was to record it
 -- then, unless one of these is neither OK nor ALREADY, for each claim one of those of `claim`; what is not a claim comes last:
---   CLAIMED ident queue name next_due status identifier priority tries cancel_on_error lease_seconds is_ahead run_options changed...
+--   CLAIMED ident queue name next_due status identifier priority tries cancel_on_error lease_seconds how run_options changed...
 -- Invariants: as for `finish` and `claim`; a repeated call records and claims nothing twice.
 -- Made for a class of jobs, if there is one whose jobs change no index but those of status and `queued`, and these are sets:
 -- `CLASS` is what is known of it (see recipes.plain_life). Its jobs go the quick way; it writes what the other one does.
@@ -103,8 +104,8 @@ local function prepare()
     changed = {}
     return reply
   end
-  claim_other = function(token, is_ahead)
-    wanted.token, wanted.is_ahead = token, is_ahead
+  claim_other = function(token, is_ahead, is_after)
+    wanted.token, wanted.is_ahead, wanted.is_after = token, is_ahead, is_after
     local reply, has_next = claim_next(wanted)
     changed, wanted.looks_around = {}, false
     if not wanted.by_keys then wanted.keys = NOTHING end
@@ -137,11 +138,11 @@ for position = 0, count - 1 do
   if is_quick then reply, has_next = claim_quickly(token, position >= runs_count) end
   if not reply then
     if not claim_other then prepare() end
-    reply, has_next = claim_other(token, position >= runs_count)
+    reply, has_next = claim_other(token, position >= runs_count, position > 0)
     is_quick = is_quick or is_known and names_count == 1 and keys_end == #ARGV and ARGV[6] == '0'
   end
   if reply then claims[#claims + 1] = reply end
-  local is_claimed = reply and reply[1] == 'CLAIMED'
+  local is_claimed = reply and reply[1] == 'CLAIMED' and reply[12] ~= '2'
   if not (has_next or is_claimed and position + 1 < runs_count) then break end
 end
 return {ends, claims}

@@ -4,6 +4,7 @@ from .asynchronous import AsyncWorker
 from .base import LOGGER_NAME
 from .blocking import Worker
 from .config import WorkerConfig
+from .consuming import AsyncConsumer
 from .pool import WorkerPool
 
-__all__ = ["LOGGER_NAME", "AsyncWorker", "Worker", "WorkerConfig", "WorkerPool"]
+__all__ = ["LOGGER_NAME", "AsyncConsumer", "AsyncWorker", "Worker", "WorkerConfig", "WorkerPool"]

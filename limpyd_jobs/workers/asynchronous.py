@@ -35,6 +35,8 @@ from .loop_watch import LoopWatch
 
 MAX_CONCURRENCY = 1000  # of the jobs in one call of a script
 CONNECTIONS = 10  # for transitions other than the exchange: ends in error, fields of claimed jobs
+# What transitions write: once a job has run, whoever asks for these sees what is in Redis.
+WRITTEN_FIELDS = ("end", "start", "tries", "queued", "priority", "delayed_until", "queue_key", "cancel_reason")
 ASIDE_COUNT = 8  # threads for what the worker does itself
 AGAIN_SECONDS = 1.0  # after which a job that goes on in spite of its cancellation is cancelled again
 
@@ -101,6 +103,7 @@ class AsyncWorker(Worker):
         self._woken = asyncio.Event()  # a job has ended, or the worker is to end
         self._is_last_look = False  # with `burst`: is nothing else to be looked at?
         self._tasks: set[asyncio.Task[None]] = set()
+        self._suspect: asyncio.Task[None] | None = None  # of a job with which a worker was lost before
         self._runs: dict[str, asyncio.Task[Any]] = {}  # of coroutines, by the token of the claim
         self._canceled: set[str] = set()  # the tokens of those that are cancelled because the job is
         self._asked = 0  # how many claims the call asked for that has had no answer yet
@@ -120,6 +123,10 @@ class AsyncWorker(Worker):
         for name, value in (("prefetch", self.prefetch > 1), ("threads", self.threads > 1), ("isolate", self.isolate)):
             if value:
                 raise ConfigurationException(f"Invalid {name}: {getattr(self, name)!r}: an AsyncWorker has no {name}")
+
+    @property
+    def _runs_many(self) -> bool:
+        return True
 
     @property
     def _claims_at_once(self) -> int:
@@ -171,25 +178,32 @@ class AsyncWorker(Worker):
         Raises:
             LimpydJobsException: the worker has run already. RuntimeError: this thread has an event loop that runs.
         """
-        self._loop, self._loop_thread = new_event_loop(), threading.get_ident()
-        self._plain = Hands(self.concurrency, "limpyd-jobs-hand")
-        self._aside = Hands(ASIDE_COUNT, "limpyd-jobs-aside")
+        loop = new_event_loop()
+        self._begin_loop(loop)
         try:
-            asyncio.set_event_loop(self._loop)
+            asyncio.set_event_loop(loop)
             super().run()
         finally:
             asyncio.set_event_loop(None)
-            self._close_loop()
+            self._close_loop(loop)
+            self._end_loop()
 
-    def _close_loop(self) -> None:
-        loop, self._loop = self._loop, None
-        assert loop is not None
+    def _begin_loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop, self._loop_thread = loop, threading.get_ident()
+        self._plain = Hands(self.concurrency, "limpyd-jobs-hand")
+        self._aside = Hands(ASIDE_COUNT, "limpyd-jobs-aside")
+
+    def _end_loop(self) -> None:
+        self._loop = None
+        self._plain.close()
+        self._aside.close()
+
+    @staticmethod
+    def _close_loop(loop: asyncio.AbstractEventLoop) -> None:
         try:
             if not loop.is_running():
                 loop.run_until_complete(loop.shutdown_asyncgens())
         finally:
-            self._plain.close()
-            self._aside.close()
             loop.close()
 
     def _main_loop(self) -> None:
@@ -261,6 +275,8 @@ class AsyncWorker(Worker):
             await self._wait_for_work()
 
     def _may_claim(self) -> bool:
+        if self._suspect is not None and self._suspect in self._tasks:
+            return False  # should it kill this process again, it kills no other job
         return not self.must_stop() and not (self._heartbeat is None or self._heartbeat.is_failing)
 
     def _room(self) -> int:
@@ -323,6 +339,8 @@ class AsyncWorker(Worker):
         task = asyncio.create_task(self._process_task(queue, job))
         self._tasks.add(task)
         task.add_done_callback(self._take_back)
+        if job._claim is not None and job._claim.was_lost:
+            self._suspect = task
 
     def _take_back(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -336,6 +354,8 @@ class AsyncWorker(Worker):
         except (RedisError, DatabaseException) as error:
             # A job whose end could not be recorded keeps its lease until that lapses, and then runs again.
             self._outage.next_pause(error)
+        finally:
+            job._loaded = None
         self.check_memory()
 
     # --- Waiting
@@ -434,6 +454,8 @@ class AsyncWorker(Worker):
                 timer.cancel()
             if not run.done():
                 run.cancel()  # this worker ends at once
+            if job._loaded is not None:
+                job._loaded.forget(WRITTEN_FIELDS)
         if run.cancelled() and was_canceled:
             raise StatusChanged(STATUSES.CANCELED)
         if run.cancelled() and late and seconds is not None:

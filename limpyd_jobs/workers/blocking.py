@@ -74,8 +74,9 @@ class Worker(JobLife):
         own_steps = (*steps, "job_success_message", "job_started_message")
         self._may_claim_early = not self._has_own_keys and not _overrides(type(self), Worker, *own_steps)
         self._hands = Hands(self.threads, "limpyd-jobs-hand") if self.threads > 1 else None
+        self._runs_suspect = False
+        self._was_canceled = False  # was it killed for that?
         self._isolated: tuple[Claim, IsolatedRun] | None = None  # the job that runs in a child
-        self._ends_at_once = False
         self._may_end_together = self.prefetch > 1 and self._may_claim_early
 
     # --- How this worker waits: in its thread
@@ -133,9 +134,9 @@ class Worker(JobLife):
         )
         if heartbeat is not None:
             heartbeat.watch_canceled(self._kill_canceled)
-        self._isolated = (job._claim, run)
+        self._isolated, self._was_canceled = (job._claim, run), False
         if heartbeat is not None and job._claim is not None and heartbeat.has_told(job._claim):
-            run.kill()  # `_kill_canceled` came before there was something to kill
+            self._kill_canceled(job._claim)  # it was called before there was something to kill
         try:
             outcome = run.wait()
         finally:
@@ -143,9 +144,9 @@ class Worker(JobLife):
         job._trace = outcome.trace
         if outcome.extra is not None:
             job._take_knowledge(outcome.extra)
+        if outcome.was_killed and not self._was_canceled and self._stopping is not None:
+            self._stopping.join()  # that gives the job back, and ends the process
         if outcome.was_killed:
-            while self._ends_at_once:  # `stop_now` gives the job back, and ends this process
-                time.sleep(POLL_SECONDS)
             raise StatusChanged(STATUSES.CANCELED)
         if outcome.lost_result:
             self.log(f"{self._ident_of(job)}: its result is lost: {outcome.lost_result}", level="warning")
@@ -157,6 +158,7 @@ class Worker(JobLife):
         """Called by the heartbeat: a job is canceled while it runs."""
         isolated = self._isolated
         if isolated is not None and isolated[0] is claim:
+            self._was_canceled = True
             isolated[1].kill()
 
     async def _end_alone(self, call: transitions.Call[Any]) -> Any:
@@ -181,20 +183,26 @@ class Worker(JobLife):
             raise LimpydJobsException("This worker run is already terminated")
         if self._pid != os.getpid():
             self._prepare_process()
-        self.start_date = utcnow()
-        if self.max_duration is not None:
-            self.wanted_end_date = self.start_date + self.max_duration
-        self.set_status("starting")
+        self._note_start()
         try:
             with self._noticing_interrupts():
                 self._run_prepared()
-            self.end_date = utcnow()
-            self.set_status("terminated")
+            self._note_end()
             self._drive(self._invoke(self.run_ended))
         finally:
             self._end_stopping()
             if self.terminate_gracefuly:
                 self.stop_handling_end_signal()
+
+    def _note_start(self) -> None:
+        self.start_date = utcnow()
+        if self.max_duration is not None:
+            self.wanted_end_date = self.start_date + self.max_duration
+        self.set_status("starting")
+
+    def _note_end(self) -> None:
+        self.end_date = utcnow()
+        self.set_status("terminated")
 
     def _end_stopping(self) -> None:
         """Do without what was to end the process later; if it has begun to, leave it to that."""
@@ -223,7 +231,6 @@ class Worker(JobLife):
 
     def stop_now(self) -> None:
         """Give the job back to the head of its queue, its try not counted, and end the process with the exit code 3."""
-        self._ends_at_once = True
         if self._isolated is not None:
             self._isolated[1].kill()  # before it may run elsewhere
         try:
@@ -247,12 +254,7 @@ class Worker(JobLife):
     def _run_prepared(self) -> None:
         if self.must_stop() or not self._wait_for_database():
             return
-        self._heartbeat = heartbeat = self._new_heartbeat()
-        self._doorbell = Doorbell(
-            self.connection, [self._side_key("doorbell", name) for name in self.queues], self._alarm
-        )
-        heartbeat.start()
-        unsent_ends.settle = self._settle_for_adding if self.prefetch > 1 else None
+        self._open()
         try:
             self._prepare_queues()
             if not self.must_stop():
@@ -260,10 +262,22 @@ class Worker(JobLife):
                 self._main_loop()
         finally:
             self._leave_nothing()
+            self._close()
+
+    def _open(self) -> None:
+        self._heartbeat = self._new_heartbeat()
+        keys = [self._side_key("doorbell", name) for name in self.queues]
+        self._doorbell = Doorbell(self.connection, keys, self._alarm)
+        self._heartbeat.start()
+        unsent_ends.settle = self._settle_for_adding if self.prefetch > 1 else None
+
+    def _close(self) -> None:
+        heartbeat, self._heartbeat = self._heartbeat, None
+        doorbell, self._doorbell = self._doorbell, None
+        if heartbeat is not None:
             heartbeat.stop()
-            self._heartbeat = None
-            self._doorbell.close()
-            self._doorbell = None
+        if doorbell is not None:
+            doorbell.close()
 
     def _leave_nothing(self) -> None:
         """Record the ends that are left, and give back what was claimed ahead and has not begun."""
@@ -326,7 +340,12 @@ class Worker(JobLife):
 
     def _has_free_hand(self) -> bool:
         """Wait for a thread that has nothing to do, for a while; by then the worker may have to stop."""
-        return self._hands is None or (self._hands.wait_until_free(1, FAILING_SECONDS) and not self.must_stop())
+        if self._hands is None:
+            return True
+        # a job with which a worker was lost before has none beside it: should it happen again, only that one is lost
+        is_free = self._hands.wait_until_free(self.threads if self._runs_suspect else 1, FAILING_SECONDS)
+        self._runs_suspect = self._runs_suspect and not is_free
+        return is_free and not self.must_stop()
 
     def _is_at_work(self) -> bool:
         """Does one of the threads run a job?"""
@@ -519,6 +538,7 @@ class Worker(JobLife):
             run_now(self._process_taken(queue, job))
             self.check_memory()
         else:
+            self._runs_suspect = job._claim is not None and job._claim.was_lost
             future = self._hands.submit(partial(self._handle_in_thread, queue, job))
             if self.burst:  # its end may be the end of all
                 future.add_done_callback(lambda _: self._wake())
@@ -580,6 +600,10 @@ class Worker(JobLife):
                 with contextlib.suppress(LeaseLost):  # it is found at the end
                     repair_indexes(self._send_call(call).changes)
                 ahead.running = None
+
+    @property
+    def _runs_many(self) -> bool:
+        return self._hands is not None
 
     @property
     def _claims_at_once(self) -> int:

@@ -127,6 +127,8 @@ class JobLife(Claiming):
                 await self._pass_over(queue, job)
         finally:
             self._at_work.pop(id(job), None)
+            if claim is not None:
+                self._take_slot_back(claim)
             if claim is not None and not job._ends_later:  # else it is kept until its end is recorded
                 self._let_go(claim)
 
@@ -225,18 +227,27 @@ class JobLife(Claiming):
 
     async def _call_hook(self, job: Any, queue: Any, hook: Callable[..., Any], *args: Any) -> None:
         """Call a hook of this worker; what it raises is logged, and ends nothing."""
-        await self._guard(job, queue, hook.__name__, self._invoke(hook, job, queue, *args))
+        try:
+            await self._invoke(hook, job, queue, *args)
+        except BaseException as error:
+            await self._tell_raised(job, queue, hook.__name__, error)
 
     async def _guard(self, job: Any, queue: Any, name: str, doing: Awaitable[Any]) -> None:
+        """As `_call_hook`, for something of ours."""
         try:
             await doing
-        except LeaseLost as lost:
-            await self._tell_lost_lease(job, queue, lost)
         except BaseException as error:
-            if self._must_not_be_caught(error):
-                raise
-            job._is_in_doubt = isinstance(error, RedisError)  # a requeue may be pending: then `recover` makes it
-            self._log_exception(f"{self._ident_of(job)} raised, in {name}")
+            await self._tell_raised(job, queue, name, error)
+
+    async def _tell_raised(self, job: Any, queue: Any, name: str, error: BaseException) -> None:
+        """Tell of what a hook has raised, while that is handled; what must not be caught is raised again."""
+        if isinstance(error, LeaseLost):
+            await self._tell_lost_lease(job, queue, error)
+            return
+        if self._must_not_be_caught(error):
+            raise error
+        job._is_in_doubt = isinstance(error, RedisError)  # a requeue may be pending: then `recover` makes it
+        self._log_exception(f"{self._ident_of(job)} raised, in {name}")
 
     def _must_not_be_caught(self, error: BaseException) -> bool:
         """Is it no error of a job or a hook: a message of ours, SIGINT, the end of a process that a job has forked?"""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -39,6 +40,8 @@ class PrefetchedJob(Job):
         if name.startswith("holds"):
             while not client().exists("test:go"):
                 client().blpop(["test:doors"], 1)
+        if name.startswith("slow"):
+            time.sleep(0.1)
         for start, die in DEATHS.items():
             if name.startswith(start):
                 die()
@@ -163,6 +166,20 @@ def test_a_job_that_ends_its_worker_takes_few_workers_and_no_other_job_with_it(
     assert deaths <= 3
     assert Counter(runs())[death] <= 3
     assert [name for name in numbers(20, 4) if Counter(runs())[name] != 1] == []
+    assert leased() == 0
+
+
+@pytest.mark.parametrize("kind", [["--threads=8"], ["--async", "--concurrency=8"]], ids=["threads", "async"])
+def test_a_deadly_job_dooms_none_of_those_that_run_beside_it(kind: list[str], redis_server: RedisServer) -> None:
+    beside = add(*[f"slow {number}" for number in range(4)])
+    deadly = add("exits")
+    beside += add(*[f"slow {number}" for number in range(4, 12)])
+
+    deaths = run_until_done(redis_server, [*beside, *deadly], "--prefetch=0", *kind, "--max-recoveries=1")
+
+    assert statuses(beside) == {STATUSES.SUCCESS}
+    assert statuses(deadly) == {STATUSES.ERROR}
+    assert deaths == 2
     assert leased() == 0
 
 
