@@ -136,7 +136,7 @@ class Worker(JobLife):
             heartbeat.watch_canceled(self._kill_canceled)
         self._isolated, self._was_canceled = (job._claim, run), False
         if heartbeat is not None and job._claim is not None and heartbeat.has_told(job._claim):
-            self._kill_canceled(job._claim)  # that came before there was something to kill
+            self._kill_canceled(job._claim)  # it was called before there was something to kill
         try:
             outcome = run.wait()
         finally:

@@ -591,7 +591,7 @@ numbers = itertools.count()  # a class of jobs is known by its name
 
 
 def make_hooks(is_plain: bool) -> tuple[type[AsyncWorker], type[Job], list[tuple[str, str]]]:
-    """A worker and a job with hooks of one kind: each notes its name and what the status is after that of its parent."""
+    """A worker and a job with hooks of one kind: each notes its name, and the status after that of its parent."""
     seen: list[tuple[str, str]] = []
 
     def note(name: str, job: Any) -> None:
@@ -816,10 +816,10 @@ def test_a_coroutine_sees_what_it_has_written_and_the_status_as_it_is() -> None:
 
 
 def limit_by_class() -> Any:
-    class LimitedJob(CoroutineJob):
+    class TimedJob(CoroutineJob):
         job_timeout = 0.05
 
-    return LimitedJob.add_job("hold")
+    return TimedJob.add_job("hold")
 
 
 LIMITS: dict[str, Any] = {
