@@ -260,10 +260,11 @@ def test_a_worker_that_waits_is_not_limited() -> None:
 
 @pytest.mark.parametrize("prefetch", [2, 20])
 def test_each_of_many_that_were_claimed_ahead_has_its_own_limit(prefetch: int) -> None:
-    jobs = [LimitedJob.add_job(str(number), job_timeout=LIMIT) for number in range(12)]
+    limits = [LIMIT if number % 4 == 0 else FOR_EVER for number in range(12)]
+    jobs = [LimitedJob.add_job(str(number), job_timeout=limit) for number, limit in enumerate(limits)]
 
     def callback(job: Any, queue: Any) -> None:
-        time.sleep(FOR_EVER if int(job.identifier.hget()) % 4 == 0 else LIMIT / 4)
+        time.sleep(FOR_EVER if int(job.identifier.hget()) % 4 == 0 else 2 * LIMIT)
 
     work(12, callback=callback, prefetch=prefetch)
 
