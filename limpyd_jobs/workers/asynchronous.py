@@ -37,6 +37,7 @@ from .loop_watch import LoopWatch
 MAX_CONCURRENCY = 1000  # of the jobs in one call of a script
 CONNECTIONS = 10  # for transitions other than the exchange: ends in error, fields of claimed jobs
 PLAIN_COUNT = sys.maxsize  # threads for plain functions: jobs are counted, and a hook must not wait for what it calls
+TAKEN_KINDS = ("CLAIMED", "STALE")  # of what an exchange answers: there is a job
 # What transitions write: once a job has run, whoever asks for these sees what is in Redis.
 WRITTEN_FIELDS = ("end", "start", "tries", "queued", "priority", "delayed_until", "queue_key", "cancel_reason")
 ASIDE_COUNT = 8  # threads for what the worker does itself
@@ -280,10 +281,10 @@ class AsyncWorker(Worker):
         taken = await self._exchange_claims(wanted)
         has_found = any(one.kind != "EMPTY" for one in taken)
         self._is_last_look = self._is_last_look and not has_found
-        accepted = [pair for one in taken if (pair := await self._accept(one)) is not None]
-        await self._load([job for _, job in accepted])
-        for queue, job in accepted:
-            self._start_task(queue, job)
+        await self._start_all([one for one in taken if one.kind in TAKEN_KINDS])
+        for one in taken:
+            if one.kind not in (*TAKEN_KINDS, "EMPTY"):
+                await self._apart(partial(self._clear_away, one))
         if wanted and not has_found and not self._ahead.unsent:
             await self._wait_for_work()
 
@@ -322,19 +323,22 @@ class AsyncWorker(Worker):
         if done.answer is not None and not done.answer.done():
             done.answer.set_result(done.outcome)
 
+    async def _start_all(self, taken: list[Taken]) -> None:
+        """Begin with all jobs of an exchange: whatever goes wrong with one of them, the others are leased, too."""
+        accepted = [pair for one in taken if (pair := await self._accept(one)) is not None]
+        await self._load([job for _, job in accepted])
+        for queue, job in accepted:
+            self._start_task(queue, job)
+
     async def _accept(self, taken: Taken) -> tuple[Any, Any] | None:
-        """The queue and the job of a claim; None for what was no job that can be run."""
-        if taken.kind in ("CLAIMED", "STALE"):
-            accept = partial(self._accept_taken, taken)
-            try:
-                found: tuple[Any, Any] | None = accept() if self._is_known(taken) else await self._apart(accept)
-            except Exception:  # of an override, or of Redis: the others that were claimed with it are to run
-                self._log_exception(f"Unable to get job {taken.ident}")
-                found = None
-            return found
-        if taken.kind != "EMPTY":
-            await self._apart(partial(self._clear_away, taken))
-        return None
+        """The queue and the job of a claim; None when they cannot be had."""
+        accept = partial(self._accept_taken, taken)
+        try:
+            found: tuple[Any, Any] | None = accept() if self._is_known(taken) else await self._apart(accept)
+        except Exception:  # of an override, or of Redis
+            self._log_exception(f"Unable to get job {taken.ident}")
+            found = None
+        return found
 
     async def _load(self, jobs: list[Any]) -> None:
         """Bring the fields of jobs along, so that their coroutines read them without waiting for Redis."""
@@ -344,7 +348,7 @@ class AsyncWorker(Worker):
         pipeline = self._client.pipeline(transaction=False)
         for job in jobs:
             pipeline.hgetall(job.key)
-        with contextlib.suppress(RedisError):  # then they wait
+        with contextlib.suppress(RedisError, UnicodeError):  # then they are read one by one
             for job, values in zip(jobs, await pipeline.execute(), strict=True):
                 job._loaded = Loaded(values, threading.get_ident())
 
