@@ -591,7 +591,7 @@ numbers = itertools.count()  # a class of jobs is known by its name
 
 
 def make_hooks(is_plain: bool) -> tuple[type[AsyncWorker], type[Job], list[tuple[str, str]]]:
-    """A worker and a job with hooks of one kind: each notes its name and what the status is after that of its parent."""
+    """A worker and a job with hooks of one kind: each notes its name, and the status after that of its parent."""
     seen: list[tuple[str, str]] = []
 
     def note(name: str, job: Any) -> None:
