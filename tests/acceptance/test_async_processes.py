@@ -208,7 +208,8 @@ def test_a_worker_that_is_to_stop_gives_up_ends_that_it_cannot_record() -> None:
         Job.database.connect(**server.settings)
         try:
             jobs = add(3)
-            prelude = "from limpyd_jobs.workers import life; life.LAST_TRIES_SECONDS = 0.2"
+            prelude = "from limpyd_jobs.workers import claiming as c, life as l; "
+            prelude += "c.LAST_TRIES_SECONDS = l.LAST_TRIES_SECONDS = 0.2"
             program = (
                 f"import sys, logging; {prelude}\nfrom limpyd_jobs.models import BaseJobsModel\n"
                 "BaseJobsModel.database.connect(sys.argv[1])\nlogging.basicConfig(format='%(message)s')\n"
