@@ -131,6 +131,10 @@ class AsyncWorker(Worker):
                 raise ConfigurationException(f"Invalid {name}: {getattr(self, name)!r}: an AsyncWorker has no {name}")
 
     @property
+    def _runs_many(self) -> bool:
+        return True
+
+    @property
     def _claims_at_once(self) -> int:
         return self.concurrency
 

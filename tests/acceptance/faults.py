@@ -2,11 +2,12 @@
 
 A scenario starts a server, workers and producers as real processes, does them harm, waits until all is quiet again,
 and gives a `Tally`. Each run of a job is noted in a *ledger*, a second server that nothing happens to. `SCENARIOS` are
-run in short by test_faults.py, and again and again by scripts/soak.
+run in short by test_faults.py, and again and again by scripts/soak, with each of the `KINDS` of workers.
 """
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import math
 import os
@@ -25,11 +26,12 @@ from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import redis
 from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
-from limpyd_jobs import STATUSES, Error, Job, Queue, Worker, admin
+from limpyd_jobs import STATUSES, Error, Job, Queue, admin
 from limpyd_jobs.database import default_database
 from limpyd_jobs.exceptions import DatabaseException
 from limpyd_jobs.models import BaseJobsModel
@@ -46,8 +48,8 @@ CANNOT_START = 2  # the exit code of a worker that doesn't reach its database
 ENDED = (STATUSES.SUCCESS, STATUSES.ERROR, STATUSES.CANCELED)
 WORKER_OPTIONS = (
     f"--queues={QUEUE}",
-    "--callback=tests.acceptance.faults.run",
-    "--worker-class=tests.acceptance.faults.FaultsWorker",
+    "--job-modules=tests.acceptance.faults",
+    f"--lease-seconds={LEASE_SECONDS}",
     "--max-loops=1000000",
     "--no-title",
 )
@@ -111,38 +113,31 @@ def own_ledger() -> Ledger:
     return Ledger(os.environ[LEDGER_VARIABLE])
 
 
-class FaultsWorker(Worker):
-    """Its jobs are given to others two seconds after its death."""
+class SilentJob(Job):
+    """A short piece of work, which asks nothing of the server of the jobs.
 
-    lease_seconds = LEASE_SECONDS
-
-
-class HastyWorker(Worker):
-    """Its jobs are given to others a second after its death."""
-
-    lease_seconds = 1
-
-
-class FaultsJob(Job):
-    """A short piece of work, which asks nothing of the server of the jobs."""
+    It has no `on_success`: nobody looks at its end, which may be recorded with those of others.
+    """
 
     queue_name = QUEUE
 
-    def act(self) -> None:
+    def run(self, queue: Any) -> Any:
+        own_ledger().note_run(self.ident)
+        return self.act()
+
+    def act(self) -> Any:
         """What it does, after its run was noted."""
         time.sleep(0.002)
-
-    def on_success(self, queue: Any, result: Any) -> None:
-        own_ledger().note("results", self.ident)
 
     def on_lease_lost(self, queue: Any) -> None:
         own_ledger().note("lost leases", self.ident)
 
 
-def run(job: Any, queue: Any) -> None:
-    """The callback of the workers."""
-    own_ledger().note_run(job.ident)
-    job.act()
+class FaultsJob(SilentJob):
+    """One that notes its success."""
+
+    def on_success(self, queue: Any, result: Any) -> None:
+        own_ledger().note("results", self.ident)
 
 
 class HeldFaultsJob(FaultsJob):
@@ -181,6 +176,43 @@ class TwiceJob(FailsOnceJob):
         if self.tries.hget() == "1":
             own_ledger().note_due(self.ident, own_ledger().now() + 1)
         super().act()
+
+
+class InLoop:
+    """What jobs have that are coroutines."""
+
+    async def run(self, queue: Any) -> None:
+        job: Any = self
+        own_ledger().note_run(job.ident)
+        await job.act()
+
+    async def act(self) -> None:
+        await asyncio.sleep(0.002)
+
+
+class LoopJob(InLoop, FaultsJob):
+    """A coroutine that notes its success."""
+
+
+class SilentLoopJob(InLoop, SilentJob):
+    """A coroutine at whose end nobody looks."""
+
+
+class HeldLoopJob(InLoop, FaultsJob):
+    """A coroutine that waits until the door is opened."""
+
+    async def act(self) -> None:
+        while not own_ledger().client.exists("open:held"):
+            await asyncio.sleep(0.02)
+
+
+class FailsOnceLoopJob(InLoop, FaultsJob):
+    """A coroutine that fails in its first run."""
+
+    async def act(self) -> None:
+        await asyncio.sleep(0.002)
+        if self.tries.hget() == "1":
+            raise ValueError("the first time it fails")
 
 
 class UnprintableError(Exception):
@@ -229,7 +261,51 @@ class BadJob(FaultsJob):
         BAD_DEEDS[str(self.identifier.hget()).partition(":")[0]](self)
 
 
-JOB_MODELS: tuple[Any, ...] = (FaultsJob, HeldFaultsJob, AloneJob, FailsOnceJob, TwiceJob, BadJob)
+IN_LOOP: dict[Any, Any] = {
+    FaultsJob: LoopJob,
+    SilentJob: SilentLoopJob,
+    HeldFaultsJob: HeldLoopJob,
+    FailsOnceJob: FailsOnceLoopJob,
+}
+JOB_MODELS: tuple[Any, ...] = (*IN_LOOP, *IN_LOOP.values(), AloneJob, TwiceJob, BadJob)
+FAIL_ONCE = {model.get_model_repr() for model in (FailsOnceJob, FailsOnceLoopJob, TwiceJob)}
+DEADLY_DEEDS = ("exits", "crashes")
+
+
+# --- Kinds of workers
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A way to run jobs.
+
+    Attributes:
+        options: of the command, beside `WORKER_OPTIONS`.
+        jobs_at_once: how many jobs its death may make run once more, at most.
+        has_loop: are half of its jobs coroutines?
+        is_pool: is its process a parent that runs no job?
+    """
+
+    name: str
+    options: tuple[str, ...] = ()
+    jobs_at_once: int = 1
+    has_loop: bool = False
+    is_pool: bool = False
+
+    def model_for(self, model: Any, identifier: str) -> Any:
+        """The class of a job: always the same for one identifier."""
+        return IN_LOOP.get(model, model) if self.has_loop and crc32(identifier.encode()) % 2 else model
+
+
+IN_LOOP_OPTIONS = ("--async", "--concurrency=20")
+PLAIN = Kind("plain")
+PREFETCH = Kind("prefetch", ("--prefetch=20",), jobs_at_once=20)
+THREADS = Kind("threads", ("--threads=8",), jobs_at_once=8)
+ASYNC = Kind("async", IN_LOOP_OPTIONS, jobs_at_once=20, has_loop=True)
+POOL = Kind("pool", ("--processes=2",), is_pool=True)
+ASYNC_POOL = Kind("async pool", ("--processes=2", *IN_LOOP_OPTIONS), jobs_at_once=20, has_loop=True, is_pool=True)
+ISOLATED = Kind("isolated", ("--isolate",))
+KINDS = (PLAIN, PREFETCH, THREADS, ASYNC, POOL, ASYNC_POOL, ISOLATED)
 
 
 # --- What came of it
@@ -279,7 +355,7 @@ class Tally:
         )
 
 
-ROW = "{:<24}{:>8}{:>8}{:>8}{:>8}{:>8}{:>8}{:>9}{:>8}{:>10}"
+ROW = "{:<36}{:>8}{:>8}{:>8}{:>8}{:>8}{:>8}{:>9}{:>8}{:>10}"
 HEADER = ROW.format("scenario", "added", "once", "more", "failed", "lost", "stuck", "doubled", "early", "problems")
 
 
@@ -322,32 +398,45 @@ def _planned_repeats(ident: str, count: int) -> int:
     model = ident.partition(":")[0]
     if model == BadJob.get_model_repr():
         return count - 1
-    return min(count - 1, 1) if model in (FailsOnceJob.get_model_repr(), TwiceJob.get_model_repr()) else 0
+    return min(count - 1, 1) if model in FAIL_ONCE else 0
+
+
+def _count_deaths(runs: Iterable[tuple[str, float, int]], records: Mapping[str, _Record]) -> int:
+    """How many runs took their process with them."""
+    names = {ident: str(record.identifier) for ident, record in records.items()}
+    bad = BadJob.get_model_repr()
+    return sum(names.get(ident, "").startswith(DEADLY_DEEDS) for ident, _, _ in runs if ident.startswith(f"{bad}:"))
 
 
 def tally(
-    scenario: str, client: Any, ledger: Ledger, *, allowed_repeats: int = 0, more_problems: Iterable[str] = ()
+    scenario: str,
+    client: Any,
+    ledger: Ledger,
+    *,
+    kind: Kind = PLAIN,
+    allowed_repeats: int = 0,
+    more_problems: Iterable[str] = (),
 ) -> Tally:
     """Count, when all is quiet.
 
     Args:
         client: of the server of the jobs, with no fault between; the models must be on this server, too.
-        allowed_repeats: how many workers died in their jobs; each may make one job run once more, as may each lease
-            that is lost.
+        allowed_repeats: how many jobs may run once more as their worker died; so may one for each lease that is lost,
+            and those beside a job that took its worker with it.
     """
     records, explained = _records(client), _explained(client)
     added, runs = set(ledger.notes("added")), ledger.runs()
     counts = Counter(ident for ident, _, _ in runs)
     extra = sum(count - 1 - _planned_repeats(ident, count) for ident, count in counts.items())
     lost_leases = ledger.count("lost leases")
+    allowed_repeats += _count_deaths(runs, records) * (kind.jobs_at_once - 1)
     successes, errors = _history(client, "success"), _history(client, "errors")
     told = Counter(ledger.notes("results"))
     leased = {*client.zrange("jobs:leases", 0, -1), *client.hkeys("jobs:claims")}
     failed = {ident for ident, record in records.items() if record.status == STATUSES.ERROR and ident in explained}
 
     def results(ident: str) -> int:
-        is_requeued = ident.partition(":")[0] in {model.get_model_repr() for model in (FailsOnceJob, TwiceJob, BadJob)}
-        requeued = 1 if is_requeued else 0
+        requeued = 1 if ident.partition(":")[0] in {*FAIL_ONCE, BadJob.get_model_repr()} else 0
         return max(successes[ident] + errors[ident] - requeued, successes[ident], told[ident])
 
     problems = [str(problem) for problem in admin.check()]
@@ -547,12 +636,20 @@ class Stage:
         is_proxied: do workers and producers go through the proxy?
         options: of the database that workers and producers are given, as in its URL.
         server: the server, when it must have options.
+        kind: of the workers.
     """
 
     def __init__(
-        self, scenario: str, *, is_proxied: bool = False, server: RedisServer | None = None, options: str = ""
+        self,
+        scenario: str,
+        *,
+        is_proxied: bool = False,
+        server: RedisServer | None = None,
+        options: str = "",
+        kind: Kind = PLAIN,
     ) -> None:
-        self.scenario = scenario
+        self.scenario = scenario if kind is PLAIN else f"{scenario}, {kind.name}"
+        self.kind = kind
         self.is_proxied = is_proxied
         self.options = options
         self.server = server or RedisServer(tcp=True)
@@ -594,7 +691,7 @@ class Stage:
 
         def start(number: int) -> Process:
             clock = clocks[number % len(clocks)]
-            return start_program(RUN_WORKER, [*WORKER_OPTIONS, *options], environment, clock)
+            return start_program(RUN_WORKER, [*WORKER_OPTIONS, *self.kind.options, *options], environment, clock)
 
         crew = self._stack.enter_context(Crew(count, start))
         self.crews.append(crew)
@@ -608,8 +705,8 @@ class Stage:
         return self._stack.enter_context(start_program(RUN_PRODUCER, arguments, self.environment, clock))
 
     def add(self, model: Any, identifier: str, **options: Any) -> Any:
-        """Add a job, and note it."""
-        return add_until_it_returns(model, identifier, self.ledger, **options)
+        """Add a job, and note it; where workers have an event loop, some are coroutines."""
+        return add_until_it_returns(self.kind.model_for(model, identifier), identifier, self.ledger, **options)
 
     @contextmanager
     def producing(self, count: int, prefix: str = "") -> Iterator[threading.Thread]:
@@ -618,22 +715,29 @@ class Stage:
             yield thread
 
     @contextmanager
-    def producing_all_kinds(self, count: int, rng: random.Random) -> Iterator[threading.Thread]:
-        """As `producing`: plain jobs, delayed ones, some that fail once or do bad things, some added twice."""
-        kinds = [FaultsJob] * 8 + [FailsOnceJob, HeldFaultsJob]
+    def producing_all_kinds(
+        self, count: int, rng: random.Random, prefix: str = "", *, deadly: bool = True
+    ) -> Iterator[threading.Thread]:
+        """As `producing`: plain jobs, delayed ones, some that fail once or do bad things, some added twice.
+
+        Args:
+            deadly: are there some that take their worker with them? Each costs several leases.
+        """
+        kinds: list[Any] = [FaultsJob] * 5 + [SilentJob] * 3 + [FailsOnceJob, HeldFaultsJob]
         # limpyd deletes a record in several commands: half of it is left when the connection breaks between two
-        deeds = sorted(BAD_DEEDS.keys() - {"deletes itself"})
+        deeds = sorted(BAD_DEEDS.keys() - {"deletes itself", *(() if deadly else DEADLY_DEEDS)})
         own = random.Random(rng.random())  # the thread must not take from the numbers of the other
 
         def add_all() -> None:
             for number in range(count):
+                name = f"{prefix}{number}"
                 if own.random() < 0.02:
-                    self.add(BadJob, f"{own.choice(deeds)}:{number}")
+                    self.add(BadJob, f"{own.choice(deeds)}:{name}")
                     continue
                 model, delay = own.choice(kinds), own.choice((0, 0, 0, 0.5, 2))
-                self.add(model, f"{number}", delay=delay)
+                self.add(model, name, delay=delay)
                 if own.random() < 0.3:
-                    self.add(model, f"{number}")
+                    self.add(model, name)
 
         with self._adding(add_all) as thread:
             yield thread
@@ -654,6 +758,22 @@ class Stage:
         thread.join(60)
         if thread.is_alive() or errors:
             raise AssertionError(f"not all jobs could be added: {errors}")
+
+    def find_worker(self, rng: random.Random) -> int:
+        """The process id of a worker that there is: of a pool, that of a child."""
+        if not self.kind.is_pool:
+            return rng.choice(self.crews[0].processes).pid
+        self.wait_for_runs(1)
+        _, _, pid = rng.choice(self.ledger.runs()[-10:])
+        return pid
+
+    def send_signal_to_runner(self, rng: random.Random, number: signal.Signals) -> bool:
+        """Send a signal to a process that has run one of the last jobs; False when it has ended since."""
+        try:
+            os.kill(self.find_worker(rng), number)
+        except ProcessLookupError:
+            return False
+        return True
 
     def runs(self) -> int:
         """How many runs began so far."""
@@ -694,8 +814,15 @@ class Stage:
             bad = [code for code in crew.deaths if code != CANNOT_START and not self.deaths_are_expected]
             self.problems += [f"a worker ended with {code}:\n{crew.output[-3000:]}" for code in bad]
             self.problems += [f"a worker stopped with {code}" for code in codes if code not in (0, CANNOT_START)]
-        repeats = allowed_repeats + sum(crew.kills for crew in self.crews)
-        return tally(self.scenario, self.client, self.ledger, allowed_repeats=repeats, more_problems=self.problems)
+        repeats = allowed_repeats + sum(crew.kills for crew in self.crews) * self.kind.jobs_at_once
+        return tally(
+            self.scenario,
+            self.client,
+            self.ledger,
+            kind=self.kind,
+            allowed_repeats=repeats,
+            more_problems=self.problems,
+        )
 
 
 def _connect(url: str) -> bool:
@@ -711,13 +838,13 @@ def moments(rng: random.Random, count: int, end: int) -> list[int]:
     return sorted(rng.sample(range(end // 20, end), count))
 
 
-# --- The scenarios: each takes its random numbers and how many jobs there are
+# --- The scenarios: each takes its random numbers, how many jobs and workers there are, and which kind these are
 
 
-def broken_connections(rng: random.Random, size: int, workers: int) -> Tally:
+def broken_connections(rng: random.Random, size: int, workers: int, kind: Kind = PLAIN) -> Tally:
     """Requests that are lost, replies that are lost, delays, on all commands of workers and of a producer."""
     chances: dict[Fault, float] = {"drop": 0.02, "reset": 0.03, "delay": 0.05}
-    with Stage("broken connections", is_proxied=True) as stage:
+    with Stage("broken connections", is_proxied=True, kind=kind) as stage:
         stage.start_workers(workers).wait_until_ready()
         stage.use(stage.url)
         stage.proxy.fail_at_random(chances, rng)
@@ -728,10 +855,10 @@ def broken_connections(rng: random.Random, size: int, workers: int) -> Tally:
         return stage.tally()
 
 
-def killed_workers(rng: random.Random, size: int, workers: int) -> Tally:
+def killed_workers(rng: random.Random, size: int, workers: int, kind: Kind = PLAIN) -> Tally:
     """SIGKILL of workers at random moments; each runs one job at most, so each kill repeats one at most."""
     kills = max(size // 100, 2)
-    with Stage("killed workers") as stage:
+    with Stage("killed workers", kind=kind) as stage:
         crew = stage.start_workers(workers)
         with stage.producing(size):
             for moment in moments(rng, kills, size):
@@ -740,13 +867,13 @@ def killed_workers(rng: random.Random, size: int, workers: int) -> Tally:
         return stage.tally()
 
 
-def killed_children(rng: random.Random, size: int, workers: int) -> Tally:
+def killed_children(rng: random.Random, size: int, workers: int, kind: Kind = PLAIN) -> Tally:
     """Workers in one pool: SIGKILL of its children at random moments, SIGHUP in between, and SIGKILL of the parent.
 
     A child that is killed repeats one job at most. The children of a parent that is killed end after their jobs.
     """
     kills = min(max(size // 100, 2), 12)  # the pool waits longer after each
-    with Stage("killed children") as stage:
+    with Stage("killed children", kind=kind) as stage:
         crew = stage.start_workers(1, f"--processes={workers}")
         crew.wait_until_ready()  # before that, SIGHUP would end it
         with stage.producing(size):
@@ -761,13 +888,13 @@ def killed_children(rng: random.Random, size: int, workers: int) -> Tally:
                     _, _, pid = rng.choice(stage.ledger.runs()[-workers:])
                     with suppress(ProcessLookupError):  # it has been replaced meanwhile
                         os.kill(pid, signal.SIGKILL)
-        return stage.tally(allowed_repeats=kills)
+        return stage.tally(allowed_repeats=kills * kind.jobs_at_once)
 
 
-def killed_redis(rng: random.Random, size: int, workers: int) -> Tally:
+def killed_redis(rng: random.Random, size: int, workers: int, kind: Kind = PLAIN) -> Tally:
     """SIGKILL of the server, which writes each command to its disk before it replies."""
     server = RedisServer(tcp=True, appendonly=True, options={"appendfsync": "always"})
-    with Stage("killed Redis", server=server) as stage:
+    with Stage("killed Redis", server=server, kind=kind) as stage:
         stage.start_workers(workers).wait_until_ready()
         with stage.producing(size):
             for moment in moments(rng, 6, size * 9 // 10):
@@ -776,10 +903,10 @@ def killed_redis(rng: random.Random, size: int, workers: int) -> Tally:
         return stage.tally()
 
 
-def doubled_adds(rng: random.Random, size: int, workers: int) -> Tally:
+def doubled_adds(rng: random.Random, size: int, workers: int, kind: Kind = PLAIN) -> Tally:
     """Several programs and threads add the same identifiers at the same moment, before workers run and meanwhile."""
     half = size // 2
-    with Stage("doubled adds") as stage:
+    with Stage("doubled adds", kind=kind) as stage:
         producers = [stage.start_producer(AloneJob, "before ", half) for _ in range(3)]
         _together(stage, producers, lambda: [stage.add(AloneJob, f"before {number}") for number in range(half)])
         waiting, different = Queue.count_waiting_jobs(QUEUE), len(set(stage.ledger.notes("added")))
@@ -803,9 +930,9 @@ def _together(stage: Stage, producers: Sequence[Process], also: Callable[[], Any
     stage.problems += [f"a producer ended with {code}: {producers[0].output}" for code in codes if code]
 
 
-def delayed_jobs(rng: random.Random, size: int, workers: int) -> Tally:
+def delayed_jobs(rng: random.Random, size: int, workers: int, kind: Kind = PLAIN) -> Tally:
     """Many jobs that are due at the same moment, and jobs that fail and are delayed a second time."""
-    with Stage("delayed jobs") as stage:
+    with Stage("delayed jobs", kind=kind) as stage:
         stage.start_workers(workers, "--requeue-times=1", "--requeue-delay-delta=1").wait_until_ready()
         due = math.ceil(stage.ledger.now()) + 2 + size // 500
         until = datetime.fromtimestamp(due, timezone.utc)
@@ -828,9 +955,9 @@ CLOCKS = (
 )
 
 
-def wrong_clocks(rng: random.Random, size: int, workers: int) -> Tally:
+def wrong_clocks(rng: random.Random, size: int, workers: int, kind: Kind = PLAIN) -> Tally:
     """Workers and producers whose clocks are off by hours, in three time zones."""
-    with Stage("wrong clocks") as stage:
+    with Stage("wrong clocks", kind=kind) as stage:
         stage.start_workers(workers, clocks=CLOCKS).wait_until_ready()
         producers = [
             stage.start_producer(FaultsJob, f"{clock.zone} {delay} ", size // 6, delay=delay, clock=clock)
@@ -853,19 +980,19 @@ def _hours_off(text: str) -> int:
     return round(seconds / 3600)
 
 
-def flushed_scripts(rng: random.Random, size: int, workers: int) -> Tally:
+def flushed_scripts(rng: random.Random, size: int, workers: int, kind: Kind = PLAIN) -> Tally:
     """SCRIPT FLUSH again and again."""
-    with Stage("flushed scripts") as stage:
+    with Stage("flushed scripts", kind=kind) as stage:
         stage.start_workers(workers).wait_until_ready()
         with stage.producing(size):
             wait_until(lambda: stage.client.script_flush() and stage.runs() >= size * 9 // 10, 60, "the runs")
         return stage.tally()
 
 
-def full_memory(rng: random.Random, size: int, workers: int) -> Tally:
+def full_memory(rng: random.Random, size: int, workers: int, kind: Kind = PLAIN) -> Tally:
     """No memory left, in the middle: what is refused is not half written, and all goes on when there is room again."""
     limits = {"maxmemory": "24mb", "maxmemory-policy": "noeviction"}
-    with Stage("full memory", server=RedisServer(tcp=True, options=limits)) as stage:
+    with Stage("full memory", server=RedisServer(tcp=True, options=limits), kind=kind) as stage:
         stage.start_workers(workers).wait_until_ready()
         held = stage.add(HeldFaultsJob, "held")
         wait_until(stage.runs, message="the held job runs")
@@ -937,10 +1064,10 @@ def _count_errors(client: Any) -> int:
     return int(client.info("stats")["total_error_replies"])
 
 
-def read_only_replica(rng: random.Random, size: int, workers: int) -> Tally:
+def read_only_replica(rng: random.Random, size: int, workers: int, kind: Kind = PLAIN) -> Tally:
     """The server becomes the replica of another one for a moment, and then a master again."""
     options = {"repl-diskless-sync": "yes", "repl-diskless-sync-delay": "0"}
-    with Stage("read-only replica", server=RedisServer(tcp=True, options=options)) as stage:
+    with Stage("read-only replica", server=RedisServer(tcp=True, options=options), kind=kind) as stage:
         stage.start_workers(workers).wait_until_ready()
         with RedisServer(tcp=True, options=options) as other, stage.producing(size):
             for moment in moments(rng, 2, size * 9 // 10):
@@ -969,9 +1096,9 @@ def _offset(client: Any, name: str) -> int:
     return int(client.info("replication")[name])
 
 
-def half_open_connections(rng: random.Random, size: int, workers: int) -> Tally:
+def half_open_connections(rng: random.Random, size: int, workers: int, kind: Kind = PLAIN) -> Tally:
     """All connections go dead while jobs run, and new ones too, for a while."""
-    with Stage("half-open connections", is_proxied=True, options=IMPATIENT) as stage:
+    with Stage("half-open connections", is_proxied=True, options=IMPATIENT, kind=kind) as stage:
         stage.start_workers(workers).wait_until_ready()
         with stage.producing(size):
             stage.wait_for_runs(rng.randrange(size // 10, size // 2))
@@ -987,21 +1114,9 @@ def _wait_for_hung_connection(stage: Stage) -> None:
     wait_until(lambda: stage.proxy.counts["new and hung"] > hung, 30, "another connection is made")
 
 
-def mixed_faults(rng: random.Random, size: int, workers: int) -> Tally:
+def mixed_faults(rng: random.Random, size: int, workers: int, kind: Kind = PLAIN) -> Tally:
     """All kinds of harm, one after the other, on all kinds of jobs, by workers with wrong clocks."""
-    options = {"appendfsync": "always", "repl-diskless-sync": "yes", "repl-diskless-sync-delay": "0"}
-    server = RedisServer(tcp=True, appendonly=True, options=options)
-    with (
-        Stage("mixed faults", is_proxied=True, server=server) as stage,
-        RedisServer(tcp=True, options=options) as other,
-    ):
-        stage.deaths_are_expected = True  # of jobs that take their worker with them
-        requeue = ("--requeue-times=1", "--requeue-delay-delta=1")
-        crew = stage.start_workers(workers, *requeue, clocks=(Clock(), *CLOCKS))
-        crew.wait_until_ready()
-        stage.ledger.open("held")
-        stage.use(stage.url)
-        harms = _harms(stage, crew, other, rng)
+    with harmed("mixed faults", rng, workers, kind) as (stage, harms):
         with stage.producing_all_kinds(size, rng) as producer:
             while producer.is_alive():
                 harm = rng.choice(harms)
@@ -1010,6 +1125,36 @@ def mixed_faults(rng: random.Random, size: int, workers: int) -> Tally:
                 stage.wait_for_runs(reached, producer)
         stage.proxy.calm()
         return stage.tally()
+
+
+def every_fault(rng: random.Random, size: int, workers: int, kind: Kind = PLAIN) -> Tally:
+    """As `mixed_faults`, and each kind of harm comes once; no job takes its worker with it."""
+    with harmed("every fault", rng, workers, kind) as (stage, harms):
+        for harm in rng.sample(harms, len(harms)):
+            with stage.producing_all_kinds(size // len(harms), rng, f"{harm.__name__} ", deadly=False):
+                harm()
+        stage.proxy.calm()
+        return stage.tally()
+
+
+@contextmanager
+def harmed(
+    scenario: str, rng: random.Random, workers: int, kind: Kind
+) -> Iterator[tuple[Stage, list[Callable[[], Any]]]]:
+    """A stage with workers whose clocks are wrong, and what can be done to them."""
+    options = {"appendfsync": "always", "repl-diskless-sync": "yes", "repl-diskless-sync-delay": "0"}
+    server = RedisServer(tcp=True, appendonly=True, options=options)
+    with (
+        Stage(scenario, is_proxied=True, server=server, options=IMPATIENT, kind=kind) as stage,
+        RedisServer(tcp=True, options=options) as other,
+    ):
+        stage.deaths_are_expected = True  # of jobs that take their worker with them
+        requeue = ("--requeue-times=1", "--requeue-delay-delta=1")
+        crew = stage.start_workers(workers, *requeue, clocks=(Clock(), *CLOCKS))
+        crew.wait_until_ready()
+        stage.ledger.open("held")
+        stage.use(stage.url)
+        yield stage, _harms(stage, crew, other, rng)
 
 
 def _harms(stage: Stage, crew: Crew, other: RedisServer, rng: random.Random) -> list[Callable[[], Any]]:
@@ -1041,6 +1186,36 @@ def _harms(stage: Stage, crew: Crew, other: RedisServer, rng: random.Random) -> 
         _meet_errors(stage)
         stage.client.execute_command("REPLICAOF", "NO", "ONE")
 
+    def restart() -> None:
+        stage.server.restart(stage.server.kill)
+
+    def flush_scripts() -> None:
+        stage.client.script_flush()
+
+    def kill() -> None:
+        crew.kill(rng.randrange(len(crew.processes)))
+
+    def kill_one_that_ran() -> None:
+        crew.kills += stage.send_signal_to_runner(rng, signal.SIGKILL)
+
+    def freeze() -> None:
+        """Stop a worker until its jobs have been given to others, or could have been."""
+        begin = stage.ledger.now()
+        pid = stage.find_worker(rng)
+        with suppress(ProcessLookupError):  # it has ended meanwhile
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                wait_until(lambda: stage.ledger.now() > begin + 1.5 * LEASE_SECONDS, 20)
+            finally:
+                os.kill(pid, signal.SIGCONT)
+
+    def roll() -> None:
+        """Replace the workers of a pool."""
+        process = rng.choice(crew.processes)
+        if "Run started." in process.output:  # before that, SIGHUP would end it
+            process.send_signal(signal.SIGHUP)
+
+    for_pools = [kill_one_that_ran, roll] if stage.kind.is_pool else []
     return [
         break_at_random,
         stage.proxy.calm,
@@ -1048,13 +1223,15 @@ def _harms(stage: Stage, crew: Crew, other: RedisServer, rng: random.Random) -> 
         refuse,
         fill,
         swap,
-        lambda: stage.server.restart(stage.server.kill),
-        lambda: stage.client.script_flush(),
-        lambda: crew.kill(rng.randrange(len(crew.processes))),
+        restart,
+        flush_scripts,
+        kill,
+        freeze,
+        *for_pools,
     ]
 
 
-Scenario = Callable[[random.Random, int, int], Tally]
+Scenario = Callable[[random.Random, int, int, Kind], Tally]
 # In short: how many jobs there are, and how many workers.
 SCENARIOS: dict[Scenario, tuple[int, int]] = {
     broken_connections: (500, 2),
@@ -1069,13 +1246,20 @@ SCENARIOS: dict[Scenario, tuple[int, int]] = {
     read_only_replica: (300, 2),
     half_open_connections: (200, 2),
     mixed_faults: (500, 3),
+    every_fault: (150, 2),
 }
 
 
-def play(scenario: Scenario, rng: random.Random, size: int | None = None, workers: int | None = None) -> Tally:
+def play(
+    scenario: Scenario,
+    rng: random.Random,
+    size: int | None = None,
+    workers: int | None = None,
+    kind: Kind = PLAIN,
+) -> Tally:
     """Run a scenario, in short unless sizes are given."""
     short = SCENARIOS[scenario]
-    return scenario(rng, size or short[0], workers or short[1])
+    return scenario(rng, size or short[0], workers or short[1], kind)
 
 
 def summed(tallies: Sequence[Tally]) -> Tally:

@@ -14,16 +14,32 @@ from limpyd_jobs import STATUSES, Error, Queue
 from ..base import wait_until
 from ..proxy import Direction
 from . import faults
-from .faults import IMPATIENT, QUEUE, BadJob, Crew, FaultsJob, HeldFaultsJob, Scenario, Stage, Tally
+from .faults import (
+    BAD_DEEDS,
+    DEADLY_DEEDS,
+    IMPATIENT,
+    KINDS,
+    PLAIN,
+    QUEUE,
+    BadJob,
+    Crew,
+    FaultsJob,
+    HeldFaultsJob,
+    Kind,
+    Scenario,
+    Stage,
+    Tally,
+)
 
 pytestmark = pytest.mark.usefixtures("database")
 
 LONGEST_TEXT = 200_000  # of a message or a traceback in an Error
+other_kinds = pytest.mark.parametrize("kind", [kind for kind in KINDS if kind is not PLAIN], ids=lambda kind: kind.name)
 
 
-def play(scenario: Scenario) -> Tally:
+def play(scenario: Scenario, size: int | None = None, kind: Kind = PLAIN) -> Tally:
     """Run a scenario in its short form: nothing is lost, stuck, doubled, early or wrong in the books."""
-    found = faults.play(scenario, random.Random(20))
+    found = faults.play(scenario, random.Random(20), size, kind=kind)
     print(f"{faults.HEADER}\n{found}")
     assert found.wrong == []
     return found
@@ -100,6 +116,40 @@ def test_jobs_are_run_although_their_server_is_a_read_only_replica_for_a_while()
 
 def test_jobs_are_run_although_all_connections_go_half_open() -> None:
     play(faults.half_open_connections)
+
+
+# --- The same for workers that run many jobs at a time, or in other processes
+
+
+@other_kinds
+def test_jobs_of_all_kinds_of_workers_are_run_although_each_fault_comes(kind: Kind) -> None:
+    found = play(faults.every_fault, kind=kind)
+
+    assert found.once + found.more == found.added
+
+
+@pytest.mark.parametrize("kind", [faults.THREADS, faults.ASYNC], ids=lambda kind: kind.name)
+def test_jobs_are_run_although_a_pool_of_workers_with_many_jobs_at_a_time_is_killed(kind: Kind) -> None:
+    found = play(faults.killed_children, 300, kind)
+
+    assert found.once + found.more == found.added == 300
+
+
+@other_kinds
+def test_whatever_jobs_raise_beside_each_other_each_is_in_error_and_the_others_succeed(kind: Kind) -> None:
+    with Stage("bad jobs", kind=kind) as stage:
+        deeds = sorted(BAD_DEEDS.keys() - {*DEADLY_DEEDS, "deletes itself"})
+        bad = [stage.add(BadJob, deed) for deed in deeds]
+        good = [stage.add(FaultsJob, f"good {number}") for number in range(10)]
+
+        stage.start_workers(1)
+        found = stage.tally()
+
+        assert found.wrong == []
+        assert [error.type.hget() for job in bad for error in errors_of(job)] == deeds
+        assert {job.status.hget() for job in bad} == {STATUSES.ERROR}
+        assert {job.status.hget() for job in good} == {STATUSES.SUCCESS}
+        assert {runs_of(stage, job) for job in (*bad, *good)} == {1}
 
 
 # --- Connections that go half-open within a job
@@ -197,7 +247,7 @@ def test_a_job_that_takes_its_worker_with_it_is_given_up_after_some_tries_and_ot
         bad = stage.add(BadJob, deed)
         good = [stage.add(FaultsJob, f"good {number}") for number in range(5)]
 
-        crew = stage.start_workers(1, "--worker-class=tests.acceptance.faults.HastyWorker")
+        crew = stage.start_workers(1, "--lease-seconds=1")
         stage.settle(40)
 
         tries = 1 + 3  # the default of max_recoveries

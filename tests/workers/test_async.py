@@ -816,10 +816,10 @@ def test_a_coroutine_sees_what_it_has_written_and_the_status_as_it_is() -> None:
 
 
 def limit_by_class() -> Any:
-    class LimitedJob(CoroutineJob):
+    class TimedJob(CoroutineJob):
         job_timeout = 0.05
 
-    return LimitedJob.add_job("hold")
+    return TimedJob.add_job("hold")
 
 
 LIMITS: dict[str, Any] = {
