@@ -11,11 +11,13 @@ import asyncio
 import contextlib
 import contextvars
 import inspect
+import signal
 import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from functools import lru_cache, partial
+from types import FrameType
 from typing import Any
 
 from redis.exceptions import RedisError
@@ -30,6 +32,7 @@ from ..transitions import Claim, End, Ended, Taken
 from .ahead import Done
 from .base import BaseWorker, indented
 from .blocking import FAILING_SECONDS, POLL_SECONDS, Worker
+from .claiming import LAST_TRIES_SECONDS
 from .hands import Hands
 from .life import JobLife, StatusChanged, has_method
 from .loop_watch import LoopWatch
@@ -335,7 +338,10 @@ class AsyncWorker(Worker):
         accept = partial(self._accept_taken, taken)
         try:
             found: tuple[Any, Any] | None = accept() if self._is_known(taken) else await self._apart(accept)
-        except Exception:  # of an override, or of Redis
+        except (RedisError, DatabaseException) as error:  # its lease lapses
+            self._outage.next_pause(error)
+            found = None
+        except Exception:  # of an override
             self._log_exception(f"Unable to get job {taken.ident}")
             found = None
         return found
@@ -536,15 +542,24 @@ class AsyncWorker(Worker):
         if not self._is_abandoned:
             super()._give_back_held()
 
+    def _interrupt(self, signum: int, frame: FrameType | None) -> None:
+        """Between two steps of the loop: in the middle of one it would lose tasks. At once when it comes again."""
+        if self._was_interrupted or self._loop is None or not self._loop.is_running():
+            super()._interrupt(signum, frame)
+        else:
+            self._was_interrupted = True
+            self._loop.call_soon_threadsafe(signal.default_int_handler, signum, frame)
+
     def _leave_nothing(self) -> None:
         """After an interrupt there are jobs that run: they are given back, then cancelled."""
         super()._leave_nothing()
         tasks = [task for task in (*self._tasks, self._serving) if task is not None and not task.done()]
         if tasks and self._is_this_process:
             self._is_abandoned = True
+            runs = list(self._runs.values())  # each is cancelled with its task, and may clean up after itself
             for task in tasks:
                 task.cancel()
-            self._drive(_wait_for_all(tasks))
+            self._drive(_wait_for_all([*tasks, *runs]))
 
 
 async def _sheltered(work: Callable[[], Awaitable[Any]]) -> tuple[Any, BaseException | None]:
@@ -558,7 +573,12 @@ async def _sheltered(work: Callable[[], Awaitable[Any]]) -> tuple[Any, BaseExcep
 
 
 async def _wait_for_all(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    await asyncio.gather(*tasks, return_exceptions=True)
+    """Wait for tasks that are cancelled; not for ever, as some may go on in spite of that."""
+    tasks = list(tasks)
+    done = (await asyncio.wait(tasks, timeout=LAST_TRIES_SECONDS))[0] if tasks else ()
+    for task in done:
+        if not task.cancelled():
+            task.exception()  # else asyncio complains that nobody has looked at it
 
 
 def _outcome_of(context: contextvars.Context, work: Callable[[], Any]) -> tuple[Any, BaseException | None]:
