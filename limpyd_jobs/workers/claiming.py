@@ -7,6 +7,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator
+from itertools import count
 from typing import Any
 
 from limpyd.exceptions import DoesNotExist
@@ -73,6 +74,9 @@ class Claiming(BaseWorker):
         self._worker_key = new_worker_key()
         self._claims_made = 0
         self._held_claims: dict[str, Claim] = {}
+        self._slots: dict[str, int] = {}  # by the token of a claim: under which number its end is noted
+        self._free_slots: list[int] = []
+        self._new_slots = count()
         self._at_work: dict[int, Any] = {}  # the jobs of which something is being done, by their `id`
         self._alarm = Alarm()
         self._doorbell: Doorbell | None = None
@@ -352,7 +356,7 @@ class Claiming(BaseWorker):
             if taken.next_due is not None:
                 self._next_due = time.monotonic() + taken.next_due
             if taken.claim is not None:
-                self._hold(taken.claim)
+                taken = taken._replace(claim=self._hold(taken.claim))
                 ahead.statuses.pop(taken.ident, None)
             if position == 0 or taken.kind in ("CLAIMED", "STALE", "GONE"):  # else the next claim will find it first
                 ahead.claims.append(taken)
@@ -486,11 +490,19 @@ class Claiming(BaseWorker):
         """A claim is over; the same job may have been claimed again meanwhile."""
         if self._held_claims.get(claim.ident) is claim:
             self._held_claims.pop(claim.ident, None)
+        slot = self._slots.pop(claim.token, None)
+        if slot is not None:
+            self._free_slots.append(slot)
 
-    def _hold(self, claim: Claim) -> None:
+    def _hold(self, claim: Claim) -> Claim:
+        if self._claims_at_once > max(self.prefetch, 1):  # several ends may be sent at a time: each is noted apart
+            slot = self._free_slots.pop() if self._free_slots else next(self._new_slots)
+            self._slots[claim.token] = slot
+            claim = claim._replace(worker=f"{self._worker_key}/{slot}")
         self._held_claims[claim.ident] = claim
         if self._heartbeat is not None:
             self._heartbeat.follow(claim)
+        return claim
 
     def get_job(self, job_ident: str) -> Any:
         """The job of an ident.
