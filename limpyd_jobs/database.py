@@ -398,6 +398,7 @@ def _client_defaults(settings: Settings) -> Settings:
             getattr(socket, name): value for name, value in KEEPALIVE.items() if hasattr(socket, name)
         },
         "health_check_interval": HEALTH_CHECK_SECONDS,
+        "max_connections": 2**31,  # as redis-py 5 to 7: 100, as in 8, are fewer than a worker may have threads
         "retry": Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),  # type: ignore[no-untyped-call,unused-ignore]
         "retry_on_error": [redis.ConnectionError],
     }

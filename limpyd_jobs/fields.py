@@ -58,6 +58,8 @@ class InstanceHashField(limpyd_fields.InstanceHashField):
             loaded: Loaded | None = getattr(self._instance, "_loaded", None)
             if loaded is not None and loaded.knows(self.name):
                 return loaded.values.get(self.name)
+        elif name in self.available_modifiers and getattr(self._instance, "_loaded", None) is not None:
+            self._instance._loaded.forget([self.name])
         if name not in self.available_modifiers or needs_limpyd(self._model, self.name, *args):
             return super()._call_command(name, *args, **kwargs)
         values = [*args, *kwargs.values()] or ([1] if name.startswith("hincr") else [])

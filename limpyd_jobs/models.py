@@ -993,7 +993,7 @@ class Job(BaseJobsModel):
             call = transitions.requeue(self._subject(), target, priority is None, delay, self._token, hold, worker)
             moved = self._send_with_queue(call, queue_model, name, self._patience)
             self._claim = Claim(self.ident, hold.token, "", moved.queue_key) if is_held else None
-            self._moved = moved
+            self._moved, self._loaded = moved, None
             repair_indexes(moved.changes)
         if is_held and self._moved:
             self.enqueue_or_delay(name, priority, _parse_until(self._moved.delayed_until), queue_model=queue_model)
@@ -1032,7 +1032,7 @@ class Job(BaseJobsModel):
         call = transitions.move(self._subject(), target, priority is None, prepend, delay, self._token, hold)
         moved = self._send_with_queue(call, queue_model, name, self._patience)
         self._claim = Claim(self.ident, hold.token, "", moved.queue_key) if is_held else None
-        self._moved = moved
+        self._moved, self._loaded = moved, None
         repair_indexes(moved.changes)
         if is_held:
             self._place_by_hooks(queue_model, name, _parse_until(moved.delayed_until), prepend)

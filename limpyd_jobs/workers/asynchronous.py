@@ -11,9 +11,10 @@ import asyncio
 import contextlib
 import contextvars
 import inspect
+import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from functools import lru_cache, partial
 from typing import Any
 
@@ -21,7 +22,7 @@ from redis.exceptions import RedisError
 
 from .. import transitions
 from ..aio import async_client
-from ..exceptions import ConfigurationException, DatabaseException, JobTimeout
+from ..exceptions import ConfigurationException, DatabaseException, JobTimeout, LimpydJobsException
 from ..fields import Loaded
 from ..models import _overrides
 from ..statuses import STATUSES
@@ -35,6 +36,7 @@ from .loop_watch import LoopWatch
 
 MAX_CONCURRENCY = 1000  # of the jobs in one call of a script
 CONNECTIONS = 10  # for transitions other than the exchange: ends in error, fields of claimed jobs
+PLAIN_COUNT = sys.maxsize  # threads for plain functions: jobs are counted, and a hook must not wait for what it calls
 # What transitions write: once a job has run, whoever asks for these sees what is in Redis.
 WRITTEN_FIELDS = ("end", "start", "tries", "queued", "priority", "delayed_until", "queue_key", "cancel_reason")
 ASIDE_COUNT = 8  # threads for what the worker does itself
@@ -93,11 +95,12 @@ class AsyncWorker(Worker):
 
     more_parameters = (*Worker.more_parameters, "concurrency", "blocked_seconds")
 
+    _loop: asyncio.AbstractEventLoop | None = None  # here, as a signal may come before the end of the constructor
+
     def __init__(self, queues: Any = None, **kwargs: Any) -> None:
         super().__init__(queues, **kwargs)
         if _overrides(type(self), Worker, "wait_for_job"):
             raise ConfigurationException(f"{type(self).__name__}.wait_for_job is never called: an AsyncWorker has none")
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_thread: int | None = None
         self._is_abandoned = False  # it ends at once: what its jobs do now is nobody's business
         self._woken = asyncio.Event()  # a job has ended, or the worker is to end
@@ -123,6 +126,10 @@ class AsyncWorker(Worker):
         for name, value in (("prefetch", self.prefetch > 1), ("threads", self.threads > 1), ("isolate", self.isolate)):
             if value:
                 raise ConfigurationException(f"Invalid {name}: {getattr(self, name)!r}: an AsyncWorker has no {name}")
+
+    @property
+    def _runs_many(self) -> bool:
+        return True
 
     @property
     def _claims_at_once(self) -> int:
@@ -172,8 +179,12 @@ class AsyncWorker(Worker):
         """Take and run jobs until `must_stop`.
 
         Raises:
-            LimpydJobsException: the worker has run already. RuntimeError: this thread has an event loop that runs.
+            LimpydJobsException: the worker has run already, or is called within an event loop that runs.
         """
+        if asyncio._get_running_loop() is not None:
+            name = type(self).__name__
+            message = "it has a loop of its own: use a process or a thread for it (await asyncio.to_thread(worker.run))"
+            raise LimpydJobsException(f"{name}.run() cannot be called within an event loop that runs, {message}")
         loop = new_event_loop()
         self._begin_loop(loop)
         try:
@@ -186,7 +197,7 @@ class AsyncWorker(Worker):
 
     def _begin_loop(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop, self._loop_thread = loop, threading.get_ident()
-        self._plain = Hands(self.concurrency, "limpyd-jobs-hand")
+        self._plain = Hands(PLAIN_COUNT, "limpyd-jobs-hand")
         self._aside = Hands(ASIDE_COUNT, "limpyd-jobs-aside")
 
     def _end_loop(self) -> None:
@@ -198,6 +209,10 @@ class AsyncWorker(Worker):
     def _close_loop(loop: asyncio.AbstractEventLoop) -> None:
         try:
             if not loop.is_running():
+                tasks = asyncio.all_tasks(loop)  # what jobs have left behind, or what was interrupted
+                for task in tasks:
+                    task.cancel()
+                loop.run_until_complete(_wait_for_all(tasks))
                 loop.run_until_complete(loop.shutdown_asyncgens())
         finally:
             loop.close()
@@ -208,8 +223,10 @@ class AsyncWorker(Worker):
     def _wake(self) -> None:
         """Also the loop, from the handler of a signal or another thread."""
         super()._wake()
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._woken.set)
+        loop = self._loop  # it may go meanwhile
+        if loop is not None:
+            with contextlib.suppress(RuntimeError):  # it is closed
+                loop.call_soon_threadsafe(self._woken.set)
 
     async def _serve(self) -> None:
         """Exchange ends for claims, as long as there is something to do."""
@@ -309,7 +326,11 @@ class AsyncWorker(Worker):
         """The queue and the job of a claim; None for what was no job that can be run."""
         if taken.kind in ("CLAIMED", "STALE"):
             accept = partial(self._accept_taken, taken)
-            found: tuple[Any, Any] | None = accept() if self._is_known(taken) else await self._apart(accept)
+            try:
+                found: tuple[Any, Any] | None = accept() if self._is_known(taken) else await self._apart(accept)
+            except Exception:  # of an override, or of Redis: the others that were claimed with it are to run
+                self._log_exception(f"Unable to get job {taken.ident}")
+                found = None
             return found
         if taken.kind != "EMPTY":
             await self._apart(partial(self._clear_away, taken))
@@ -345,12 +366,14 @@ class AsyncWorker(Worker):
             self.log(f"A job ended in a way that nobody expects: {task.exception()!r}", level="error")
 
     async def _process_task(self, queue: Any, job: Any) -> None:
+        token = job._claim.token if job._claim else ""
         try:
             await self._process_taken(queue, job)
         except (RedisError, DatabaseException) as error:
             # A job whose end could not be recorded keeps its lease until that lapses, and then runs again.
             self._outage.next_pause(error)
         finally:
+            self._canceled.discard(token)
             job._loaded = None
         self.check_memory()
 
@@ -376,7 +399,9 @@ class AsyncWorker(Worker):
             self._ring = asyncio.ensure_future(self._apart(wait))
         woken = asyncio.ensure_future(self._woken.wait())
         try:
-            await asyncio.wait({self._ring, woken}, return_when=asyncio.FIRST_COMPLETED)
+            until_due = self._seconds_until_due()  # it may be sooner by now than the ring knows
+            timeout = until_due if until_due < POLL_SECONDS else None
+            await asyncio.wait({self._ring, woken}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         finally:
             woken.cancel()
         if self._ring.done():
@@ -426,11 +451,11 @@ class AsyncWorker(Worker):
         if not self._runs_coroutine(job):
             self._check_unenforced(seconds)
             result = await self._in_thread(self._plain, function)
-            return await self._watched(job, result, seconds) if inspect.isawaitable(result) else result
-        return await self._watched(job, function(), seconds)
+            return await self._watched(job, lambda: result, seconds) if inspect.isawaitable(result) else result
+        return await self._watched(job, function, seconds)
 
-    async def _watched(self, job: Any, work: Awaitable[Any], seconds: float | None) -> Any:
-        """Await a coroutine in a task of its own, which can be cancelled without its end being lost.
+    async def _watched(self, job: Any, work: Callable[[], Awaitable[Any]], seconds: float | None) -> Any:
+        """Call a coroutine function, in a task of its own, which can be cancelled without its end being lost.
 
         Raises:
             JobTimeout: it was cancelled, as its time was over. StatusChanged: the same, as the job is canceled.
@@ -440,12 +465,13 @@ class AsyncWorker(Worker):
         run = self._runs[token] = self._loop.create_task(_sheltered(work))
         late: list[bool] = []
         timer = self._loop.call_later(seconds, self._cancel_late, run, late) if seconds is not None else None
+        if token in self._canceled:  # since before it began
+            self._cancel_run(run)
         try:
             await asyncio.wait({run})
         finally:
             self._runs.pop(token, None)
             was_canceled = token in self._canceled
-            self._canceled.discard(token)
             if timer is not None:
                 timer.cancel()
             if not run.done():
@@ -475,13 +501,13 @@ class AsyncWorker(Worker):
         """Called by the heartbeat: a job is canceled while it runs."""
         with contextlib.suppress(RuntimeError):  # the loop is closed
             if self._loop is not None:
-                self._loop.call_soon_threadsafe(self._cancel_canceled, claim.token)
+                self._loop.call_soon_threadsafe(self._cancel_canceled, claim)
 
-    def _cancel_canceled(self, token: str) -> None:
-        run = self._runs.get(token)
-        if run is not None:
-            self._canceled.add(token)
-            self._cancel_run(run)
+    def _cancel_canceled(self, claim: Claim) -> None:
+        if self._held_claims.get(claim.ident) is claim:  # else it is over
+            self._canceled.add(claim.token)
+            if claim.token in self._runs:
+                self._cancel_run(self._runs[claim.token])
 
     # --- What is told
 
@@ -517,17 +543,17 @@ class AsyncWorker(Worker):
             self._drive(_wait_for_all(tasks))
 
 
-async def _sheltered(work: Awaitable[Any]) -> tuple[Any, BaseException | None]:
+async def _sheltered(work: Callable[[], Awaitable[Any]]) -> tuple[Any, BaseException | None]:
     """What a coroutine answers, or raises: what ends processes must not end the loop."""
     try:
-        return await work, None
+        return await work(), None  # called here: one that is cancelled before it begins leaves no coroutine behind
     except asyncio.CancelledError:
         raise
     except BaseException as error:
         return None, error
 
 
-async def _wait_for_all(tasks: list[asyncio.Task[None]]) -> None:
+async def _wait_for_all(tasks: Iterable[asyncio.Task[Any]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 

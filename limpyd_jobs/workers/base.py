@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 import logging
 import os
 import re
@@ -269,10 +270,9 @@ class BaseWorker:
         if not is_whole(self.threads, 1) or self.threads > MAX_THREADS:
             accepted = f"an integer between 1 and {MAX_THREADS}"
             raise ConfigurationException(f"Invalid threads: {self.threads!r}: must be {accepted}")
-        for name, others in (("threads", ("prefetch", "isolate")), ("isolate", ("prefetch",))):
-            for other in others if getattr(self, name) not in (1, False) else ():
-                if getattr(self, other) not in (0, 1, False):
-                    raise ConfigurationException(f"{name} and {other} cannot be used together")
+        asked = {"threads": self.threads > 1, "isolate": self.isolate, "prefetch": self.prefetch > 1}
+        for name, other in itertools.combinations([name for name in asked if asked[name]], 2):
+            raise ConfigurationException(f"{name} and {other} cannot be used together")
         if self.threads > 1 and self.job_timeout is not None and not self.allow_unenforced_timeouts:
             raise ConfigurationException(
                 f"job_timeout ({self.job_timeout!r}) cannot be enforced in threads: use processes or coroutines, "
@@ -454,6 +454,7 @@ class BaseWorker:
         resident = resident_mib()
         if resident > self.max_memory:
             self._is_too_big = True
+            self._wake()  # if this was called in the thread of a job
             self.log(f"The process has {resident:.0f} MiB, more than max_memory ({self.max_memory}): stopping")
 
     def end_burst(self) -> None:
@@ -632,10 +633,10 @@ def has_listener(logger: Any, level: int) -> bool:
     return any(level >= one.level and type(one) is not logging.NullHandler for one in handlers)
 
 
-def format_trace() -> str:
-    """The traceback of what is being handled, whatever formatting it raises."""
+def format_trace(error: BaseException | None = None) -> str:
+    """The traceback of an error, or of what is being handled, whatever formatting it raises."""
     try:
-        return traceback.format_exc()
+        return "".join(traceback.format_exception(error)) if error is not None else traceback.format_exc()
     except BaseException as error:  # the exception of a job may do anything
         return f"<no traceback: formatting it raised {class_name(error)}>"
 

@@ -37,12 +37,26 @@ from .life import JobLife, StatusChanged, has_method, run_now
 from .time_limit import TimeLimit, can_limit_time
 
 POLL_SECONDS = 1  # how often the waiting lists themselves are looked at, for programs that fill them and do not ring
+CANCEL_AGAIN_SECONDS = 1.0  # after which a coroutine that goes on in spite of its cancellation is cancelled again
 FAILING_SECONDS = 0.5  # how often a worker that cannot renew its leases looks whether it can again
 
 
 def finished(result: Any) -> Any:
     """What a function answered; that of a coroutine function is run to its end, in an event loop of its own."""
     return asyncio.run(result) if type(result) is CoroutineType else result
+
+
+async def _limited(work: Coroutine[Any, Any, Any], seconds: float, make_timeout: Callable[[], BaseException]) -> Any:
+    """Await a coroutine, and cancel it when its time is over; again, if it goes on in spite of that."""
+    run = asyncio.ensure_future(work)
+    await asyncio.wait({run}, timeout=seconds)
+    is_late = not run.done()
+    while not run.done():
+        run.cancel()
+        await asyncio.wait({run}, timeout=CANCEL_AGAIN_SECONDS)
+    if is_late and run.cancelled():
+        raise make_timeout()
+    return run.result()
 
 
 class Worker(JobLife):
@@ -61,6 +75,7 @@ class Worker(JobLife):
         self._may_claim_early = not self._has_own_keys and not _overrides(type(self), Worker, *own_steps)
         self._hands = Hands(self.threads, "limpyd-jobs-hand") if self.threads > 1 else None
         self._runs_suspect = False
+        self._was_canceled = False  # was it killed for that?
         self._isolated: tuple[Claim, IsolatedRun] | None = None  # the job that runs in a child
         self._may_end_together = self.prefetch > 1 and self._may_claim_early
 
@@ -94,8 +109,10 @@ class Worker(JobLife):
         if not can_limit_time():
             self._check_unenforced(seconds)
             return finished(self.callback(job, queue))
-        with TimeLimit(seconds, lambda: JobTimeout(self._ident_of(job), seconds)):
-            return finished(self.callback(job, queue))
+        make_timeout = partial(JobTimeout, self._ident_of(job), seconds)
+        with TimeLimit(seconds, make_timeout):
+            result = self.callback(job, queue)
+            return finished(_limited(result, seconds, make_timeout) if type(result) is CoroutineType else result)
 
     def _call_isolated(self, job: Any, queue: Any, seconds: float | None) -> Any:
         """Run a job in a forked child; what that knows of it at the end is brought back.
@@ -117,7 +134,9 @@ class Worker(JobLife):
         )
         if heartbeat is not None:
             heartbeat.watch_canceled(self._kill_canceled)
-        self._isolated = (job._claim, run)
+        self._isolated, self._was_canceled = (job._claim, run), False
+        if heartbeat is not None and job._claim is not None and heartbeat.has_told(job._claim):
+            self._kill_canceled(job._claim)  # it was called before there was something to kill
         try:
             outcome = run.wait()
         finally:
@@ -125,6 +144,8 @@ class Worker(JobLife):
         job._trace = outcome.trace
         if outcome.extra is not None:
             job._take_knowledge(outcome.extra)
+        if outcome.was_killed and not self._was_canceled and self._stopping is not None:
+            self._stopping.join()  # that gives the job back, and ends the process
         if outcome.was_killed:
             raise StatusChanged(STATUSES.CANCELED)
         if outcome.lost_result:
@@ -137,6 +158,7 @@ class Worker(JobLife):
         """Called by the heartbeat: a job is canceled while it runs."""
         isolated = self._isolated
         if isolated is not None and isolated[0] is claim:
+            self._was_canceled = True
             isolated[1].kill()
 
     async def _end_alone(self, call: transitions.Call[Any]) -> Any:
@@ -261,6 +283,8 @@ class Worker(JobLife):
         """Record the ends that are left, and give back what was claimed ahead and has not begun."""
         if not self._is_this_process:
             return
+        if self._hands is not None:
+            self._hands.close()
         self._ahead.stop()
         unsent_ends.settle = None
         try:
@@ -315,13 +339,17 @@ class Worker(JobLife):
     # --- Threads
 
     def _has_free_hand(self) -> bool:
-        """Wait for a thread that has nothing to do, for a while."""
+        """Wait for a thread that has nothing to do, for a while; by then the worker may have to stop."""
         if self._hands is None:
             return True
         # a job with which a worker was lost before has none beside it: should it happen again, only that one is lost
         is_free = self._hands.wait_until_free(self.threads if self._runs_suspect else 1, FAILING_SECONDS)
         self._runs_suspect = self._runs_suspect and not is_free
-        return is_free
+        return is_free and not self.must_stop()
+
+    def _is_at_work(self) -> bool:
+        """Does one of the threads run a job?"""
+        return self._hands is not None and self._hands.free < self.threads
 
     def _wait_for_hands(self) -> None:
         while self._hands is not None and not self._hands.wait_until_free(self.threads, FAILING_SECONDS):
@@ -335,9 +363,11 @@ class Worker(JobLife):
             # A job whose end could not be recorded keeps its lease until that lapses, and then runs again.
             self._outage.next_pause(error)
         except BaseException:
+            if self._is_this_process:
+                self._log_exception(f"{self._ident_of(job)} ended in a way that nobody expects")
+        finally:
             if not self._is_this_process:
                 end_process(0)  # a process that the job has forked: this is its only thread
-            self._log_exception(f"{self._ident_of(job)} ended in a way that nobody expects")
 
     # --- Taking a job
 
@@ -373,10 +403,11 @@ class Worker(JobLife):
     def _look_for_last_job(self) -> tuple[Any, Any] | None:
         """With `burst`, when no job was found: look once more, also where programs put jobs that do not ring."""
         self._looked_at_keys = self._looked_at_delayed = self._updated_keys = float("-inf")
+        was_at_work = self._is_at_work()  # a job may add others until its end
         found = self._look_for_job()
         is_due = self._next_due is not None and time.monotonic() >= self._next_due and not self._broken_keys()
         is_failing = self._heartbeat is not None and self._heartbeat.is_failing  # then it has not looked
-        if found is None and not (is_due or is_failing or self.must_stop()):
+        if found is None and not (was_at_work or is_due or is_failing or self.must_stop()):
             self.end_burst()
         return found
 
@@ -508,7 +539,9 @@ class Worker(JobLife):
             self.check_memory()
         else:
             self._runs_suspect = job._claim is not None and job._claim.was_lost
-            self._hands.submit(partial(self._handle_in_thread, queue, job))
+            future = self._hands.submit(partial(self._handle_in_thread, queue, job))
+            if self.burst:  # its end may be the end of all
+                future.add_done_callback(lambda _: self._wake())
 
     async def _begin(self, job: Any, queue: Any) -> bool:
         """A job that was claimed ahead runs now, if it may: that is noted when it takes long, or with its end.
@@ -567,6 +600,10 @@ class Worker(JobLife):
                 with contextlib.suppress(LeaseLost):  # it is found at the end
                     repair_indexes(self._send_call(call).changes)
                 ahead.running = None
+
+    @property
+    def _runs_many(self) -> bool:
+        return self._hands is not None
 
     @property
     def _claims_at_once(self) -> int:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator
-from itertools import count
 from typing import Any
 
 from limpyd.exceptions import DoesNotExist
@@ -74,9 +74,8 @@ class Claiming(BaseWorker):
         self._worker_key = new_worker_key()
         self._claims_made = 0
         self._held_claims: dict[str, Claim] = {}
-        self._slots: dict[str, int] = {}  # by the token of a claim: under which number its end is noted
-        self._free_slots: list[int] = []
-        self._new_slots = count()
+        self._slots: list[int] = []  # numbers that running jobs have had
+        self._new_slots = itertools.count(1)
         self._at_work: dict[int, Any] = {}  # the jobs of which something is being done, by their `id`
         self._alarm = Alarm()
         self._doorbell: Doorbell | None = None
@@ -88,6 +87,11 @@ class Claiming(BaseWorker):
 
     def _settle_from_thread(self) -> None:
         """Send what has been waiting for a while."""
+
+    @property
+    def _runs_many(self) -> bool:
+        """May several jobs run at the same time?"""
+        return False
 
     @property
     def _claims_at_once(self) -> int:
@@ -355,8 +359,12 @@ class Claiming(BaseWorker):
         for position, taken in enumerate(exchanged.claims):
             if taken.next_due is not None:
                 self._next_due = time.monotonic() + taken.next_due
-            if taken.claim is not None:
-                taken = taken._replace(claim=self._hold(taken.claim))
+            claim = taken.claim
+            if claim is not None:
+                if self._runs_many:
+                    claim = self._with_slot(claim)
+                    taken = taken._replace(claim=claim)
+                self._hold(claim)
                 ahead.statuses.pop(taken.ident, None)
             if position == 0 or taken.kind in ("CLAIMED", "STALE", "GONE"):  # else the next claim will find it first
                 ahead.claims.append(taken)
@@ -490,19 +498,25 @@ class Claiming(BaseWorker):
         """A claim is over; the same job may have been claimed again meanwhile."""
         if self._held_claims.get(claim.ident) is claim:
             self._held_claims.pop(claim.ident, None)
-        slot = self._slots.pop(claim.token, None)
-        if slot is not None:
-            self._free_slots.append(slot)
 
-    def _hold(self, claim: Claim) -> Claim:
-        if self._claims_at_once > max(self.prefetch, 1):  # several ends may be sent at a time: each is noted apart
-            slot = self._free_slots.pop() if self._free_slots else next(self._new_slots)
-            self._slots[claim.token] = slot
-            claim = claim._replace(worker=f"{self._worker_key}/{slot}")
+    def _with_slot(self, claim: Claim) -> Claim:
+        """A claim whose end Redis remembers beside those that may be under way at the same time.
+
+        It remembers the last end of a worker, so that one whose reply is lost can be sent again. Here each job that
+        runs has a number of its own, and counts as a worker.
+        """
+        slot = self._slots.pop() if self._slots else next(self._new_slots)
+        return claim._replace(worker=f"{self._worker_key}/{slot}")
+
+    def _take_slot_back(self, claim: Claim) -> None:
+        _, separator, slot = claim.worker.partition("/")
+        if separator:
+            self._slots.append(int(slot))
+
+    def _hold(self, claim: Claim) -> None:
         self._held_claims[claim.ident] = claim
         if self._heartbeat is not None:
             self._heartbeat.follow(claim)
-        return claim
 
     def get_job(self, job_ident: str) -> Any:
         """The job of an ident.

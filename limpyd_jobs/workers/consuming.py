@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -113,8 +114,10 @@ class AsyncConsumer(AsyncWorker):
         super().__init__(queues, **kwargs)
         self.callback = self._hand_over
         self._runs_jobs, self._is_callback_async = False, True
-        self._ready: asyncio.Queue[Any] = asyncio.Queue()
-        self._requests = 0  # jobs that are asked for, and not claimed yet
+        self._askers: deque[asyncio.Future[Any]] = deque()
+        self._on_the_way: set[int] = set()  # jobs that are claimed for those, and not handed over yet, by their `id`
+        self._ready: deque[Any] = deque()  # those whose askers have gone
+        self._is_left = False
         self._handed: set[Handed] = set()
 
     def run(self) -> None:
@@ -138,7 +141,7 @@ class AsyncConsumer(AsyncWorker):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.end_forced = True
+        self.end_forced = self._is_left = True
         for handed in list(self._handed):
             handed.take_back()
         assert self._serving is not None
@@ -153,28 +156,30 @@ class AsyncConsumer(AsyncWorker):
     async def __anext__(self) -> Any:
         if self._serving is None:
             raise LimpydJobsException("Ask a consumer for jobs within `async with`")
-        if self._ready.empty():
-            self._requests += 1
-            self._woken.set()
-        getting = asyncio.ensure_future(self._ready.get())
+        if self._ready:
+            return self._ready.popleft()
+        asker: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._askers.append(asker)
+        self._woken.set()
         try:
-            await asyncio.wait({getting, self._serving}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({asker, self._serving}, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
-            self._withdraw(getting)
+            if asker.done():
+                self._offer(asker.result())
+            else:
+                self._askers.remove(asker)
             raise
-        if getting.done():
-            return getting.result()
-        getting.cancel()
+        if asker.done():
+            return asker.result()
         self._serving.result()
         raise StopAsyncIteration
 
-    def _withdraw(self, getting: asyncio.Future[Any]) -> None:
-        """Nobody waits any more for a job that was asked for."""
-        if getting.done():
-            self._ready.put_nowait(getting.result())
+    def _offer(self, job: Any) -> None:
+        """Give a job to the first who asks, or will ask."""
+        if self._askers:
+            self._askers.popleft().set_result(job)
         else:
-            getting.cancel()
-            self._requests = max(self._requests - 1, 0)
+            self._ready.append(job)
 
     # --- In the worker
 
@@ -197,26 +202,30 @@ class AsyncConsumer(AsyncWorker):
         Worker._leave_nothing(self)  # nothing is driven in a loop that is not ours
 
     def _room(self) -> int:
-        return min(super()._room(), self._requests)
+        wanted = len(self._askers) - len(self._on_the_way)
+        return max(min(super()._room(), wanted), 0)
 
     def _start_task(self, queue: Any, job: Any) -> None:
-        self._requests -= 1
+        self._on_the_way.add(id(job))
         super()._start_task(queue, job)
 
     async def _process_task(self, queue: Any, job: Any) -> None:
         try:
             await super()._process_task(queue, job)
         finally:
-            if job._handed is None:  # it was not run: who has asked for a job still waits for one
-                self._requests += 1
-            else:
+            self._on_the_way.discard(id(job))
+            if job._handed is not None:  # else it was not run: who has asked for a job still waits for one
                 self._handed.discard(job._handed)
                 job._handed.recorded.set()
 
     async def _hand_over(self, job: Any, queue: Any) -> None:
         handed = job._handed = Handed()
         self._handed.add(handed)
-        self._ready.put_nowait(job)
+        self._on_the_way.discard(id(job))
+        if self._is_left:
+            handed.take_back()
+        else:
+            self._offer(job)
         try:
             await handed.done
         except asyncio.CancelledError:

@@ -87,6 +87,10 @@ class Heartbeat:
             self._on_canceled = on_canceled
             self._wake.set()
 
+    def has_told(self, claim: Claim) -> bool:
+        """Was `on_canceled` called with this claim, or is it about to be?"""
+        return claim.token in self._told
+
     @property
     def is_failing(self) -> bool:
         """Have the beats failed for a whole lease, so that what this process runs may be given to others?"""

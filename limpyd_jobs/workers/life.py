@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 
 from .. import recipes, transitions
 from ..database import is_outage
-from ..exceptions import ConfigurationException, DatabaseException, LeaseLost, Retry
+from ..exceptions import ConfigurationException, DatabaseException, JobNotInStatus, LeaseLost, Retry
 from ..models import Error, Job, _overrides, repair_indexes
 from ..retries import Retries
 from ..statuses import STATUSES
@@ -51,6 +51,13 @@ def run_now(steps: Coroutine[Any, Any, T]) -> T:
 def has_method(job: Any, name: str) -> bool:
     """Has a job a hook of its own? Without asking for it: a model looks for what it has not among its fields."""
     return hasattr(type(job), name) or name in job.__dict__
+
+
+def as_raised(error: BaseException) -> BaseException:
+    """What a job has raised: Python makes a RuntimeError of a StopIteration that leaves a coroutine, as a step is."""
+    if type(error) is RuntimeError and isinstance(error.__cause__, StopIteration):
+        return error.__cause__ if error.args == ("coroutine raised StopIteration",) else error
+    return error
 
 
 class JobLife(Claiming):
@@ -120,6 +127,8 @@ class JobLife(Claiming):
                 await self._pass_over(queue, job)
         finally:
             self._at_work.pop(id(job), None)
+            if claim is not None:
+                self._take_slot_back(claim)
             if claim is not None and not job._ends_later:  # else it is kept until its end is recorded
                 self._let_go(claim)
 
@@ -148,8 +157,9 @@ class JobLife(Claiming):
                 if self._is_this_process and job._claim:
                     self._give_back_held()
                 raise
-            trace = (job._trace or format_trace()) if self.save_tracebacks else None
-            await self._end_in_error(queue, job, exception, trace, is_ours)
+            error = as_raised(exception)
+            trace = (job._trace or format_trace(error)) if self.save_tracebacks else None
+            await self._end_in_error(queue, job, error, trace, is_ours)
         else:
             if not self._is_this_process:
                 raise SystemExit  # a process that the job has forked: the end of the job is not its business
@@ -217,18 +227,27 @@ class JobLife(Claiming):
 
     async def _call_hook(self, job: Any, queue: Any, hook: Callable[..., Any], *args: Any) -> None:
         """Call a hook of this worker; what it raises is logged, and ends nothing."""
-        await self._guard(job, queue, hook.__name__, self._invoke(hook, job, queue, *args))
+        try:
+            await self._invoke(hook, job, queue, *args)
+        except BaseException as error:
+            await self._tell_raised(job, queue, hook.__name__, error)
 
     async def _guard(self, job: Any, queue: Any, name: str, doing: Awaitable[Any]) -> None:
+        """As `_call_hook`, for something of ours."""
         try:
             await doing
-        except LeaseLost as lost:
-            await self._tell_lost_lease(job, queue, lost)
         except BaseException as error:
-            if self._must_not_be_caught(error):
-                raise
-            job._is_in_doubt = isinstance(error, RedisError)  # a requeue may be pending: then `recover` makes it
-            self._log_exception(f"{self._ident_of(job)} raised, in {name}")
+            await self._tell_raised(job, queue, name, error)
+
+    async def _tell_raised(self, job: Any, queue: Any, name: str, error: BaseException) -> None:
+        """Tell of what a hook has raised, while that is handled; what must not be caught is raised again."""
+        if isinstance(error, LeaseLost):
+            await self._tell_lost_lease(job, queue, error)
+            return
+        if self._must_not_be_caught(error):
+            raise error
+        job._is_in_doubt = isinstance(error, RedisError)  # a requeue may be pending: then `recover` makes it
+        self._log_exception(f"{self._ident_of(job)} raised, in {name}")
 
     def _must_not_be_caught(self, error: BaseException) -> bool:
         """Is it no error of a job or a hook: a message of ours, SIGINT, the end of a process that a job has forked?"""
@@ -393,7 +412,15 @@ class JobLife(Claiming):
         wanted = int(ended.priority) + self.requeue_priority_delta
         priority = max(-recipes.MAX_PRIORITY, min(wanted, recipes.MAX_PRIORITY))
         delay = self._retries_of(job).delay(self._tries_of(job), exception)
-        await self._invoke(self.requeue_job, job, queue, priority, delayed_for=delay)
+        try:
+            await self._invoke(self.requeue_job, job, queue, priority, delayed_for=delay)
+        except JobNotInStatus as refused:
+            if refused.status != STATUSES.CANCELED:
+                raise
+            # since its error was recorded; requeue.lua has let go of it
+            self._release_claim(job)
+            job._cached_status = STATUSES.CANCELED
+            await self._pass_over(queue, job)
 
     def _retries_of(self, job: Any) -> Retries:
         found: Retries = job.effective_retries(self.default_retries)
@@ -423,6 +450,7 @@ class JobLife(Claiming):
         self._tell_unsaved(claim, ended, text)
         if not ended.to_be_requeued:
             self._release_claim(job)
+            saves = self.save_errors and (saves or ended.kind == "OK")  # it was canceled, and is not retried after all
         await self._repair(ended.changes)
         if saves and not text:
             fields = await self._invoke(self.additional_error_fields, job, queue, exception, trace)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import signal
 import threading
@@ -14,6 +15,7 @@ from ..exceptions import ConfigurationException, InvalidArgument
 
 SOONEST_SECONDS = 0.000001  # a timer of 0 would be none
 LONGEST_SECONDS = 86400.0  # of one timer, which cannot hold any number; then the next one is set
+LOOP_SECONDS = 0.01  # between two looks whether an event loop is back in a task
 EARLY_SECONDS = 0.001  # the timer and the clock that deadlines are read from may differ by so much
 
 
@@ -46,6 +48,7 @@ class TimeLimit:
     What it cannot do:
         - It raises once. A block that catches the error (a BaseException of any kind is possible), or runs in a place
           where Python drops errors (`__del__`), goes on without a limit.
+        - In an event loop it raises in a task alone: one that waits has to be cancelled by another timer.
         - Code in C that does not come back to Python, as a long `re.match`, is not interrupted: the error comes after.
         - A block that uses SIGALRM itself, as a handler or by `signal.alarm`, has no limit any more.
         - When the handler of another signal raises right as the block is left, before the first line of `__exit__`, the
@@ -134,11 +137,25 @@ class _Alarm:
         """
         now = time.monotonic() + EARLY_SECONDS
         late = next((limit for limit in self.limits if limit.deadline <= now), None)
-        if late is not None:
+        if late is not None and _is_in_event_loop(frame):
+            signal.setitimer(signal.ITIMER_REAL, LOOP_SECONDS)
+        elif late is not None:
             self.remove(late)
             raise late.make_error()
-        if self.limits:  # a signal from elsewhere, or a very long limit
+        elif self.limits:  # a signal from elsewhere, or a very long limit
             self._set()
+
+
+def _is_in_event_loop(frame: FrameType | None) -> bool:
+    """Does the event loop itself run, and none of its tasks? It drops errors, and the task with which it is busy."""
+    loop = asyncio._get_running_loop()
+    if loop is None:
+        return False
+    task = asyncio.current_task(loop)
+    of_task = getattr(task.get_coro(), "cr_frame", None) if task is not None else None
+    while frame is not None and frame is not of_task:
+        frame = frame.f_back
+    return frame is None
 
 
 _alarm = _Alarm()

@@ -278,3 +278,44 @@ def test_a_job_is_begun_once() -> None:
 
     with pytest.raises(LimpydJobsException, match="begun"):
         go(twice())
+
+
+def test_giving_up_to_ask_stops_nobody_else() -> None:
+    ConsumedJob.add_jobs(map(str, range(20)))
+
+    async def consume() -> list[str]:
+        done: list[str] = []
+        async with AsyncConsumer("test") as jobs:
+            for turns in range(20):
+                asking = asyncio.ensure_future(anext(jobs))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                asking.cancel()
+                await asyncio.gather(asking, return_exceptions=True)
+                if not asking.cancelled():
+                    async with asking.result() as job:
+                        done.append(job.identifier.hget())
+            while len(done) < 20:
+                async with await anext(jobs) as job:
+                    done.append(job.identifier.hget())
+        return done
+
+    assert sorted(go(consume()), key=int) == list(map(str, range(20)))
+
+
+@pytest.mark.parametrize("turns", range(0, 40, 2))
+def test_a_consumer_that_is_left_while_a_job_comes_ends(turns: int) -> None:
+    job = ConsumedJob.add_job("one")
+
+    async def leave() -> None:
+        async with AsyncConsumer("test") as jobs:
+            await asyncio.to_thread(lambda: None)
+            asking = asyncio.ensure_future(anext(jobs))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+
+    go(leave())
+    assert statuses(job) == [STATUSES.WAITING]
+    assert leased() == 0

@@ -1016,7 +1016,16 @@ def test_hooks_of_a_job_that_raise_are_logged_and_change_nothing(log: Log) -> No
 @pytest.mark.parametrize("graceful", [True, False])
 @pytest.mark.parametrize(
     "kind",
-    [SystemExit, KeyboardInterrupt, GeneratorExit, RecursionError, MemoryError, asyncio.CancelledError, BaseException],
+    [
+        SystemExit,
+        KeyboardInterrupt,
+        GeneratorExit,
+        RecursionError,
+        MemoryError,
+        StopIteration,
+        asyncio.CancelledError,
+        BaseException,
+    ],
 )
 def test_an_exception_of_any_kind_is_the_error_of_the_job(kind: type[BaseException], graceful: bool) -> None:
     job, other = HookJob.add_job("work"), HookJob.add_job("work other")
