@@ -203,7 +203,7 @@ class HeldLoopJob(InLoop, FaultsJob):
 
     async def act(self) -> None:
         while not own_ledger().client.exists("open:held"):
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.05)
 
 
 class FailsOnceLoopJob(InLoop, FaultsJob):

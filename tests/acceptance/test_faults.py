@@ -125,7 +125,7 @@ def test_jobs_are_run_although_all_connections_go_half_open() -> None:
 def test_jobs_of_all_kinds_of_workers_are_run_although_each_fault_comes(kind: Kind) -> None:
     found = play(faults.every_fault, kind=kind)
 
-    assert found.once + found.more == found.added
+    assert found.once + found.more >= found.added  # one that was added when its reply was lost may be there twice
 
 
 @pytest.mark.parametrize("kind", [faults.THREADS, faults.ASYNC], ids=lambda kind: kind.name)
