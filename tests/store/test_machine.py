@@ -34,7 +34,7 @@ from limpyd_jobs.exceptions import JobAlreadyQueued, JobNotInStatus, LeaseLost
 from limpyd_jobs.statuses import FOLLOWERS
 from limpyd_jobs.utils import utcnow
 from limpyd_jobs.workers import AsyncWorker
-from limpyd_jobs.workers.asynchronous import Hands, new_event_loop
+from limpyd_jobs.workers.asynchronous import new_event_loop
 
 NAMES = ("mail", "print")
 identifiers = st.sampled_from(["a", "b", "c", "d"])
@@ -132,8 +132,7 @@ class InLoop(Actor):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         worker: Any = self.worker
-        worker._loop, worker._loop_thread = new_event_loop(), threading.get_ident()
-        worker._plain, worker._aside = Hands(4, "machine-hand"), Hands(4, "machine-aside")
+        worker._begin_loop(new_event_loop())
         worker._client = async_client(worker.connection, 4)
         worker._is_callback_async, worker._runs_jobs = True, False
         self.loop_worker = worker
@@ -178,7 +177,8 @@ class InLoop(Actor):
 
     def close(self) -> None:
         self.drive(self.loop_worker._client.aclose())
-        self.loop_worker._close_loop()
+        self.loop_worker._close_loop(self.loop_worker._loop)
+        self.loop_worker._end_loop()
 
 
 CASTS: dict[str, tuple[type[Actor], type[Actor], type[Actor]]] = {
