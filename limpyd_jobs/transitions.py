@@ -203,7 +203,7 @@ class Claim(NamedTuple):
 
     Attributes:
         run_options: the text of its field; '' when it has none, None when it was not asked for.
-        was_lost: its lease has lapsed before: a worker was lost with it.
+        is_last_chance: its lease has lapsed as often as it may: if its worker is lost once more, it is given up.
     """
 
     ident: str
@@ -220,7 +220,7 @@ class Claim(NamedTuple):
     lease_seconds: float = 30
     changes: Changes = ()
     run_options: str | None = None
-    was_lost: bool = False
+    is_last_chance: bool = False
 
 
 class Added(NamedTuple):

@@ -712,10 +712,15 @@ local function claim_next(wanted)
     return best, best_name, best_ident
   end
 
+  -- Would a job be given up when its worker is lost once more?
+  local function is_last_chance(recipe, recoveries)
+    return recoveries and count_of(recoveries) >= (recipe.max_recoveries or wanted.max_recoveries or 0)
+  end
+
   local function answer(ident, queue, name, recipe, values, is_ahead)
     return {'CLAIMED', ident, queue, name, wanted.looks_around and next_due() or '?', values[1], values[3] or '',
       values[4] or '0', values[2] or '0', values[5] or '', tostring(recipe.lease_seconds or wanted.lease_seconds),
-      is_ahead and '1' or values[8] and '2' or '0', not recipe.has_own_run_options and values[9] or '', unpack(changed)}
+      is_ahead and '1' or is_last_chance(recipe, values[8]) and '2' or '0', not recipe.has_own_run_options and values[9] or '', unpack(changed)}
   end
 
   local FIELDS = {'status', 'tries', 'identifier', 'priority', 'cancel_on_error', 'start', 'queue_key', 'recoveries',
@@ -763,7 +768,7 @@ local function claim_next(wanted)
     has_next = status == 'w' and not values[8] and (recipe.max_recoveries or wanted.max_recoveries or 0) > 0
     local expires = status == 'w' and expiry_of(recipe, values[9])
     if wanted.is_ahead and (not has_next or expires) then return nil end
-    if wanted.is_after and status == 'w' and values[8] then return nil end
+    if wanted.is_after and status == 'w' and is_last_chance(recipe, values[8]) then return nil end
     local index = status == 'w' and wanted.looks_around and (broken_index(recipe, 'status', 'w', 'r')
       or broken_index(recipe, 'status', 's', 'e') or broken_index(recipe, 'queued', '1')
       or expires and broken_index(recipe, 'status', 'c') or nil)

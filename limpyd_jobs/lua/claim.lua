@@ -7,7 +7,7 @@
 -- alone are, in their order. `broken` are keys that the caller knows to be of a wrong type: their queues are passed over.
 -- Replies:
 --   CLAIMED ident queue name next_due status identifier priority tries cancel_on_error lease_seconds how run_options changed...
---              `how`: 0, it runs; 1, it is claimed ahead (see exchange.lua); 2, it runs, and its lease has lapsed before. Status w: RUNNING, start and tries are written; d or c: nothing is written, the job is leased all the same.
+--              `how`: 0, it runs; 1, it is claimed ahead (see exchange.lua); 2, it runs, and its lease has lapsed as often as it may. Status w: RUNNING, start and tries are written; d or c: nothing is written, the job is leased all the same.
 --              A job that waits and whose `expires` is past becomes CANCELED ("expired"), and is answered with the status c
 --   STALE ident queue name next_due status
 --              the entry was taken away: the job ended (it is no longer queued), or runs elsewhere (status r)

@@ -6,7 +6,7 @@
 -- The first `runs_count` of them are RUNNING; the others are claimed ahead: leased, and WAITING until they begin. A job
 -- whose lease has lapsed before, or whose class is given back never, is not claimed ahead, nor is anything after it. One that
 -- may expire is never claimed ahead: it would begin later, and nobody would look at the time again. Neither is a job whose lease
--- has lapsed before claimed after others that run, nor anything after it: should it kill its worker again, it kills nothing else.
+-- has lapsed as often as it may claimed after others that run, nor anything after it: if it kills its worker, it kills nothing else.
 -- Replies, in two lists: for each end one of those of `finish`, like
 --   OK length keep changed...
 --   FAILED error               of a command that was to record it

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import contextvars
 import inspect
+import os
 import signal
 import sys
 import threading
@@ -23,15 +24,15 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from .. import transitions
-from ..aio import async_client
+from ..aio import async_client, leave_replica
 from ..exceptions import ConfigurationException, DatabaseException, JobTimeout, LimpydJobsException
 from ..fields import Loaded
 from ..models import _overrides
 from ..statuses import STATUSES
 from ..transitions import Claim, End, Ended, Taken
 from .ahead import Done
-from .base import BaseWorker, indented
-from .blocking import FAILING_SECONDS, POLL_SECONDS, Worker
+from .base import BaseWorker, end_process, indented
+from .blocking import CANCEL_AGAIN_SECONDS, FAILING_SECONDS, POLL_SECONDS, Worker
 from .claiming import LAST_TRIES_SECONDS
 from .hands import Hands
 from .life import JobLife, StatusChanged, has_method
@@ -44,7 +45,6 @@ TAKEN_KINDS = ("CLAIMED", "STALE")  # of what an exchange answers: there is a jo
 # What transitions write: once a job has run, whoever asks for these sees what is in Redis.
 WRITTEN_FIELDS = ("end", "start", "tries", "queued", "priority", "delayed_until", "queue_key", "cancel_reason")
 ASIDE_COUNT = 8  # threads for what the worker does itself
-AGAIN_SECONDS = 1.0  # after which a job that goes on in spite of its cancellation is cancelled again
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
@@ -110,7 +110,7 @@ class AsyncWorker(Worker):
         self._woken = asyncio.Event()  # a job has ended, or the worker is to end
         self._is_last_look = False  # with `burst`: is nothing else to be looked at?
         self._tasks: set[asyncio.Task[None]] = set()
-        self._suspect: asyncio.Task[None] | None = None  # of a job with which a worker was lost before
+        self._suspect: asyncio.Task[None] | None = None  # of a job that the next loss of its worker gives up
         self._runs: dict[str, asyncio.Task[Any]] = {}  # of coroutines, by the token of the claim
         self._canceled: set[str] = set()  # the tokens of those that are cancelled because the job is
         self._asked = 0  # how many claims the call asked for that has had no answer yet
@@ -156,6 +156,10 @@ class AsyncWorker(Worker):
 
     async def _pause(self, seconds: float) -> None:
         await asyncio.sleep(min(seconds, POLL_SECONDS))
+
+    async def _rest_after(self, error: Exception) -> None:
+        await leave_replica(self._client, error)  # the other client is left by `_pause_after`
+        await self._pause(await self._apart(partial(self._pause_after, error)))
 
     async def _apart(self, work: Callable[[], Any]) -> Any:
         return await self._in_thread(self._aside, work)
@@ -260,7 +264,7 @@ class AsyncWorker(Worker):
         except (RedisError, DatabaseException) as error:
             if self._must_give_up():
                 self._give_up_ends(error)
-            await self._pause(await self._apart(partial(self._pause_after, error)))
+            await self._rest_after(error)
         except Exception:  # an override of a method that takes jobs
             self._log_exception("Unable to get job")
             await self._pause(self._outage.next_pause(None))
@@ -293,7 +297,7 @@ class AsyncWorker(Worker):
 
     def _may_claim(self) -> bool:
         if self._suspect is not None and self._suspect in self._tasks:
-            return False  # should it kill this process again, it kills no other job
+            return False  # should it kill this process, it kills no other job
         return not self.must_stop() and not (self._heartbeat is None or self._heartbeat.is_failing)
 
     def _room(self) -> int:
@@ -335,6 +339,7 @@ class AsyncWorker(Worker):
 
     async def _accept(self, taken: Taken) -> tuple[Any, Any] | None:
         """The queue and the job of a claim; None when they cannot be had."""
+        self.set_status("running")
         accept = partial(self._accept_taken, taken)
         try:
             found: tuple[Any, Any] | None = accept() if self._is_known(taken) else await self._apart(accept)
@@ -366,7 +371,7 @@ class AsyncWorker(Worker):
         task = asyncio.create_task(self._process_task(queue, job))
         self._tasks.add(task)
         task.add_done_callback(self._take_back)
-        if job._claim is not None and job._claim.was_lost:
+        if job._claim is not None and job._claim.is_last_chance:
             self._suspect = task
 
     def _take_back(self, task: asyncio.Task[None]) -> None:
@@ -488,14 +493,14 @@ class AsyncWorker(Worker):
                 run.cancel()  # this worker ends at once
             if job._loaded is not None:
                 job._loaded.forget(WRITTEN_FIELDS)
-        if run.cancelled() and was_canceled:
-            raise StatusChanged(STATUSES.CANCELED)
-        if run.cancelled() and late and seconds is not None:
-            raise JobTimeout(self._ident_of(job), seconds)
-        result, error = run.result()
-        if error is not None:
-            raise error
-        return result
+        result, error = run.result() if not run.cancelled() else (None, asyncio.CancelledError())
+        if error is None:
+            return result
+        if was_canceled:
+            raise StatusChanged(STATUSES.CANCELED) from error
+        if late and seconds is not None:  # whatever it has made of its cancellation
+            raise JobTimeout(self._ident_of(job), seconds) from error
+        raise error
 
     def _cancel_late(self, run: asyncio.Task[Any], late: list[bool]) -> None:
         late.append(True)
@@ -505,7 +510,7 @@ class AsyncWorker(Worker):
         """Cancel a coroutine, again if it goes on in spite of that."""
         if not run.done() and self._loop is not None:
             run.cancel()
-            self._loop.call_later(AGAIN_SECONDS, self._cancel_run, run)
+            self._loop.call_later(CANCEL_AGAIN_SECONDS, self._cancel_run, run)
 
     def _cancel_from_thread(self, claim: Claim) -> None:
         """Called by the heartbeat: a job is canceled while it runs."""
@@ -564,12 +569,23 @@ class AsyncWorker(Worker):
 
 async def _sheltered(work: Callable[[], Awaitable[Any]]) -> tuple[Any, BaseException | None]:
     """What a coroutine answers, or raises: what ends processes must not end the loop."""
+    pid = os.getpid()
     try:
-        return await work(), None  # called here: one that is cancelled before it begins leaves no coroutine behind
+        outcome = await work(), None  # called here: one that is cancelled before it begins leaves no coroutine behind
     except asyncio.CancelledError:
+        _end_fork(pid)
         raise
     except BaseException as error:
+        _end_fork(pid)
         return None, error
+    _end_fork(pid)
+    return outcome
+
+
+def _end_fork(pid: int) -> None:
+    """End a process that a job has forked, when it comes back from the job: it shares what the loop waits with."""
+    if os.getpid() != pid:
+        end_process(0)
 
 
 async def _wait_for_all(tasks: Iterable[asyncio.Task[Any]]) -> None:
@@ -583,7 +599,10 @@ async def _wait_for_all(tasks: Iterable[asyncio.Task[Any]]) -> None:
 
 def _outcome_of(context: contextvars.Context, work: Callable[[], Any]) -> tuple[Any, BaseException | None]:
     """What some work answers, or raises: not every error can cross a future (StopIteration)."""
+    pid, result, error = os.getpid(), None, None
     try:
-        return context.run(work), None
-    except BaseException as error:
-        return None, error
+        result = context.run(work)
+    except BaseException as raised:
+        error = raised
+    _end_fork(pid)
+    return result, error

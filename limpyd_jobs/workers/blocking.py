@@ -37,7 +37,9 @@ from .life import JobLife, StatusChanged, has_method, run_now
 from .time_limit import TimeLimit, can_limit_time
 
 POLL_SECONDS = 1  # how often the waiting lists themselves are looked at, for programs that fill them and do not ring
-CANCEL_AGAIN_SECONDS = 1.0  # after which a coroutine that goes on in spite of its cancellation is cancelled again
+CANCEL_AGAIN_SECONDS = (
+    10.0  # time to clean up, after which a coroutine that goes on in spite of its cancellation is cancelled again
+)
 FAILING_SECONDS = 0.5  # how often a worker that cannot renew its leases looks whether it can again
 
 
@@ -54,8 +56,8 @@ async def _limited(work: Coroutine[Any, Any, Any], seconds: float, make_timeout:
     while not run.done():
         run.cancel()
         await asyncio.wait({run}, timeout=CANCEL_AGAIN_SECONDS)
-    if is_late and run.cancelled():
-        raise make_timeout()
+    if is_late and (run.cancelled() or run.exception() is not None):  # whatever it has made of its cancellation
+        raise make_timeout() from (None if run.cancelled() else run.exception())
     return run.result()
 
 
@@ -342,7 +344,7 @@ class Worker(JobLife):
         """Wait for a thread that has nothing to do, for a while; by then the worker may have to stop."""
         if self._hands is None:
             return True
-        # a job with which a worker was lost before has none beside it: should it happen again, only that one is lost
+        # a job that the next loss of its worker gives up has none beside it: so only that one is
         is_free = self._hands.wait_until_free(self.threads if self._runs_suspect else 1, FAILING_SECONDS)
         self._runs_suspect = self._runs_suspect and not is_free
         return is_free and not self.must_stop()
@@ -418,6 +420,7 @@ class Worker(JobLife):
             if taken.kind == "EMPTY":
                 return None
             if taken.kind in ("CLAIMED", "STALE"):
+                self.set_status("running")
                 found = self._accept_taken(taken)
                 if found is not None:
                     found[1]._is_ahead = taken.is_ahead
@@ -538,7 +541,7 @@ class Worker(JobLife):
             run_now(self._process_taken(queue, job))
             self.check_memory()
         else:
-            self._runs_suspect = job._claim is not None and job._claim.was_lost
+            self._runs_suspect = job._claim is not None and job._claim.is_last_chance
             future = self._hands.submit(partial(self._handle_in_thread, queue, job))
             if self.burst:  # its end may be the end of all
                 future.add_done_callback(lambda _: self._wake())

@@ -383,7 +383,7 @@ class Claiming(BaseWorker):
         if claims_count:
             self._claimed_at = utcnow()
         start = str(self._claimed_at)
-        if claims_count == 1 and not done:
+        if claims_count == 1 and not done and not self._runs_many:
             claim = transitions.claim(
                 self._namespace,
                 self.queue_model._name,
@@ -457,7 +457,6 @@ class Claiming(BaseWorker):
         try:
             if taken.claim is not None and taken.claim.changes:
                 repair_indexes(taken.claim.changes)
-            self.set_status("running")
             key = f"{taken.queue_key}:waiting"
             if key not in self._known_keys and not self._has_own_keys:
                 self._refresh_keys_for(key)

@@ -55,13 +55,15 @@ class Handed:
         if not self.done.done():
             self._tell(error)
         await self.recorded.wait()
-        if self._is_ended_by_worker and isinstance(error, asyncio.CancelledError):
-            uncancel = getattr(self._task, "uncancel", int)  # Python 3.10 does not count
-            if not uncancel():
-                if self.timeout is not None:
-                    raise self.timeout from None
-                return True
-        return isinstance(error, Retry)
+        if self.timeout is None and not self.was_canceled:
+            return isinstance(error, Retry)
+        # the worker has cancelled the block; Python 3.10 does not count how often a task is cancelled
+        is_cancelled_by_others = bool(getattr(self._task, "uncancel", int)())
+        if is_cancelled_by_others and isinstance(error, asyncio.CancelledError):
+            return False
+        if self.timeout is not None:
+            raise self.timeout from error
+        return True
 
     def _tell(self, error: BaseException | None) -> None:
         if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
@@ -73,18 +75,16 @@ class Handed:
         else:
             self.done.set_exception(error)
 
-    @property
-    def _is_ended_by_worker(self) -> bool:
-        return self.timeout is not None or self.was_canceled
-
     def interrupt(self) -> None:
         """End the code that does the job, if it has begun."""
         if self._task is not None:
             self._task.cancel()
 
     def take_back(self) -> None:
-        """Nobody will do it, or end it."""
-        if not self.done.done():
+        """Give the job back; code that does it is cancelled first."""
+        if self._task is not None and self._task is not asyncio.current_task() and not self._task.done():
+            self._task.cancel()  # it comes to `leave`
+        elif not self.done.done():
             self.done.set_exception(_Returned())
 
 
@@ -116,7 +116,6 @@ class AsyncConsumer(AsyncWorker):
         self._runs_jobs, self._is_callback_async = False, True
         self._askers: deque[asyncio.Future[Any]] = deque()
         self._on_the_way: set[int] = set()  # jobs that are claimed for those, and not handed over yet, by their `id`
-        self._ready: deque[Any] = deque()  # those whose askers have gone
         self._is_left = False
         self._handed: set[Handed] = set()
 
@@ -156,8 +155,6 @@ class AsyncConsumer(AsyncWorker):
     async def __anext__(self) -> Any:
         if self._serving is None:
             raise LimpydJobsException("Ask a consumer for jobs within `async with`")
-        if self._ready:
-            return self._ready.popleft()
         asker: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._askers.append(asker)
         self._woken.set()
@@ -168,6 +165,7 @@ class AsyncConsumer(AsyncWorker):
                 self._offer(asker.result())
             else:
                 self._askers.remove(asker)
+                self._woken.set()  # so that it does not listen for nobody
             raise
         if asker.done():
             return asker.result()
@@ -175,11 +173,11 @@ class AsyncConsumer(AsyncWorker):
         raise StopAsyncIteration
 
     def _offer(self, job: Any) -> None:
-        """Give a job to the first who asks, or will ask."""
-        if self._askers:
+        """Give a job to the first who asks; back to its queue when nobody does any more."""
+        if self._askers and not self._is_left:
             self._askers.popleft().set_result(job)
         else:
-            self._ready.append(job)
+            job._handed.take_back()
 
     # --- In the worker
 
@@ -222,10 +220,7 @@ class AsyncConsumer(AsyncWorker):
         handed = job._handed = Handed()
         self._handed.add(handed)
         self._on_the_way.discard(id(job))
-        if self._is_left:
-            handed.take_back()
-        else:
-            self._offer(job)
+        self._offer(job)
         try:
             await handed.done
         except asyncio.CancelledError:

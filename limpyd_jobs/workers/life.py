@@ -297,11 +297,15 @@ class JobLife(Claiming):
                     raise
                 if self._must_give_up():
                     raise
-                await self._pause(self._pause_after(error))
+                await self._rest_after(error)
             else:
                 self._give_up_at = None
                 self._outage.end()
                 return result
+
+    async def _rest_after(self, error: Exception) -> None:
+        """Redis cannot be used: wait, before it is tried again."""
+        await self._pause(self._pause_after(error))
 
     def _must_give_up(self) -> bool:
         """Has a worker that must stop tried for long enough?"""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 import threading
 import time
@@ -51,4 +52,5 @@ class LoopWatch:
             if standing > self._blocked_seconds and told_of != turned_at:
                 told_of = turned_at  # once for each time that it stands still
                 frame = sys._current_frames().get(self._loop_thread)
-                self._tell(standing, traceback.format_stack(frame) if frame is not None else [])
+                with contextlib.suppress(Exception):  # of a handler of the log: look on
+                    self._tell(standing, traceback.format_stack(frame) if frame is not None else [])

@@ -13,8 +13,9 @@ from functools import partial
 from typing import Any, ClassVar
 
 import pytest
+from redis.exceptions import ReadOnlyError
 
-from limpyd_jobs import STATUSES, Error, Job, Queue
+from limpyd_jobs import STATUSES, Error, Job, Queue, transitions
 from limpyd_jobs.exceptions import LimpydJobsException, Retry
 from limpyd_jobs.fields import InstanceHashField
 from limpyd_jobs.workers import AsyncWorker, asynchronous, base
@@ -858,7 +859,7 @@ def test_a_coroutine_that_answers_in_spite_of_its_cancellation_is_a_success() ->
 
 
 def test_a_coroutine_that_goes_on_is_cancelled_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asynchronous, "AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr(asynchronous, "CANCEL_AGAIN_SECONDS", 0.05)
     times: list[int] = []
 
     async def resist(job: Any, queue: Any) -> None:
@@ -1101,3 +1102,62 @@ def test_a_lease_that_is_lost_meanwhile_is_told_and_nothing_is_recorded(gate: Ga
         wait_until(lambda: any("lease" in message for message in log.messages))
 
     assert statuses([job]) == ["RUNNING"]
+
+
+# --- Processes that a job forks; another master
+
+
+@pytest.mark.parametrize("is_plain", [False, True], ids=["coroutine", "plain"])
+def test_a_process_that_a_job_forks_ends_and_the_worker_goes_on(is_plain: bool) -> None:
+    children: list[int] = []
+
+    def fork(job: Any, queue: Any) -> None:
+        if job.identifier.hget() == "forks":
+            pid = os.fork()
+            if pid:
+                children.append(pid)
+
+    async def fork_in_the_loop(job: Any, queue: Any) -> None:
+        fork(job, queue)
+
+    first, second = CoroutineJob.add_job("forks"), CoroutineJob.add_job("after")
+
+    work(2, callback=fork if is_plain else fork_in_the_loop)
+
+    assert [first.status.hget(), second.status.hget()] == [STATUSES.SUCCESS] * 2
+    assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 0
+
+
+def test_the_connections_to_what_was_the_master_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    asend, refusals, left = transitions.asend, [ReadOnlyError("a replica")], []
+
+    async def refuse_once(client: Any, call: Any) -> Any:
+        if refusals:
+            raise refusals.pop()
+        return await asend(client, call)
+
+    async def note(client: Any, error: Exception) -> None:
+        left.append(type(error))
+
+    monkeypatch.setattr(transitions, "asend", refuse_once)
+    monkeypatch.setattr(asynchronous, "leave_replica", note)
+    job = CoroutineJob.add_job("1")
+
+    work(1)
+
+    assert left == [ReadOnlyError]
+    assert job.status.hget() == STATUSES.SUCCESS
+
+
+def test_a_coroutine_that_makes_another_error_of_its_cancellation_has_run_out_of_time() -> None:
+    async def convert(job: Any, queue: Any) -> None:
+        try:
+            await asyncio.sleep(1000)
+        except asyncio.CancelledError:
+            raise ConnectionError("gone") from None
+
+    CoroutineJob.add_job("1", job_timeout=0.05)
+
+    work(1, callback=convert)
+
+    assert [name for name, _ in errors()] == ["JobTimeout"]

@@ -319,3 +319,66 @@ def test_a_consumer_that_is_left_while_a_job_comes_ends(turns: int) -> None:
     go(leave())
     assert statuses(job) == [STATUSES.WAITING]
     assert leased() == 0
+
+
+def test_blocks_in_other_tasks_are_cancelled_and_given_back_when_a_consumer_is_left() -> None:
+    job = ConsumedJob.add_job("one")
+    ended: list[str] = []
+
+    async def do(jobs: AsyncConsumer, has_begun: asyncio.Event) -> None:
+        async with await anext(jobs):
+            has_begun.set()
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                ended.append("cancelled")
+                raise
+
+    async def leave() -> None:
+        has_begun = asyncio.Event()
+        async with AsyncConsumer("test") as jobs:
+            task = asyncio.create_task(do(jobs, has_begun))
+            await has_begun.wait()
+        await asyncio.gather(task, return_exceptions=True)
+
+    go(leave())
+    assert ended == ["cancelled"]
+    assert statuses(job) == [STATUSES.WAITING]
+
+
+@pytest.mark.parametrize("makes", ["an error", "nothing"])
+def test_whatever_a_block_makes_of_its_cancellation_its_time_was_over(makes: str) -> None:
+    job = ConsumedJob.add_job("one", job_timeout=0.05)
+
+    async def hang() -> int:
+        async with AsyncConsumer("test") as jobs:
+            with pytest.raises(JobTimeout):
+                async with await anext(jobs):
+                    try:
+                        await asyncio.Event().wait()
+                    except asyncio.CancelledError:
+                        if makes == "an error":
+                            raise ValueError("mine") from None
+        task = asyncio.current_task()
+        return task.cancelling() if task is not None and hasattr(task, "cancelling") else 0
+
+    assert go(hang()) == 0  # so that what is around the block does not take itself for cancelled
+    assert statuses(job) == [STATUSES.ERROR]
+    assert [error.type.hget() for error in Error.instances()] == ["JobTimeout"]
+
+
+def test_many_tasks_that_ask_are_served_to_the_last_job() -> None:
+    ConsumedJob.add_jobs(map(str, range(300)))
+    done: list[str] = []
+
+    async def do(jobs: AsyncConsumer) -> None:
+        async for job in jobs:
+            async with job:
+                done.append(job.identifier.hget())
+
+    async def consume() -> None:
+        async with AsyncConsumer("test", burst=True) as jobs:
+            await asyncio.gather(*[do(jobs) for _ in range(10)])
+
+    go(consume())
+    assert sorted(done, key=int) == list(map(str, range(300)))
