@@ -151,10 +151,11 @@ class QueueDeleted(LimpydJobsException):
 class Retry(LimpydJobsException):
     """Raised by a job that wants to be tried again: `raise Retry("too many requests", delayed_for=60)`.
 
-    The run is recorded as an error like any other. Without one of the delays the backoff of the job holds.
+    While it is retried that is no error: no Error is saved, and `on_error` is not called. When the tries are used up, it
+    is one. Without one of the delays the backoff of the job holds.
 
     Args:
-        reason: the message of the error.
+        reason: the message of the error, if it becomes one.
         delayed_for: from now, in seconds (int, float) or a timedelta; not with `delayed_until`.
         delayed_until: naive datetimes are UTC.
     Attributes:
