@@ -18,7 +18,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from importlib import import_module
 from types import ModuleType
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 from limpyd import fields
 from limpyd.contrib.indexes import SimpleDateTimeIndex
@@ -898,6 +898,12 @@ class Job(BaseJobsModel):
         if name not in run_options.NAMES:
             raise InvalidArgument("name", name, f"one of {', '.join(run_options.NAMES)}")
         return self._own_run_options().get(name) if name == "expires" else self._run_options().get(name)
+
+    @property
+    def _says_how_to_run(self) -> bool:
+        """May there be a run option that is not the worker's?"""
+        claim, model = self._claim, cast(Any, type(self))
+        return claim is None or claim.run_options != "" or bool(recipes.class_run_options(model))
 
     def effective_retries(self, default: Retries) -> Retries:
         """What holds for the retries of this job.

@@ -191,7 +191,8 @@ class JobLife(Claiming):
             if self._has_own_success:
                 self._raise_if_changed(await self._apart(job.status.hget))
             await self._call_hook(job, queue, self.job_success, result)
-            await self._settle_end(job, queue, self._write_success)
+            if job._claim is not None:
+                await self._settle_end(job, queue, self._write_success)
         except StatusChanged as changed:
             job._cached_status = changed.status
         if job._cached_status in (STATUSES.CANCELED, STATUSES.DELAYED):
@@ -201,7 +202,7 @@ class JobLife(Claiming):
 
     def _limit_of(self, job: Any) -> float | None:
         """How long the run of a job may last, in seconds."""
-        own: float | None = job.run_option("job_timeout")
+        own: float | None = job.run_option("job_timeout") if job._says_how_to_run else None
         return self.run_defaults.get("job_timeout") if own is None else own
 
     def _is_isolated(self, job: Any) -> bool:
@@ -227,8 +228,12 @@ class JobLife(Claiming):
 
     async def _call_hook(self, job: Any, queue: Any, hook: Callable[..., Any], *args: Any) -> None:
         """Call a hook of this worker; what it raises is logged, and ends nothing."""
+        steps = STEPS.get(getattr(hook, "__func__", None))
         try:
-            await self._invoke(hook, job, queue, *args)
+            if steps is not None:
+                await steps(self, job, queue, *args)
+            else:
+                await self._invoke(hook, job, queue, *args)
         except BaseException as error:
             await self._tell_raised(job, queue, hook.__name__, error)
 
@@ -357,7 +362,8 @@ class JobLife(Claiming):
         if job._claim is None:  # taken by an override of wait_for_job
             await self._apart(lambda: self._write_start(job))
         await self._log_message(job, self.job_started_message, queue)
-        await self._call_job_hook(job, "on_started", queue)
+        if has_method(job, "on_started"):
+            await self._call_job_hook(job, "on_started", queue)
 
     @staticmethod
     def _write_start(job: Any) -> None:
@@ -371,7 +377,8 @@ class JobLife(Claiming):
     async def _succeed(self, job: Any, queue: Any, job_result: Any) -> None:
         await self._write_success(job, queue)
         await self._log_message(job, self.job_success_message, queue, job_result)
-        await self._call_job_hook(job, "on_success", queue, job_result)
+        if has_method(job, "on_success"):
+            await self._call_job_hook(job, "on_success", queue, job_result)
 
     async def _write_success(self, job: Any, queue: Any) -> None:
         self._note_begun(job, queue)
@@ -383,7 +390,8 @@ class JobLife(Claiming):
         if claim.start:
             job._cached_duration = end - (job._began or parse_datetime(claim.start))
         self._take_note_of_success(job, claim, ended)
-        await self._repair(ended.changes)
+        if ended.changes:
+            await self._repair(ended.changes)
 
     def _take_note_of_success(self, job: Any, claim: Claim, ended: Ended) -> None:
         job._cached_status, job._is_written = STATUSES.SUCCESS, True
@@ -559,3 +567,10 @@ class JobLife(Claiming):
         except ValueError:
             seconds, micros = self.connection.time()
             return score_to_datetime(seconds + micros / 1_000_000 + DELAY_SECONDS)
+
+
+# The hooks of most jobs, which need no call from outside where nobody has replaced them.
+STEPS: dict[Any, Callable[..., Awaitable[None]]] = {
+    JobLife.job_started: JobLife._start,
+    JobLife.job_success: JobLife._succeed,
+}
