@@ -151,8 +151,8 @@ class QueueDeleted(LimpydJobsException):
 class Retry(LimpydJobsException):
     """Raised by a job that wants to be tried again: `raise Retry("too many requests", delayed_for=60)`.
 
-    While it is retried that is no error: no Error is saved, and `on_error` is not called. Once the tries are used up, it
-    is one. Without one of the delays the backoff of the job holds.
+    While it is retried that is no error: no Error is saved, and `on_error` is not called. It becomes one when the tries
+    are used up. Without one of the delays the backoff of the job holds.
 
     Args:
         reason: the message of the error, if it becomes one.
