@@ -170,6 +170,7 @@ class BaseWorker:
         self.status: str | None = None
         self.num_loops = 0
         self.is_drained = False  # has it ended by `burst`?
+        self.is_held_up = False  # was Redis, or a queue, waited for before the first job?
         self._is_too_big = False
         self.end_forced = False
         self.end_signal_caught = False
@@ -491,6 +492,16 @@ class BaseWorker:
 
     def _add_update_status_callback(self, callback: Callable[[Any], None]) -> None:
         self._status_callbacks.append(callback)
+
+    def _remove_update_status_callback(self, callback: Callable[[Any], None]) -> None:
+        # a new list, as a callback may remove itself while they are called
+        self._status_callbacks = [other for other in self._status_callbacks if other != callback]
+
+    def _note_held_up(self) -> None:
+        """Called when Redis, or a queue, has to be waited for: the status stays, but who follows it is told."""
+        if not self.is_held_up:
+            self.is_held_up = True
+            self._tell_status()
 
     def _is_heard(self, level: str) -> bool:
         """Does anybody listen to messages of a level? If not, they are not made."""

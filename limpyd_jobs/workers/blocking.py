@@ -311,9 +311,11 @@ class Worker(JobLife):
                 if self.burst:
                     self.end_burst()
                     return
+                self._note_held_up()
                 self._wait_for_ring(POLL_SECONDS)
                 self._outage.end()
             except (RedisError, DatabaseException) as error:
+                self._note_held_up()
                 self._alarm.wait(self._pause_after(error))
 
     def _main_loop(self) -> None:

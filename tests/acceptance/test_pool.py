@@ -46,6 +46,14 @@ class ForkWorker(Worker):
 class BadForkWorker(Worker):
     def after_fork(self):
         raise RuntimeError("no luck")
+
+class StartWorker(Worker):
+    def run_started(self):
+        super().run_started()
+
+class BadStartWorker(Worker):
+    def run_started(self):
+        raise RuntimeError("no luck")
 """
 
 CONFIG = """
@@ -348,6 +356,16 @@ def test_a_first_worker_that_always_crashes_ends_the_pool_with_one(start: StartP
         assert process.output.count("RuntimeError: no luck") == 4
 
 
+def test_a_first_worker_whose_run_always_crashes_ends_the_pool_with_one(start: StartPool) -> None:
+    add("waiting")
+
+    with start("--worker-class=pool_tasks.BadStartWorker") as process:
+        assert process.wait() == 1, process.output
+
+        assert "CRITICAL [pool] The first worker could not start, 4 times: giving up" in process.output
+        assert "is ready" not in process.output
+
+
 def test_help_and_version_are_printed_once(start: StartPool) -> None:
     with start("--help") as process:
         assert process.wait() == 0
@@ -483,6 +501,23 @@ def test_sighup_with_code_that_cannot_be_loaded_keeps_the_old_workers(start: Sta
         assert all(map(is_alive, old))
         jobs = add("after")
         wait_for_success(jobs)
+        assert process.stop() == 0, process.output
+        assert ready(process) == old
+
+
+def test_sighup_with_code_that_crashes_at_the_start_of_the_run_keeps_the_old_workers(
+    start: StartPool, project: Path
+) -> None:
+    jobs = add("before")
+    with start("--worker-class=pool_tasks.StartWorker") as process:
+        old = wait_for_ready(process, 2)
+        wait_for_success(jobs)
+        change(project, "super().run_started()", "raise RuntimeError")
+
+        process.send_signal(signal.SIGHUP)
+
+        process.wait_for_output("The workers are not replaced")
+        wait_for_success(add("after"))
         assert process.stop() == 0, process.output
         assert ready(process) == old
 
