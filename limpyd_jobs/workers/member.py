@@ -36,12 +36,15 @@ class Member:
         # what is loaded before the fork is not loaded anew by the next child: to watch it would help nobody
         self._watch = SourceWatch(set(sys.modules), self._end_for_reload) if does_reload else None
 
+    def watch_parent(self) -> None:
+        """From now on this process ends when the parent is gone: called before anything that can take long."""
+        threading.Thread(target=self._end_with_parent, name="limpyd-jobs-lifeline", daemon=True).start()
+
     def join(self, worker: BaseWorker) -> None:
         """Make a worker one of the pool: called before it runs."""
         self.worker = worker
         worker._id = str(os.getpid())  # the idents of the main threads are equal in all children
         worker.after_fork()
-        threading.Thread(target=self._watch_parent, name="limpyd-jobs-lifeline", daemon=True).start()
         if self._watch is not None:
             self._watch.start()
         worker._add_update_status_callback(self._look_at_status)
@@ -72,17 +75,17 @@ class Member:
         with contextlib.suppress(BrokenPipeError):  # the parent is gone, which the lifeline says
             os.write(self._news, news)
 
-    def _watch_parent(self) -> None:
+    def _end_with_parent(self) -> None:
         os.read(self._lifeline, 1)  # until the parent is gone
-        self._end("The parent of this worker is gone")
+        worker = self.worker
+        if worker is not None:
+            worker.ask_to_end("The parent of this worker is gone", level="warning")
+        if worker is None or worker.status is None:  # a run that begins only now takes nothing: it was asked to end
+            os._exit(0)
 
     def _end_for_reload(self, path: str) -> None:
-        self._end(f"{path} has changed")
-
-    def _end(self, reason: str) -> None:
         assert self.worker is not None
-        self.worker.end_forced = True  # before the log, which may block: its reader, too, may be gone
-        self.worker.log(f"{reason}: stopping after current job", level="warning")
+        self.worker.ask_to_end(f"{path} has changed", level="warning")
 
 
 def live(member: Member, work: Callable[[Member], None], log: Callable[[str, str], None]) -> int:

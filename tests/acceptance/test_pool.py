@@ -267,9 +267,19 @@ def test_a_child_whose_parent_is_killed_while_it_loads_the_code_ends_too(start: 
 
         process.kill()
 
-        (project / "pool_tasks.py.go").touch()
         wait_until(lambda: not is_alive(pid), 20, "no orphan is left")
-        assert "The parent of this worker is gone" in process.output
+
+
+def test_stop_timeout_bounds_the_job_of_a_child_whose_parent_is_killed(start: StartPool) -> None:
+    (job,) = add("held")
+    with start("--stop-timeout=0.1") as process:
+        ((_, pid, _),) = wait_for_runs(1)
+
+        process.kill()
+
+        wait_until(lambda: not is_alive(int(pid)), 20, "no orphan is left")
+
+    assert job.status.hget() == STATUSES.WAITING
 
 
 def test_at_sigquit_the_jobs_are_given_back_and_the_code_is_three(start: StartPool) -> None:
@@ -620,7 +630,7 @@ def test_with_reload_changed_code_is_loaded_in_all_workers(start: StartPool, pro
         old = wait_for_ready(process, 2)
         change(project, '"one"', '"second"')
 
-        process.wait_for_output("pool_tasks.py has changed: stopping after current job", times=2)
+        process.wait_for_output("pool_tasks.py has changed: stopping now", times=2)
 
         new = wait_for_ready(process, 4)[2:]
         assert not set(old) & set(new)
