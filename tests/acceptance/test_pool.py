@@ -320,6 +320,19 @@ def test_children_that_do_not_end_gracefully_are_ended_by_the_signal_as_asked(st
         assert process.output.count("ended by SIGTERM") == 2
 
 
+def test_at_ctrl_c_children_that_do_not_end_gracefully_give_their_jobs_back(start: StartPool) -> None:
+    jobs = add("held 1", "held 2")
+    with start("--no-terminate-gracefuly") as process:
+        wait_for_runs(2)
+
+        for pid in (process.pid, *wait_for_ready(process, 2)):  # as a terminal does
+            os.kill(pid, signal.SIGINT)
+
+        process.wait()
+
+    assert statuses(jobs) == [STATUSES.WAITING] * 2
+
+
 # --- the start ---
 
 
