@@ -48,7 +48,8 @@ class BaseWorker:
             run_options.check.
         lease_seconds: how long a job belongs to a worker that gives no sign of life, if its class does not say.
         max_recoveries: how often a job whose worker was lost is given back, if its class does not say.
-        stop_timeout: how long the job may go on after SIGINT or SIGTERM; None for as long as it takes.
+        stop_timeout: how long the job may go on after SIGINT or SIGTERM, or when the parent of a pool is gone; None for
+            as long as it takes.
         job_modules: dotted names of modules that idents may import, as a list or in a string with commas; `*` for any.
             What one worker allows is allowed in the whole process.
         keep_success, keep_errors: how much of these histories is kept: a number of jobs, a timedelta, or a text like
@@ -170,6 +171,7 @@ class BaseWorker:
         self.status: str | None = None
         self.num_loops = 0
         self.is_drained = False  # has it ended by `burst`?
+        self.is_held_up = False  # was Redis, or a queue, waited for before the first job?
         self._is_too_big = False
         self.end_forced = False
         self.end_signal_caught = False
@@ -360,20 +362,29 @@ class BaseWorker:
             owner = getattr(handler, "__self__", None)
         return handler
 
+    def ask_to_end(self, reason: str, level: str = "critical") -> None:
+        """Have the worker end: after its job, for which it has `stop_timeout`, or at once when it waits.
+
+        Args:
+            reason: what the log says, with this level.
+        """
+        self.end_forced = True
+        is_at_work = self.status is not None and self.end_date is None
+        if is_at_work and self.stop_timeout is not None and self._stopping is None:
+            self._stopping = threading.Timer(self.stop_timeout, self.stop_now)
+            self._start_stopping()
+        when = "after current job" if self.status == "running" else "now"
+        with contextlib.suppress(Exception):  # of a handler or a filter of the log
+            self.log(f"{reason}: stopping {when}", level=level)
+
     def catch_end_signal(self, signum: int | None, frame: FrameType | None) -> None:
         """Ask the worker to end: after its job, or at once when it waits."""
         if self._is_for_child(signum):
             return
         self._pass_on(signum, frame)
-        self.end_signal_caught = self.end_forced = True
-        is_at_work = self.status is not None and self.end_date is None
-        if is_at_work and self.stop_timeout is not None and self._stopping is None:
-            self._stopping = threading.Timer(self.stop_timeout, self.stop_now)
-            self._start_stopping()
+        self.end_signal_caught = True
         name = signal.Signals(signum).name if signum else "an end"
-        when = "after current job" if self.status == "running" else "now"
-        with contextlib.suppress(Exception):  # of a handler or a filter of the log
-            self.log(f"Caught {name} signal: stopping {when}", level="critical")
+        self.ask_to_end(f"Caught {name} signal")
 
     def catch_quit_signal(self, signum: int | None, frame: FrameType | None) -> None:
         """Give the running job back, and end at once."""
@@ -491,6 +502,16 @@ class BaseWorker:
 
     def _add_update_status_callback(self, callback: Callable[[Any], None]) -> None:
         self._status_callbacks.append(callback)
+
+    def _remove_update_status_callback(self, callback: Callable[[Any], None]) -> None:
+        # a new list, as a callback may remove itself while they are called
+        self._status_callbacks = [other for other in self._status_callbacks if other != callback]
+
+    def _note_held_up(self) -> None:
+        """Called when Redis, or a queue, has to be waited for: the status stays, but who follows it is told."""
+        if not self.is_held_up:
+            self.is_held_up = True
+            self._tell_status()
 
     def _is_heard(self, level: str) -> bool:
         """Does anybody listen to messages of a level? If not, they are not made."""

@@ -41,6 +41,7 @@ CANCEL_AGAIN_SECONDS = (
     10.0  # time to clean up, after which a coroutine that goes on in spite of its cancellation is cancelled again
 )
 FAILING_SECONDS = 0.5  # how often a worker that cannot renew its leases looks whether it can again
+SAME_INTERRUPT_SECONDS = 1.0  # within which a SIGINT that follows another one is the same
 
 
 def finished(result: Any) -> Any:
@@ -77,6 +78,7 @@ class Worker(JobLife):
         self._may_claim_early = not self._has_own_keys and not _overrides(type(self), Worker, *own_steps)
         self._hands = Hands(self.threads, "limpyd-jobs-hand") if self.threads > 1 else None
         self._runs_suspect = False
+        self._interrupted_at = float("-inf")  # by the monotonic clock
         self._was_canceled = False  # was it killed for that?
         self._isolated: tuple[Claim, IsolatedRun] | None = None  # the job that runs in a child
         self._may_end_together = self.prefetch > 1 and self._may_claim_early
@@ -220,12 +222,21 @@ class Worker(JobLife):
         if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
             yield
             return
-        signal.signal(signal.SIGINT, self._interrupt)
+        signal.signal(signal.SIGINT, self._catch_interrupt)
         try:
             yield
         finally:
-            if signal.getsignal(signal.SIGINT) == self._interrupt:
+            if signal.getsignal(signal.SIGINT) == self._catch_interrupt:
                 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _catch_interrupt(self, signum: int, frame: FrameType | None) -> None:
+        """Interrupt, but not twice in a moment: a terminal sends SIGINT to a whole pool, and the parent passes it on.
+
+        The second one would end the giving back of jobs that the first one has begun.
+        """
+        if time.monotonic() - self._interrupted_at >= SAME_INTERRUPT_SECONDS:
+            self._interrupted_at = time.monotonic()
+            self._interrupt(signum, frame)
 
     def _interrupt(self, signum: int, frame: FrameType | None) -> None:
         self._was_interrupted = True
@@ -313,9 +324,11 @@ class Worker(JobLife):
                 if self.burst:
                     self.end_burst()
                     return
+                self._note_held_up()
                 self._wait_for_ring(POLL_SECONDS)
                 self._outage.end()
             except (RedisError, DatabaseException) as error:
+                self._note_held_up()
                 self._alarm.wait(self._pause_after(error))
 
     def _main_loop(self) -> None:

@@ -601,6 +601,7 @@ class Claiming(BaseWorker):
             except DatabaseException as error:
                 if not is_outage(error):
                     raise
+                self._note_held_up()
                 self._alarm.wait(self._outage.next_pause(error))
         return False
 

@@ -17,7 +17,8 @@ from .base import LOGGER_NAME, BaseWorker, indented
 from .insight import format_stacks
 from .reload import SourceWatch
 
-READY, DONE = b"r", b"d"  # the news: the run begins; it has ended, and there is nothing more to do
+READY, DONE = b"r", b"d"  # the news: the worker is at work; its run has ended, and there is nothing more to do
+READY_STATUSES = ("waiting", "running", "terminated")  # the last one for a run that has ended before its first job
 CONFIGURATION_EXIT_CODE = 2  # of a child whose options cannot work
 
 
@@ -35,15 +36,18 @@ class Member:
         # what is loaded before the fork is not loaded anew by the next child: to watch it would help nobody
         self._watch = SourceWatch(set(sys.modules), self._end_for_reload) if does_reload else None
 
+    def watch_parent(self) -> None:
+        """From now on this process ends when the parent is gone: called before anything that can take long."""
+        threading.Thread(target=self._end_with_parent, name="limpyd-jobs-lifeline", daemon=True).start()
+
     def join(self, worker: BaseWorker) -> None:
-        """Make a worker one of the pool: called when it is ready to run."""
+        """Make a worker one of the pool: called before it runs."""
         self.worker = worker
         worker._id = str(os.getpid())  # the idents of the main threads are equal in all children
         worker.after_fork()
-        threading.Thread(target=self._watch_parent, name="limpyd-jobs-lifeline", daemon=True).start()
         if self._watch is not None:
             self._watch.start()
-        self._tell(READY)
+        worker._add_update_status_callback(self._look_at_status)
 
     def leave(self, is_done: bool) -> None:
         """Called after the run: is there nothing more to do, so that nobody needs to follow?"""
@@ -58,21 +62,30 @@ class Member:
             else:
                 logging.getLogger(LOGGER_NAME).critical("%s\n%s", "Stacks of all threads:", indented(format_stacks()))
 
+    def _look_at_status(self, worker: BaseWorker) -> None:
+        """A worker is ready when its start is over, `run_started` included: what fails there is a bad start.
+
+        One that has to wait for Redis, or for a queue, has come as far as it can.
+        """
+        if worker.status in READY_STATUSES or worker.is_held_up:
+            worker._remove_update_status_callback(self._look_at_status)
+            self._tell(READY)
+
     def _tell(self, news: bytes) -> None:
         with contextlib.suppress(BrokenPipeError):  # the parent is gone, which the lifeline says
             os.write(self._news, news)
 
-    def _watch_parent(self) -> None:
+    def _end_with_parent(self) -> None:
         os.read(self._lifeline, 1)  # until the parent is gone
-        self._end("The parent of this worker is gone")
+        worker = self.worker
+        if worker is not None:
+            worker.ask_to_end("The parent of this worker is gone", level="warning")
+        if worker is None or worker.status is None:  # a run that begins only now takes nothing: it was asked to end
+            os._exit(0)
 
     def _end_for_reload(self, path: str) -> None:
-        self._end(f"{path} has changed")
-
-    def _end(self, reason: str) -> None:
         assert self.worker is not None
-        self.worker.end_forced = True  # before the log, which may block: its reader, too, may be gone
-        self.worker.log(f"{reason}: stopping after current job", level="warning")
+        self.worker.ask_to_end(f"{path} has changed", level="warning")
 
 
 def live(member: Member, work: Callable[[Member], None], log: Callable[[str, str], None]) -> int:

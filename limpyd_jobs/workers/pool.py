@@ -4,8 +4,8 @@
 
 The parent starts the processes, replaces those that end, passes signals on, and never touches Redis. Between it and
 each child are two pipes. The *lifeline* goes to the child, and nothing is ever written into it: when the parent is
-gone, whatever killed it, the child reads its end and ends gracefully. By the other one the child sends *news*: a byte
-each.
+gone, whatever killed it, the child reads its end and ends as at SIGTERM. By the other one the child sends *news*: a
+byte each.
 """
 
 from __future__ import annotations
@@ -448,6 +448,7 @@ class WorkerPool:
         try:
             self._leave_parent(parents)
             member = Member(*own, not self._has_started, self.reload)
+            member.watch_parent()  # with the signals blocked in its thread: they are for the main one
             signal.signal(signal.SIGHUP, ignore_signal)  # it is for the parent: here it would end a job
             signal.signal(signal.SIGUSR2, member.show_stacks)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -46,6 +46,14 @@ class ForkWorker(Worker):
 class BadForkWorker(Worker):
     def after_fork(self):
         raise RuntimeError("no luck")
+
+class StartWorker(Worker):
+    def run_started(self):
+        super().run_started()
+
+class BadStartWorker(Worker):
+    def run_started(self):
+        raise RuntimeError("no luck")
 """
 
 CONFIG = """
@@ -259,9 +267,19 @@ def test_a_child_whose_parent_is_killed_while_it_loads_the_code_ends_too(start: 
 
         process.kill()
 
-        (project / "pool_tasks.py.go").touch()
         wait_until(lambda: not is_alive(pid), 20, "no orphan is left")
-        assert "The parent of this worker is gone" in process.output
+
+
+def test_stop_timeout_bounds_the_job_of_a_child_whose_parent_is_killed(start: StartPool) -> None:
+    (job,) = add("held")
+    with start("--stop-timeout=0.1") as process:
+        ((_, pid, _),) = wait_for_runs(1)
+
+        process.kill()
+
+        wait_until(lambda: not is_alive(int(pid)), 20, "no orphan is left")
+
+    assert job.status.hget() == STATUSES.WAITING
 
 
 def test_at_sigquit_the_jobs_are_given_back_and_the_code_is_three(start: StartPool) -> None:
@@ -300,6 +318,19 @@ def test_children_that_do_not_end_gracefully_are_ended_by_the_signal_as_asked(st
 
         assert process.stop() == 0, process.output
         assert process.output.count("ended by SIGTERM") == 2
+
+
+def test_at_ctrl_c_children_that_do_not_end_gracefully_give_their_jobs_back(start: StartPool) -> None:
+    jobs = add("held 1", "held 2")
+    with start("--no-terminate-gracefuly") as process:
+        wait_for_runs(2)
+
+        for pid in (process.pid, *wait_for_ready(process, 2)):  # as a terminal does
+            os.kill(pid, signal.SIGINT)
+
+        process.wait()
+
+    assert statuses(jobs) == [STATUSES.WAITING] * 2
 
 
 # --- the start ---
@@ -346,6 +377,16 @@ def test_a_first_worker_that_always_crashes_ends_the_pool_with_one(start: StartP
 
         assert "CRITICAL [pool] The first worker could not start, 4 times: giving up" in process.output
         assert process.output.count("RuntimeError: no luck") == 4
+
+
+def test_a_first_worker_whose_run_always_crashes_ends_the_pool_with_one(start: StartPool) -> None:
+    add("waiting")
+
+    with start("--worker-class=pool_tasks.BadStartWorker") as process:
+        assert process.wait() == 1, process.output
+
+        assert "CRITICAL [pool] The first worker could not start, 4 times: giving up" in process.output
+        assert "is ready" not in process.output
 
 
 def test_help_and_version_are_printed_once(start: StartPool) -> None:
@@ -487,6 +528,23 @@ def test_sighup_with_code_that_cannot_be_loaded_keeps_the_old_workers(start: Sta
         assert ready(process) == old
 
 
+def test_sighup_with_code_that_crashes_at_the_start_of_the_run_keeps_the_old_workers(
+    start: StartPool, project: Path
+) -> None:
+    jobs = add("before")
+    with start("--worker-class=pool_tasks.StartWorker") as process:
+        old = wait_for_ready(process, 2)
+        wait_for_success(jobs)
+        change(project, "super().run_started()", "raise RuntimeError")
+
+        process.send_signal(signal.SIGHUP)
+
+        process.wait_for_output("The workers are not replaced")
+        wait_for_success(add("after"))
+        assert process.stop() == 0, process.output
+        assert ready(process) == old
+
+
 def test_a_second_sighup_replaces_them_again(start: StartPool) -> None:
     with start() as process:
         wait_for_ready(process, 2)
@@ -585,7 +643,7 @@ def test_with_reload_changed_code_is_loaded_in_all_workers(start: StartPool, pro
         old = wait_for_ready(process, 2)
         change(project, '"one"', '"second"')
 
-        process.wait_for_output("pool_tasks.py has changed: stopping after current job", times=2)
+        process.wait_for_output("pool_tasks.py has changed: stopping now", times=2)
 
         new = wait_for_ready(process, 4)[2:]
         assert not set(old) & set(new)

@@ -183,6 +183,21 @@ def test_both_workers_of_a_process_hear_of_a_signal(redis_server: RedisServer) -
     assert job.status.hget() == STATUSES.SUCCESS
 
 
+def test_a_job_is_given_back_although_sigint_comes_twice(redis_server: RedisServer) -> None:
+    job = SignalsJob.add_job("holds")
+    again = (
+        "give_back = worker._give_back_held\n"
+        "worker._give_back_held = lambda: (os.kill(os.getpid(), signal.SIGINT), give_back())"
+    )
+    with started(redis_server, '{"terminate_gracefully": False}', f"import signal\n{again}") as process:
+        wait_until(runs)
+
+        process.stop(signal.SIGINT)
+
+        assert "KeyboardInterrupt" in process.output
+    assert job.status.hget() == STATUSES.WAITING
+
+
 def test_a_worker_that_is_to_stop_while_redis_hangs_ends_with_three(redis_server: RedisServer) -> None:
     with RedisServer(tcp=True) as server:
         former = dict(Job.database.connection_settings)

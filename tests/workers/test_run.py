@@ -682,7 +682,7 @@ def test_w45_run_ended_is_called_at_the_end(log: Log) -> None:
 def test_w62_a_worker_waits_for_a_queue_that_does_not_exist_yet() -> None:
     with Running(idle()) as worker:
         wait_until_idle()
-        assert worker.status == "starting"
+        assert (worker.status, worker.is_held_up) == ("starting", True)
         (job,) = add("one")
         wait_until(lambda: job.status.hget() == STATUSES.SUCCESS)
 
