@@ -28,7 +28,14 @@ from redis.exceptions import RedisError, ResponseError
 from . import aio, recipes, run_options, transitions
 from .additions import OPTIONS, AddedJobs, AlikeJobs, AnyJobs, Chunk, Way, fields_of, first, to_delay, to_spec
 from .database import JobsDatabase, is_outage, leave_replica
-from .exceptions import ConfigurationException, DatabaseException, InvalidArgument, JobClassError, LimpydJobsException
+from .exceptions import (
+    ConfigurationException,
+    DatabaseException,
+    InvalidArgument,
+    JobClassError,
+    JobNotInStatus,
+    LimpydJobsException,
+)
 from .fields import InstanceHashField, Loaded, RunOptionsField, Writes, needs_limpyd, upgrade, write
 from .modules import allowed_modules, is_dotted_name
 from .retries import Retries
@@ -874,7 +881,11 @@ class Job(BaseJobsModel):
         if kind == "NEW":
             record.write_late(job)
         current, until_text = job.hmget("priority", "delayed_until")  # as the script wrote it, by the clock of Redis
-        job.enqueue_or_delay(way.name, int(current), _parse_until(until_text), addition.prepend, way.queue_model)
+        try:
+            job.enqueue_or_delay(way.name, int(current), _parse_until(until_text), addition.prepend, way.queue_model)
+        except JobNotInStatus as refused:
+            if refused.status != STATUSES.CANCELED:  # else it was added, and somebody has canceled it since
+                raise
         job._claim = None
 
     def run(self, queue: Any) -> Any:
@@ -1019,6 +1030,7 @@ class Job(BaseJobsModel):
             LimpydJobsException: no queue name.
             InvalidArgument: a value is not accepted. JobNotInStatus: the job runs. JobAlreadyQueued: another one with
                 its identifier is queued. Nothing was written.
+            JobNotInStatus: also when this process has it and it was canceled meanwhile. Then it ends canceled.
         Redis: move.lua.
         """
         queue_model = self._get_queue_model(queue_model)
@@ -1030,12 +1042,22 @@ class Job(BaseJobsModel):
         if self._note_begun is not None:
             self._note_begun()
         call = transitions.move(self._subject(), target, priority is None, prepend, delay, self._token, hold)
-        moved = self._send_with_queue(call, queue_model, name, self._patience)
+        try:
+            moved = self._send_with_queue(call, queue_model, name, self._patience)
+        except JobNotInStatus as refused:
+            if refused.status == STATUSES.CANCELED:
+                self._note_canceled()
+            raise
         self._claim = Claim(self.ident, hold.token, "", moved.queue_key) if is_held else None
         self._moved, self._loaded = moved, None
         repair_indexes(moved.changes)
         if is_held:
             self._place_by_hooks(queue_model, name, _parse_until(moved.delayed_until), prepend)
+
+    def _note_canceled(self) -> None:
+        """It was canceled while this process had it, and the script has let go of it."""
+        self._last_claim, self._claim = self._claim, None
+        self._cached_status, self._loaded = STATUSES.CANCELED, None
 
     @classmethod
     def _send_with_queue(cls, call: transitions.Call[Any], queue_model: Any, name: str, retry_for: float) -> Any:
