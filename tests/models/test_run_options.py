@@ -16,7 +16,7 @@ from limpyd.contrib.indexes import SimpleDateTimeIndex
 from limpyd.exceptions import DoesNotExist
 
 from limpyd_jobs import STATUSES, Backoff, Cancellation, Job, Queue, transitions
-from limpyd_jobs.exceptions import ConfigurationException, InvalidArgument
+from limpyd_jobs.exceptions import ConfigurationException, InvalidArgument, JobAlreadyQueued
 from limpyd_jobs.retries import Retries
 from limpyd_jobs.utils import utcnow
 
@@ -280,6 +280,37 @@ def requeue(job: Any) -> None:
 
 def move(job: Any) -> None:
     job.enqueue_or_delay()
+
+
+def place(job: Any) -> None:
+    Queue.get_queue("runs").enqueue_job(job)
+
+
+@pytest.mark.parametrize("again", [requeue, move, place])
+@pytest.mark.parametrize("delay", [None, 1000])
+def test_a_job_that_has_expired_does_not_stand_in_the_way_of_an_older_one(
+    database: Any, again: Any, delay: float | None
+) -> None:
+    old = ToldJob.add_job("a")
+    run_worker("runs", callback=lambda job, queue: 1 / 0)
+    late = ToldJob.add_job("a", expires=0, delayed_for=delay)
+
+    again(old)
+
+    assert late.hmget("status", "cancel_reason", "queued") == ["c", "expired", None]
+    assert_only_place(old, "waiting", Queue.get_queue("runs"))
+
+
+@pytest.mark.parametrize("again", [requeue, move, place])
+def test_a_job_that_expires_later_stands_in_the_way(database: Any, again: Any) -> None:
+    old = ToldJob.add_job("a")
+    run_worker("runs", callback=lambda job, queue: 1 / 0)
+    late = ToldJob.add_job("a", expires=1000)
+
+    with pytest.raises(JobAlreadyQueued):
+        again(old)
+
+    assert late.status.hget() == "w"
 
 
 @pytest.mark.parametrize(("again", "status"), [(requeue, "e"), (move, "e"), (move, "s"), (move, "c")])
