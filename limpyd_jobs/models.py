@@ -36,7 +36,7 @@ from .exceptions import (
     JobNotInStatus,
     LimpydJobsException,
 )
-from .fields import InstanceHashField, Loaded, RunOptionsField, Writes, needs_limpyd, upgrade, write
+from .fields import CancelReasonField, InstanceHashField, Loaded, RunOptionsField, Writes, needs_limpyd, upgrade, write
 from .modules import allowed_modules, is_dotted_name
 from .retries import Retries
 from .statuses import STATUSES, Cancellation
@@ -524,7 +524,7 @@ class Job(BaseJobsModel):
     cancel_on_error = InstanceHashField()
     queue_key = InstanceHashField()  # the key prefix of the queue that it is, or was last, in: `jobs:queue:3`
     recoveries = InstanceHashField()  # how often the lease lapsed while it ran, or may have
-    cancel_reason = InstanceHashField()  # "canceled", "expired", or what `cancel` was told
+    cancel_reason = CancelReasonField()  # "canceled", "expired", or what `cancel` was told
     run_options = RunOptionsField()  # what `add_job` was told of its runs, as JSON; read it with `run_option`
 
     queue_model: Any = Queue
@@ -952,12 +952,15 @@ class Job(BaseJobsModel):
         Returns:
             CANCELED; REQUESTED when a process has the job; ENDED when it was too late, and nothing was written.
         Raises:
-            DoesNotExist: the record is gone. InvalidArgument: the reason is not a text. WrongKeyType: something else is
-                under an index. Nothing was written.
+            DoesNotExist: the record is gone. InvalidArgument: the reason is not a text, or the class has a field
+                `cancel_reason` of its own. WrongKeyType: something else is under an index. Nothing was written.
         Redis: cancel.lua.
         """
         if reason is not None and not isinstance(reason, str):
             raise InvalidArgument("reason", reason, "a string")
+        if reason is not None and not recipes.has_cancel_reason(type(self)):
+            accepted = f"None: {type(self).__name__} has a field cancel_reason of its own, where no reason is stored"
+            raise InvalidArgument("reason", reason, accepted)
         queue_model = self._get_queue_model(queue_model)
         text = recipes.to_text("reason", reason or "canceled")
         queue_recipe = recipes.queue_recipe(queue_model)

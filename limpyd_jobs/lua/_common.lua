@@ -155,14 +155,14 @@ local function broken_index(recipe, field, old, new)
 end
 
 -- Write several fields of a record, hash and indexes; false deletes. `names` and `values` have the same length.
--- `known`: what they are, if the caller has just read it.
+-- `known`: what they are, if the caller has just read it. A `cancel_reason` that is a field of the user's own is left alone.
 local function write_fields(recipe, pk, names, values, known)
   local hash = recipe.key .. ':' .. pk .. ':hash'
   local old = known or redis.call('HMGET', hash, unpack(names))
   local sets, deletes = {}, {}
   for position, name in ipairs(names) do
     local value = values[position]
-    if value ~= old[position] then
+    if value ~= old[position] and not (name == 'cancel_reason' and recipe.has_own_cancel_reason) then
       reindex(recipe, pk, name, old[position], value)
       if value then
         sets[#sets + 1] = name

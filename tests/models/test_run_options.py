@@ -17,6 +17,7 @@ from limpyd.exceptions import DoesNotExist
 
 from limpyd_jobs import STATUSES, Backoff, Cancellation, Job, Queue, transitions
 from limpyd_jobs.exceptions import ConfigurationException, InvalidArgument, JobAlreadyQueued
+from limpyd_jobs.fields import CancelReasonField
 from limpyd_jobs.retries import Retries
 from limpyd_jobs.utils import utcnow
 
@@ -63,10 +64,18 @@ class OwnFieldJob(Job):
     run_options = fields.InstanceHashField(indexable=True)
 
 
-class IndexedJob(Job):
+class OwnReasonJob(Job):
+    """As before, of a program in which customers cancel orders."""
+
     queue_name = "runs"
 
     cancel_reason = fields.InstanceHashField(indexable=True)
+
+
+class IndexedJob(Job):
+    queue_name = "runs"
+
+    cancel_reason = CancelReasonField(indexable=True)
     status = fields.InstanceHashField(indexable=True, indexes=[SimpleDateTimeIndex])
 
 
@@ -361,6 +370,35 @@ def test_a_reason_is_kept(database: Any) -> None:
     job = ToldJob.add_job("a")
     job.cancel("the user has left")
     assert job.cancel_reason.hget() == "the user has left"
+
+
+@pytest.mark.parametrize("again", [requeue, move, place])
+def test_an_own_field_cancel_reason_is_kept_when_the_job_is_put_in_a_queue_again(database: Any, again: Any) -> None:
+    job = OwnReasonJob.add_job("a", cancel_reason="mine")
+    run_worker("runs", callback=lambda job, queue: 1 / 0)
+    again(job)
+    assert job.hmget("status", "cancel_reason") == ["w", "mine"]
+    assert OwnReasonJob.collection(cancel_reason="mine") == [job.pk.get()]
+
+
+@pytest.mark.parametrize("ends", [lambda job: job.cancel(), lambda job: OwnReasonJob.add_job("a")])
+def test_an_own_field_cancel_reason_is_kept_when_the_job_is_canceled(database: Any, ends: Any) -> None:
+    job = OwnReasonJob.add_job("a", cancel_reason="mine", expires=0)
+    ends(job)
+    assert job.hmget("status", "cancel_reason") == ["c", "mine"]
+
+
+def test_an_own_field_cancel_reason_is_kept_when_a_worker_finds_that_the_job_has_expired(database: Any) -> None:
+    job = OwnReasonJob.add_job("a", cancel_reason="mine", expires=0)
+    run_worker("runs", callback=lambda job, queue: None)
+    assert job.hmget("status", "cancel_reason") == ["c", "mine"]
+
+
+def test_a_reason_is_refused_where_cancel_reason_is_an_own_field(database: Any) -> None:
+    job = OwnReasonJob.add_job("a", cancel_reason="mine")
+    with pytest.raises(InvalidArgument, match="None: OwnReasonJob has a field cancel_reason of its own"):
+        job.cancel("no more")
+    assert job.hmget("status", "cancel_reason") == ["w", "mine"]
 
 
 @pytest.mark.parametrize("reason", [5, b"x", "\ud800"])
