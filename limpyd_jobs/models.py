@@ -944,7 +944,8 @@ class Job(BaseJobsModel):
         """See to it that the job is not run.
 
         One that waits or is delayed is canceled at once. Of one that runs the status becomes CANCELED: its worker
-        interrupts it if it can, and at its end counts it as canceled, not as a success.
+        interrupts it if it can, and at its end counts it as canceled, not as a success. If it raises an error of its
+        own, it is in ERROR, and not requeued.
 
         Args:
             reason: what its field `cancel_reason` gets; "canceled" when None.

@@ -103,7 +103,7 @@ def test_a_canceled_job_that_raises_is_in_error_and_not_retried(options: dict[st
 
     work(1, callback=callback, **options)
 
-    assert job.hmget("status", "queued") == [STATUSES.ERROR, None]
+    assert job.hmget("status", "queued", "cancel_reason") == [STATUSES.ERROR, None, None]
     assert [error.type.hget() for error in Error.collection_for_job(job).instances()] == ["ValueError"]
     assert CancelingJob.calls == ["error"]
 
