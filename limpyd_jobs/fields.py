@@ -76,6 +76,12 @@ class RunOptionsField(InstanceHashField):
     holds_run_options = True
 
 
+class CancelReasonField(InstanceHashField):
+    """Holds why a job is CANCELED. A field of the name `cancel_reason` that is none of these is left alone."""
+
+    holds_cancel_reason = True
+
+
 def needs_limpyd(model: Any, name: str, *values: Any) -> bool:
     """Must limpyd write a field?
 

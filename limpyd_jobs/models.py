@@ -28,8 +28,15 @@ from redis.exceptions import RedisError, ResponseError
 from . import aio, recipes, run_options, transitions
 from .additions import OPTIONS, AddedJobs, AlikeJobs, AnyJobs, Chunk, Way, fields_of, first, to_delay, to_spec
 from .database import JobsDatabase, is_outage, leave_replica
-from .exceptions import ConfigurationException, DatabaseException, InvalidArgument, JobClassError, LimpydJobsException
-from .fields import InstanceHashField, Loaded, RunOptionsField, Writes, needs_limpyd, upgrade, write
+from .exceptions import (
+    ConfigurationException,
+    DatabaseException,
+    InvalidArgument,
+    JobClassError,
+    JobNotInStatus,
+    LimpydJobsException,
+)
+from .fields import CancelReasonField, InstanceHashField, Loaded, RunOptionsField, Writes, needs_limpyd, upgrade, write
 from .modules import allowed_modules, is_dotted_name
 from .retries import Retries
 from .statuses import STATUSES, Cancellation
@@ -517,7 +524,7 @@ class Job(BaseJobsModel):
     cancel_on_error = InstanceHashField()
     queue_key = InstanceHashField()  # the key prefix of the queue that it is, or was last, in: `jobs:queue:3`
     recoveries = InstanceHashField()  # how often the lease lapsed while it ran, or may have
-    cancel_reason = InstanceHashField()  # "canceled", "expired", or what `cancel` was told
+    cancel_reason = CancelReasonField()  # "canceled", "expired", or what `cancel` was told
     run_options = RunOptionsField()  # what `add_job` was told of its runs, as JSON; read it with `run_option`
 
     queue_model: Any = Queue
@@ -874,7 +881,11 @@ class Job(BaseJobsModel):
         if kind == "NEW":
             record.write_late(job)
         current, until_text = job.hmget("priority", "delayed_until")  # as the script wrote it, by the clock of Redis
-        job.enqueue_or_delay(way.name, int(current), _parse_until(until_text), addition.prepend, way.queue_model)
+        try:
+            job.enqueue_or_delay(way.name, int(current), _parse_until(until_text), addition.prepend, way.queue_model)
+        except JobNotInStatus as refused:
+            if refused.status != STATUSES.CANCELED:  # else it was added, and somebody has canceled it since
+                raise
         job._claim = None
 
     def run(self, queue: Any) -> Any:
@@ -939,7 +950,8 @@ class Job(BaseJobsModel):
         """See to it that the job is not run.
 
         One that waits or is delayed is canceled at once. Of one that runs the status becomes CANCELED: its worker
-        interrupts it if it can, and at its end counts it as canceled, not as a success.
+        interrupts it if it can, and at its end counts it as canceled, not as a success. If it raises an error of its
+        own, it is in ERROR, and not requeued.
 
         Args:
             reason: what its field `cancel_reason` gets; "canceled" when None.
@@ -947,12 +959,15 @@ class Job(BaseJobsModel):
         Returns:
             CANCELED; REQUESTED when a process has the job; ENDED when it was too late, and nothing was written.
         Raises:
-            DoesNotExist: the record is gone. InvalidArgument: the reason is not a text. WrongKeyType: something else is
-                under an index. Nothing was written.
+            DoesNotExist: the record is gone. InvalidArgument: the reason is not a text, or the class has a field
+                `cancel_reason` of its own. WrongKeyType: something else is under an index. Nothing was written.
         Redis: cancel.lua.
         """
         if reason is not None and not isinstance(reason, str):
             raise InvalidArgument("reason", reason, "a string")
+        if reason is not None and not recipes.has_cancel_reason(type(self)):
+            accepted = f"None: {type(self).__name__} has a field cancel_reason of its own, where no reason is stored"
+            raise InvalidArgument("reason", reason, accepted)
         queue_model = self._get_queue_model(queue_model)
         text = recipes.to_text("reason", reason or "canceled")
         queue_recipe = recipes.queue_recipe(queue_model)
@@ -1025,6 +1040,7 @@ class Job(BaseJobsModel):
             LimpydJobsException: no queue name.
             InvalidArgument: a value is not accepted. JobNotInStatus: the job runs. JobAlreadyQueued: another one with
                 its identifier is queued. Nothing was written.
+            JobNotInStatus: also when this process has it and it was canceled meanwhile. Then it ends canceled.
         Redis: move.lua.
         """
         queue_model = self._get_queue_model(queue_model)
@@ -1036,12 +1052,22 @@ class Job(BaseJobsModel):
         if self._note_begun is not None:
             self._note_begun()
         call = transitions.move(self._subject(), target, priority is None, prepend, delay, self._token, hold)
-        moved = self._send_with_queue(call, queue_model, name, self._patience)
+        try:
+            moved = self._send_with_queue(call, queue_model, name, self._patience)
+        except JobNotInStatus as refused:
+            if refused.status == STATUSES.CANCELED:
+                self._note_canceled()
+            raise
         self._claim = Claim(self.ident, hold.token, "", moved.queue_key) if is_held else None
         self._moved, self._loaded = moved, None
         repair_indexes(moved.changes)
         if is_held:
             self._place_by_hooks(queue_model, name, _parse_until(moved.delayed_until), prepend)
+
+    def _note_canceled(self) -> None:
+        """It was canceled while this process had it, and the script has let go of it."""
+        self._last_claim, self._claim = self._claim, None
+        self._cached_status, self._loaded = STATUSES.CANCELED, None
 
     @classmethod
     def _send_with_queue(cls, call: transitions.Call[Any], queue_model: Any, name: str, retry_for: float) -> Any:

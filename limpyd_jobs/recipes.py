@@ -154,12 +154,19 @@ def job_recipe(model: Any) -> str:
     given = {name: value for name, value in options.items() if value is not None}
     if not has_run_options(model):
         given["has_own_run_options"] = True
+    if not has_cancel_reason(model):
+        given["has_own_cancel_reason"] = True
     return json.dumps({**json.loads(recipe(model, TRANSITION_FIELDS)), **given}, sort_keys=True)
 
 
 def has_run_options(model: Any) -> bool:
     """Is `run_options` the field of ours, rather than one that a subclass has for its own ends?"""
     return model.has_field(run_options.FIELD) and hasattr(model.get_field(run_options.FIELD), "holds_run_options")
+
+
+def has_cancel_reason(model: Any) -> bool:
+    """As `has_run_options`, for `cancel_reason`: a field that is the user's own is not written."""
+    return model.has_field("cancel_reason") and hasattr(model.get_field("cancel_reason"), "holds_cancel_reason")
 
 
 @cache

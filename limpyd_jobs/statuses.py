@@ -48,7 +48,7 @@ class Cancellation(str, Enum):
     """What became of a request to cancel a job."""
 
     CANCELED = "canceled"  # it did not run, and will not
-    REQUESTED = "requested"  # a worker has it: it is interrupted where that can be, and counts as canceled at its end
+    REQUESTED = "requested"  # a worker has it, and interrupts it if it can: no success, no retry; ERROR if it raises
     ENDED = "ended"  # it was too late
 
 

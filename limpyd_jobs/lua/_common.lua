@@ -155,14 +155,14 @@ local function broken_index(recipe, field, old, new)
 end
 
 -- Write several fields of a record, hash and indexes; false deletes. `names` and `values` have the same length.
--- `known`: what they are, if the caller has just read it.
+-- `known`: what they are, if the caller has just read it. A `cancel_reason` that is a field of the user's own is left alone.
 local function write_fields(recipe, pk, names, values, known)
   local hash = recipe.key .. ':' .. pk .. ':hash'
   local old = known or redis.call('HMGET', hash, unpack(names))
   local sets, deletes = {}, {}
   for position, name in ipairs(names) do
     local value = values[position]
-    if value ~= old[position] then
+    if value ~= old[position] and not (name == 'cancel_reason' and recipe.has_own_cancel_reason) then
       reindex(recipe, pk, name, old[position], value)
       if value then
         sets[#sets + 1] = name
@@ -428,12 +428,23 @@ local function note_queued(recipe, identifier, pk)
   end
 end
 
+-- Make an end of a queued job that has expired, and that no worker has come to yet: it must not stand for another one.
+local function end_expired(namespace, queue_recipe, recipe, pk)
+  local ident = recipe.repr .. ':' .. pk
+  local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'status', 'run_options')
+  local expires = (values[1] == 'w' or values[1] == 'd') and expiry_of(recipe, values[2])
+  if not expires or expires > now() or redis.call('HEXISTS', namespace .. ':claims', ident) == 1 then return false end
+  leave_anywhere(queue_recipe, recipe, pk, ident)
+  write_fields(recipe, pk, {'status', 'queued', 'cancel_reason'}, {'c', false, 'expired'})
+  return true
+end
+
 -- Another job that is queued under the identifier of this one, or nil; else this one is about to be: remember it.
-local function rival_of(recipe, pk)
+local function rival_of(namespace, queue_recipe, recipe, pk)
   local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'identifier', 'queued')
   if not values[1] or values[2] == '1' then return nil end
   local found = find_queued(recipe, values[1])
-  if found and found ~= pk then return found end
+  if found and found ~= pk and not end_expired(namespace, queue_recipe, recipe, found) then return found end
   note_queued(recipe, values[1], pk)
   return nil
 end
@@ -503,21 +514,12 @@ local function raise_or_move(way, job, pk)
   return {'MOVED', pk, unpack(changed)}
 end
 
--- Make an end of a queued job that has expired, and that no worker has come to yet: it must not stand for a new one.
-local function end_expired(way, pk)
-  local recipe, ident = way.recipe, way.repr .. ':' .. pk
-  local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'status', 'run_options')
-  local expires = (values[1] == 'w' or values[1] == 'd') and expiry_of(recipe, values[2])
-  if not expires or expires > now() or redis.call('HEXISTS', way.namespace .. ':claims', ident) == 1 then return false end
-  leave_anywhere(way.queue_recipe, recipe, pk, ident)
-  write_fields(recipe, pk, {'status', 'queued', 'cancel_reason'}, {'c', false, 'expired'})
-  return true
-end
-
 local function try_to_add(way, job)
   local recipe = way.recipe
   local existing = find_queued(recipe, job.identifier)
-  if existing and not end_expired(way, existing) then return raise_or_move(way, job, existing) end
+  if existing and not end_expired(way.namespace, way.queue_recipe, recipe, existing) then
+    return raise_or_move(way, job, existing)
+  end
   local record = job.rest == '' and {} or cjson.decode(job.rest)
   record.key, record.hash, record.sets = recipe.key, job.texts, job.sets
   local conflict = taken(record)

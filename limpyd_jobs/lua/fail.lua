@@ -3,7 +3,7 @@
 -- ARGV: namespace ident token worker queue end requeue_times record
 -- `record` is '' when errors are not saved. A job that has run at most `requeue_times` times and has no
 -- `cancel_on_error`, and was not canceled meanwhile, is to be requeued: its lease stays, so that it is safe until it is.
--- '' as `requeue_times`: never. The priority in the reply is the queue's.
+-- '' as `requeue_times`: never. A canceled job is in ERROR, without its `cancel_reason`. The priority in the reply is the queue's.
 -- Replies:
 --   OK error_pk to_be_requeued priority length keep changed...
 --                              error_pk is '' without a record; length and keep as for `finish`, of the list `errors`
@@ -41,7 +41,7 @@ local to_be_requeued = may_again and (values[3] or '') == '' and values[1] ~= 'c
 if to_be_requeued then
   write_fields(recipe, pk, {'status', 'end'}, {'e', ARGV[6]})
 else
-  write_fields(recipe, pk, {'status', 'end', 'queued'}, {'e', ARGV[6], false})
+  write_fields(recipe, pk, {'status', 'end', 'queued', 'cancel_reason'}, {'e', ARGV[6], false, false})
   drop_lease(namespace, ident, token)
 end
 local length, keep = push_history(queue, 'errors', ident)

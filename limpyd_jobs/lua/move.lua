@@ -7,6 +7,7 @@
 -- Replies:
 --   OK queue priority delayed_until changed...      delayed_until is '' when it waits
 --   NO_QUEUE priority          the job keeps its priority, and this queue does not exist: create it, ask again
+--   NOT_IN_STATUS c            canceled since the caller got its lease, which is dropped; the job is no longer queued
 --   RUNNING                    another worker runs the job; nothing was written
 --   QUEUED pk                  another job with this identifier is queued; nothing was written
 --   BROKEN key                 something of another type is under this key of the queue; nothing was written
@@ -24,6 +25,11 @@ local status = redis.call('HGET', recipe.key .. ':' .. pk .. ':hash', 'status')
 -- RUNNING without a lease here: for a worker of version 2, or for queues of another namespace
 local is_running = status == 'r' and not holder
 if is_running or (holder and holder ~= token and not is_repeated) then return {'RUNNING'} end
+if status == 'c' and (holder or token ~= '') then  -- without a holder: this is repeated
+  write_fields(recipe, pk, {'queued'}, {false})
+  if holder then drop_lease(namespace, ident, holder) end
+  return {'NOT_IN_STATUS', status}
+end
 local priority = ARGV[8] ~= '' and ARGV[8] or redis.call('HGET', recipe.key .. ':' .. pk .. ':hash', 'priority') or '0'
 local queue = find_queue(namespace, queue_recipe, name, priority)
 local queue_record = cjson.decode(ARGV[6])
@@ -31,7 +37,7 @@ if not queue and not unusable and (ARGV[8] == '' or queue_record == cjson.null) 
 local broken = broken_key(namespace, queue_recipe.key, name, queue or queue_recipe.key .. ':0')
 if broken then return {'BROKEN', broken} end
 
-local rival = rival_of(recipe, pk)
+local rival = rival_of(namespace, queue_recipe, recipe, pk)
 if rival then return {'QUEUED', rival} end
 queue = queue or remember_queue(namespace, queue_recipe, name, priority, create(queue_record))
 register(namespace, repr, ARGV[3])

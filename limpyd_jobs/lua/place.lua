@@ -23,7 +23,7 @@ if (status == 'r' and not holder) or (holder and holder ~= token) then return {'
 
 local broken = broken_key(namespace, queue_recipe.key, name, queue)
 if broken then return {'BROKEN', broken} end
-local rival = rival_of(recipe, pk)
+local rival = rival_of(namespace, queue_recipe, recipe, pk)
 if rival then return {'QUEUED', rival} end
 register(namespace, repr, ARGV[3])
 if holder then drop_lease(namespace, ident, token) else leave_anywhere(queue_recipe, recipe, pk, ident) end

@@ -39,7 +39,7 @@ if not queue and not unusable and (ARGV[8] == '' or queue_record == cjson.null) 
 local broken = broken_key(namespace, queue_recipe.key, name, queue or queue_recipe.key .. ':0')
 if broken then return {'BROKEN', broken} end
 
-local rival = rival_of(recipe, pk)
+local rival = rival_of(namespace, queue_recipe, recipe, pk)
 if rival then return {'QUEUED', rival} end
 queue = queue or remember_queue(namespace, queue_recipe, name, priority, create(queue_record))
 register(namespace, repr, ARGV[3])

@@ -169,8 +169,9 @@ class JobLife(Claiming):
         self, queue: Any, job: Any, exception: BaseException, trace: str | None, is_ours: bool
     ) -> None:
         if is_ours and job._claim is None:
-            self._moved_itself(job, queue)
-            await self._log_message(job, self.job_error_message, queue, True, exception, trace, level="error")
+            is_queued = job._cached_status != STATUSES.CANCELED
+            await self._log_message(job, self.job_error_message, queue, is_queued, exception, trace, level="error")
+            await self._moved_itself(job, queue)
             return
         if job._is_ahead:
             await self._call_hook(job, queue, self._note_begun)
@@ -182,7 +183,7 @@ class JobLife(Claiming):
     async def _end_in_success(self, queue: Any, job: Any, result: Any, is_ours: bool) -> None:
         """Success, unless the job was canceled or delayed meanwhile: a plain worker learns that from the transition."""
         if is_ours and job._claim is None:
-            self._moved_itself(job, queue)
+            await self._moved_itself(job, queue)
             return
         if self._ends_together(job):
             self._end_later(job, queue, result)
@@ -217,9 +218,12 @@ class JobLife(Claiming):
                 "coroutine, or set allow_unenforced_timeouts"
             )
 
-    def _moved_itself(self, job: Any, queue: Any) -> None:
+    async def _moved_itself(self, job: Any, queue: Any) -> None:
         """The callback put the job in a queue again: that is where it stays, and this run records no end."""
-        self.log(f"{self._place_of(job, queue)} was put in a queue again by its own run")
+        if job._cached_status == STATUSES.CANCELED:  # it wanted to, and was refused
+            await self._pass_over(queue, job)
+        else:
+            self.log(f"{self._place_of(job, queue)} was put in a queue again by its own run")
 
     @staticmethod
     def _raise_if_changed(status: str | None) -> None:
@@ -350,7 +354,7 @@ class JobLife(Claiming):
     def _release_claim(self, job: Any) -> None:
         if job._claim is not None:
             self._let_go(job._claim)
-        job._last_claim, job._claim = job._claim, None
+        job._last_claim, job._claim = job._claim or job._last_claim, None
 
     # --- What becomes of a job: write, log, call
 
@@ -427,12 +431,15 @@ class JobLife(Claiming):
         try:
             await self._invoke(self.requeue_job, job, queue, priority, delayed_for=delay)
         except JobNotInStatus as refused:
-            if refused.status != STATUSES.CANCELED:
-                raise
-            # since its error was recorded; requeue.lua has let go of it
-            self._release_claim(job)
-            job._cached_status = STATUSES.CANCELED
-            await self._pass_over(queue, job)
+            await self._skip_canceled(job, queue, refused)
+
+    async def _skip_canceled(self, job: Any, queue: Any, refused: JobNotInStatus) -> None:
+        """Pass over a job that was canceled before it was back in a queue: the script that refused has let go of it."""
+        if refused.status != STATUSES.CANCELED:
+            raise refused
+        self._release_claim(job)
+        job._cached_status = STATUSES.CANCELED
+        await self._pass_over(queue, job)
 
     def _retries_of(self, job: Any) -> Retries:
         found: Retries = job.effective_retries(self.default_retries)
@@ -549,6 +556,8 @@ class JobLife(Claiming):
 
     async def _delay(self, job: Any, queue: Any) -> None:
         await self._write_delay(job, queue)
+        if job._cached_status == STATUSES.CANCELED:
+            return
         await self._log_message(job, self.job_delayed_message, queue, level="warning")
         await self._call_job_hook(job, "on_delayed", queue)
 
@@ -556,9 +565,12 @@ class JobLife(Claiming):
         last = job._claim
         name = await self._queue_name_for(job, queue)
         until = await self._apart(lambda: self._delayed_until_of(job))
-        await self._move(
-            lambda: job.enqueue_or_delay(queue_name=name, delayed_until=until, queue_model=self.queue_model)
-        )
+        try:
+            await self._move(
+                lambda: job.enqueue_or_delay(queue_name=name, delayed_until=until, queue_model=self.queue_model)
+            )
+        except JobNotInStatus as refused:
+            await self._skip_canceled(job, queue, refused)
         job._last_claim = last
 
     def _delayed_until_of(self, job: Any) -> Any:

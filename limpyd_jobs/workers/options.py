@@ -275,7 +275,7 @@ def complaint(option: Option, value: float) -> str | None:
     limit, is_accepted = LIMITS.get(str(option.dest), (-math.inf, True))
     if value > limit or (value == limit and is_accepted):
         return None
-    accepted = "a positive integer" + (" (including 0)" if is_accepted else "")
+    accepted = "a positive integer" + (" (including 0)" if is_accepted and limit == 0 else "")
     accepted += " or float" if option.type == "seconds" else ""
     return f"The {option_name(str(option.dest))} argument ({value}) must be {accepted}"
 

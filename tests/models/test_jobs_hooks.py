@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import pytest
 
 from limpyd_jobs import STATUSES, Error, Job, Queue
+from limpyd_jobs.exceptions import JobNotInStatus
 from limpyd_jobs.utils import utcnow
 
 from .support import (
@@ -483,6 +484,32 @@ def test_j37_a_worker_that_requeues_calls_an_overridden_enqueue_or_delay(databas
     (arguments,) = placing_calls()
     assert (arguments["queue_name"], arguments["priority"]) == ("q", 2)
     assert_only_place(job, "waiting", Queue.get_queue("q", 2))
+
+
+class HooksCanceledJob(Job):
+    """Is canceled by somebody else before it is placed."""
+
+    def enqueue_or_delay(self, *args: Any, **kwargs: Any) -> None:
+        type(self)(self.pk.get()).cancel("no more")
+        super().enqueue_or_delay(*args, **kwargs)
+
+
+def test_j37_a_job_that_is_canceled_before_add_job_places_it_stays_so(database: Any) -> None:
+    job = HooksCanceledJob.add_job("a", "q")
+
+    assert job.hmget("status", "queued", "cancel_reason") == [STATUSES.CANCELED, None, "no more"]
+    assert places(job) == []
+
+
+def test_j37_a_job_that_is_canceled_before_requeue_places_it_is_refused(database: Any) -> None:
+    job = HooksCanceledJob.add_job("a", "q")
+    job.status.hset(STATUSES.ERROR)
+
+    with pytest.raises(JobNotInStatus):
+        job.requeue("q")
+
+    assert job.hmget("status", "queued", "cancel_reason") == [STATUSES.CANCELED, None, "no more"]
+    assert places(job) == []
 
 
 def test_j37_an_override_may_choose_another_queue(database: Any) -> None:

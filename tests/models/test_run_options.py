@@ -16,7 +16,8 @@ from limpyd.contrib.indexes import SimpleDateTimeIndex
 from limpyd.exceptions import DoesNotExist
 
 from limpyd_jobs import STATUSES, Backoff, Cancellation, Job, Queue, transitions
-from limpyd_jobs.exceptions import ConfigurationException, InvalidArgument
+from limpyd_jobs.exceptions import ConfigurationException, InvalidArgument, JobAlreadyQueued
+from limpyd_jobs.fields import CancelReasonField
 from limpyd_jobs.retries import Retries
 from limpyd_jobs.utils import utcnow
 
@@ -63,10 +64,18 @@ class OwnFieldJob(Job):
     run_options = fields.InstanceHashField(indexable=True)
 
 
-class IndexedJob(Job):
+class OwnReasonJob(Job):
+    """As before, of a program in which customers cancel orders."""
+
     queue_name = "runs"
 
     cancel_reason = fields.InstanceHashField(indexable=True)
+
+
+class IndexedJob(Job):
+    queue_name = "runs"
+
+    cancel_reason = CancelReasonField(indexable=True)
     status = fields.InstanceHashField(indexable=True, indexes=[SimpleDateTimeIndex])
 
 
@@ -282,6 +291,37 @@ def move(job: Any) -> None:
     job.enqueue_or_delay()
 
 
+def place(job: Any) -> None:
+    Queue.get_queue("runs").enqueue_job(job)
+
+
+@pytest.mark.parametrize("again", [requeue, move, place])
+@pytest.mark.parametrize("delay", [None, 1000])
+def test_a_job_that_has_expired_does_not_stand_in_the_way_of_an_older_one(
+    database: Any, again: Any, delay: float | None
+) -> None:
+    old = ToldJob.add_job("a")
+    run_worker("runs", callback=lambda job, queue: 1 / 0)
+    late = ToldJob.add_job("a", expires=0, delayed_for=delay)
+
+    again(old)
+
+    assert late.hmget("status", "cancel_reason", "queued") == ["c", "expired", None]
+    assert_only_place(old, "waiting", Queue.get_queue("runs"))
+
+
+@pytest.mark.parametrize("again", [requeue, move, place])
+def test_a_job_that_expires_later_stands_in_the_way(database: Any, again: Any) -> None:
+    old = ToldJob.add_job("a")
+    run_worker("runs", callback=lambda job, queue: 1 / 0)
+    late = ToldJob.add_job("a", expires=1000)
+
+    with pytest.raises(JobAlreadyQueued):
+        again(old)
+
+    assert late.status.hget() == "w"
+
+
 @pytest.mark.parametrize(("again", "status"), [(requeue, "e"), (move, "e"), (move, "s"), (move, "c")])
 @pytest.mark.parametrize("more", [{}, {"job_timeout": 5}])
 def test_a_job_that_begins_anew_forgets_an_expiry_that_is_past(
@@ -330,6 +370,35 @@ def test_a_reason_is_kept(database: Any) -> None:
     job = ToldJob.add_job("a")
     job.cancel("the user has left")
     assert job.cancel_reason.hget() == "the user has left"
+
+
+@pytest.mark.parametrize("again", [requeue, move, place])
+def test_an_own_field_cancel_reason_is_kept_when_the_job_is_put_in_a_queue_again(database: Any, again: Any) -> None:
+    job = OwnReasonJob.add_job("a", cancel_reason="mine")
+    run_worker("runs", callback=lambda job, queue: 1 / 0)
+    again(job)
+    assert job.hmget("status", "cancel_reason") == ["w", "mine"]
+    assert OwnReasonJob.collection(cancel_reason="mine") == [job.pk.get()]
+
+
+@pytest.mark.parametrize("ends", [lambda job: job.cancel(), lambda job: OwnReasonJob.add_job("a")])
+def test_an_own_field_cancel_reason_is_kept_when_the_job_is_canceled(database: Any, ends: Any) -> None:
+    job = OwnReasonJob.add_job("a", cancel_reason="mine", expires=0)
+    ends(job)
+    assert job.hmget("status", "cancel_reason") == ["c", "mine"]
+
+
+def test_an_own_field_cancel_reason_is_kept_when_a_worker_finds_that_the_job_has_expired(database: Any) -> None:
+    job = OwnReasonJob.add_job("a", cancel_reason="mine", expires=0)
+    run_worker("runs", callback=lambda job, queue: None)
+    assert job.hmget("status", "cancel_reason") == ["c", "mine"]
+
+
+def test_a_reason_is_refused_where_cancel_reason_is_an_own_field(database: Any) -> None:
+    job = OwnReasonJob.add_job("a", cancel_reason="mine")
+    with pytest.raises(InvalidArgument, match="None: OwnReasonJob has a field cancel_reason of its own"):
+        job.cancel("no more")
+    assert job.hmget("status", "cancel_reason") == ["w", "mine"]
 
 
 @pytest.mark.parametrize("reason", [5, b"x", "\ud800"])

@@ -807,8 +807,11 @@ def tidy() -> None:
 
 
 @pytest.mark.parametrize("names", [("q",), ("q", "p")], ids=["one name", "two names"])
-@pytest.mark.parametrize("runs_count", [1, 0, 5], ids=["first runs", "all ahead", "all run"])
-@pytest.mark.parametrize("count", [0, 1, 5])
+@pytest.mark.parametrize(
+    ("count", "runs_count"),
+    [(0, 1), (1, 1), (1, 0), (5, 1), (5, 0), (5, 5)],
+    ids=["no claim", "it runs", "it is ahead", "first runs", "all ahead", "all run"],
+)
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
 def test_the_quick_way_leaves_and_answers_what_the_general_one_does(

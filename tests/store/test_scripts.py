@@ -825,6 +825,19 @@ def test_requeue_lets_go_of_what_was_canceled_after_its_error(held: Claim) -> No
     assert ScriptJob.from_pk("1").queued.hget() is None
 
 
+@pytest.mark.parametrize("token", ["", "h"])
+def test_move_lets_go_of_what_was_canceled_since_it_was_leased_and_may_be_repeated(token: str) -> None:
+    send(add_call(hold=Hold("h")))
+    assert raw(cancel_call()) == ["REQUESTED"]
+    hold = Hold() if token else Hold("h")  # without a token it is the repetition of the call that took the lease
+    call = transitions.move(ScriptJob._class_subject("1"), target(), True, False, Delay(), token, hold)
+    assert raw(call) == ["NOT_IN_STATUS", "c"]
+    assert Job.database.connection.zcard("jobs:leases") == 0
+    assert ScriptJob.from_pk("1").hmget("status", "queued") == ["c", None]
+    if token:
+        assert raw(call) == ["NOT_IN_STATUS", "c"]
+
+
 def test_claim_answers_what_was_said_of_the_runs() -> None:
     send(add_call(values={"run_options": '{"job_timeout":5}'}))
     assert claim().run_options == '{"job_timeout":5}'

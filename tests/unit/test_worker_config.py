@@ -442,6 +442,8 @@ def test_c34_seconds_are_refused_when_they_are_no_number(option: str, text: str,
         ("--timeout=-0.5", "The timeout argument (-0.5) must be a positive integer (including 0) or float"),
         ("--fetch-priorities-delay=0", "The fetch-priorities-delay argument (0) must be a positive integer or float"),
         ("--fetch-delayed-delay=-1", "The fetch-delayed-delay argument (-1) must be a positive integer or float"),
+        ("--threads=0", "The threads argument (0) must be a positive integer"),
+        ("--concurrency=0", "The concurrency argument (0) must be a positive integer"),
         ("--requeue-times=-1", "The requeue-times argument (-1) must be a positive integer (including 0)"),
         (
             "--requeue-delay-delta=-1",

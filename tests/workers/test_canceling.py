@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator
 from typing import Any, ClassVar
@@ -9,6 +10,7 @@ from typing import Any, ClassVar
 import pytest
 
 from limpyd_jobs import STATUSES, Cancellation, Error, Job, Queue, admin
+from limpyd_jobs.exceptions import JobNotInStatus
 from limpyd_jobs.workers import Worker
 
 from ..base import wait_until
@@ -101,7 +103,7 @@ def test_a_canceled_job_that_raises_is_in_error_and_not_retried(options: dict[st
 
     work(1, callback=callback, **options)
 
-    assert job.hmget("status", "queued") == [STATUSES.ERROR, None]
+    assert job.hmget("status", "queued", "cancel_reason") == [STATUSES.ERROR, None, None]
     assert [error.type.hget() for error in Error.collection_for_job(job).instances()] == ["ValueError"]
     assert CancelingJob.calls == ["error"]
 
@@ -178,3 +180,60 @@ def test_a_canceled_job_may_be_added_again_and_runs() -> None:
     work(1, callback=lambda job, queue: None)
 
     assert again.hmget("status", "cancel_reason") == [STATUSES.SUCCESS, None]
+
+
+class CancelingDelayWorker(Worker):
+    """Somebody else cancels the job between its end and its delay."""
+
+    calls_super = True
+
+    def job_delayed(self, job: Any, queue: Any) -> Any:
+        type(job)(job.pk.get()).cancel("no more")
+        if self.calls_super:
+            super().job_delayed(job, queue)
+
+
+class CancelingOwnDelayWorker(CancelingDelayWorker):
+    calls_super = False
+
+
+@pytest.mark.parametrize("worker_class", [CancelingDelayWorker, CancelingOwnDelayWorker])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_a_job_that_is_canceled_before_it_is_delayed_is_skipped(
+    worker_class: type[Worker], options: dict[str, Any], log: Log
+) -> None:
+    job = CancelingJob.add_job("one")
+
+    work(
+        1,
+        worker_class=worker_class,
+        callback=lambda job, queue: job.status.hset(STATUSES.DELAYED),
+        **options,
+    )
+
+    assert was_canceled(job, "no more")
+    assert CancelingJob.calls == ["skipped"]
+    assert log.tracebacks == []
+    assert log.lines.count("[test|1|one] job skipped (current status: CANCELED)") == 1
+
+
+@pytest.mark.parametrize("options", [*OPTIONS, {"isolate": True}], ids=str)
+@pytest.mark.parametrize("catches", [False, True])
+def test_a_job_that_cancels_itself_and_then_moves_itself_is_canceled(
+    catches: bool, options: dict[str, Any], log: Log
+) -> None:
+    job = CancelingJob.add_job("one")
+
+    def callback(job: Any, queue: Any) -> None:
+        job.cancel()
+        with pytest.raises(JobNotInStatus) if catches else contextlib.nullcontext():
+            job.enqueue_or_delay("test")
+
+    work(1, callback=callback, **options)
+
+    assert was_canceled(job)
+    assert CancelingJob.calls == ["skipped"]
+    assert log.tracebacks == []
+    assert [line for line in log.lines if "NOT requeued" in line or "lease" in line] == (
+        [] if catches else [f"[test|1|one] error: Unable to move {job.ident}: its status is 'c' [NOT requeued]"]
+    )
