@@ -576,6 +576,20 @@ def test_sigusr2_shows_the_stacks_of_all_processes(start: StartPool) -> None:
         assert process.stop() == 0, process.output
 
 
+def test_sigusr2_shows_the_stacks_of_isolated_jobs(start: StartPool) -> None:
+    jobs = add("held")
+    with start("--isolate") as process:
+        ((_, pid, _),) = wait_for_runs(1)
+
+        process.send_signal(signal.SIGUSR2)
+
+        process.wait_for_output('pool_tasks.py", line')
+        assert re.search(rf"^\[{pid}\] .* Stacks of all threads:", process.output, re.MULTILINE)
+        let_go()
+        wait_for_success(jobs)
+        assert process.stop() == 0, process.output
+
+
 # --- the log and the titles ---
 
 
