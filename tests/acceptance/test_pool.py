@@ -745,6 +745,26 @@ def test_the_dotted_name_of_a_worker_is_loaded_anew_at_sighup(project: Path, red
         assert process.stop() == 0, process.output
 
 
+def test_a_successor_that_hangs_is_killed_and_its_place_is_filled(project: Path, redis_server: RedisServer) -> None:
+    (project / "pool_tasks.py").write_text(TASKS + "\nclass CallbackWorker(Worker):\n    callback = run\n")
+    text = (
+        "import limpyd_jobs.workers.pool as module\nmodule.LONGEST_START_SECONDS = 3\n"
+        "sys.exit(WorkerPool('pool_tasks.CallbackWorker', processes=1, queues='pool').run())"
+    )
+    with program(project, redis_server, text) as process:
+        (old,) = wait_for_ready(process, 1)
+        change(project, "VERSION =", "print('hangs', flush=True); time.sleep(1000)\nVERSION =")
+        process.send_signal(signal.SIGHUP)
+        process.wait_for_output("hangs")
+        change(project, "time.sleep(1000)", "")
+
+        os.kill(old, signal.SIGTERM)
+
+        process.wait_for_output("is not ready after 3 seconds")
+        wait_for_ready(process, 2)
+        assert process.stop() == 0, process.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
