@@ -135,6 +135,7 @@ class Worker(JobLife):
             extra=job._knowledge,
             quiet=heartbeat.quiet if heartbeat is not None else None,
             survives_signals=self.terminate_gracefuly,
+            show_stacks=self.log_stacks,
         )
         if heartbeat is not None:
             heartbeat.watch_canceled(self._kill_canceled)
@@ -241,6 +242,13 @@ class Worker(JobLife):
     def _interrupt(self, signum: int, frame: FrameType | None) -> None:
         self._was_interrupted = True
         signal.default_int_handler(signum, frame)
+
+    def log_stacks(self) -> None:
+        """Also those of the job that runs in a child."""
+        super().log_stacks()
+        isolated = self._isolated
+        if isolated is not None:
+            isolated[1].ask_for_stacks()
 
     def stop_now(self) -> None:
         """Give the job back to the head of its queue, its try not counted, and end the process with the exit code 3."""

@@ -27,6 +27,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from types import FrameType
 from typing import Any, NamedTuple, NoReturn
 
 from ..exceptions import JobProcessDied
@@ -76,6 +77,7 @@ class IsolatedRun:
         quiet: entered around the fork; it holds off the threads of this process whose locks the child may need.
         survives_signals: whether the child ignores SIGINT, SIGTERM, SIGQUIT and SIGHUP, which supervisors send to all
             processes of a service; else they kill it.
+        show_stacks: called in the child at SIGUSR2; None to leave that signal as it is.
     Raises:
         InvalidArgument: seconds is no positive, finite number.
     """
@@ -90,6 +92,7 @@ class IsolatedRun:
         extra: Callable[[], Any] | None = None,
         quiet: AbstractContextManager[Any] | None = None,
         survives_signals: bool = True,
+        show_stacks: Callable[[], None] | None = None,
     ) -> None:
         self._function = function
         if seconds is not None:
@@ -100,6 +103,7 @@ class IsolatedRun:
         self._extra = extra
         self._quiet = quiet or contextlib.nullcontext()
         self._survives_signals = survives_signals
+        self._show_stacks = show_stacks
         self._was_killed = False
         self._is_late = False
         self._has_ended = False
@@ -142,6 +146,12 @@ class IsolatedRun:
         self._was_killed = True
         if not self._has_ended:
             self._kill_group()
+
+    def ask_for_stacks(self) -> None:
+        """Have the child, if there is one now, call `show_stacks`."""
+        if self._show_stacks is not None and self.pid and not self._has_ended:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGUSR2)
 
     def _fork(self, reader: io.FileIO, writer: io.FileIO) -> None:
         parent = os.getpid()
@@ -244,7 +254,14 @@ class IsolatedRun:
         for number in END_SIGNALS:
             # a function, as SIG_IGN would be inherited by programs that the child starts
             signal.signal(number, _do_nothing if self._survives_signals else signal.SIG_DFL)
+        if self._show_stacks is not None:
+            signal.signal(signal.SIGUSR2, self._catch_stacks_signal)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    def _catch_stacks_signal(self, signum: int, frame: FrameType | None) -> None:
+        assert self._show_stacks is not None
+        with contextlib.suppress(Exception):  # of a handler or a filter of the log
+            self._show_stacks()
 
     def _answer(self) -> Outcome:
         result = error = trace = None
@@ -415,8 +432,8 @@ def _logs_at_rest() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _signals_blocked() -> Iterator[set[int]]:
-    """Hold the signals that end processes; gives the mask that was there before."""
-    mask = {int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)}
+    """Hold the signals that the child handles in its own way; gives the mask that was there before."""
+    mask = {int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, (*END_SIGNALS, signal.SIGUSR2))}
     try:
         yield mask
     finally:

@@ -36,6 +36,7 @@ START_TRIES = 4  # of the first child, before the pool gives up
 FIRST_PAUSE_SECONDS = 0.5  # after a crash; then twice as long each time
 LONGEST_PAUSE_SECONDS = 30.0
 RELOAD_PAUSE_SECONDS = 1.5  # the longest one while somebody is at work on the code
+LONGEST_START_SECONDS = 300.0  # of a successor; imports may take their time
 SETTLED_SECONDS = 60.0  # a child that has lived so long makes earlier crashes forgotten
 BETWEEN_STARTS_SECONDS = 0.5  # in one place, also after good ends: a worker that ends at once must not cost a processor
 
@@ -183,6 +184,7 @@ class WorkerPool:
                 while not self._is_over():
                     self._start_what_is_due()
                     self._replace_next()
+                    self._end_late_successors()
                     self.update_title()
                     self._wait()
             finally:
@@ -202,6 +204,7 @@ class WorkerPool:
         """Wait for a signal, news, or the time of the next start."""
         assert self._selector is not None
         times = [place.start_at for place in self._places_to_fill()]
+        times += [child.started_at + LONGEST_START_SECONDS for child in self._successors()]
         for key, _ in self._selector.select(max(min(times) - time.monotonic(), 0) if times else None):
             if key.data is None:
                 for number in os.read(key.fd, 4096):  # the wakeup descriptor: a byte is the number of a signal
@@ -267,6 +270,18 @@ class WorkerPool:
     def _give_up_replacing(self, reason: str) -> None:
         self._to_replace.clear()
         self.log(f"The workers are not replaced, {reason}", level="error")
+
+    def _successors(self) -> list[Child]:
+        """Those that may still become ready."""
+        found = [place.successor for place in self._places]
+        return [child for child in found if child is not None and signal.SIGKILL not in child.asked]
+
+    def _end_late_successors(self) -> None:
+        """One that hangs holds the others up, and its place is empty when the old worker ends by itself."""
+        for child in self._successors():
+            if child.started_at + LONGEST_START_SECONDS <= time.monotonic():
+                self.log(f"Worker {child.pid} is not ready after {LONGEST_START_SECONDS:.0f} seconds", level="error")
+                self._send(child, signal.SIGKILL)
 
     def _follow(self, place: Place) -> None:
         """The successor is ready: the old one may go."""

@@ -576,6 +576,20 @@ def test_sigusr2_shows_the_stacks_of_all_processes(start: StartPool) -> None:
         assert process.stop() == 0, process.output
 
 
+def test_sigusr2_shows_the_stacks_of_isolated_jobs(start: StartPool) -> None:
+    jobs = add("held")
+    with start("--isolate") as process:
+        ((_, pid, _),) = wait_for_runs(1)
+
+        process.send_signal(signal.SIGUSR2)
+
+        process.wait_for_output('pool_tasks.py", line')
+        assert re.search(rf"^\[{pid}\] .* Stacks of all threads:", process.output, re.MULTILINE)
+        let_go()
+        wait_for_success(jobs)
+        assert process.stop() == 0, process.output
+
+
 # --- the log and the titles ---
 
 
@@ -728,6 +742,26 @@ def test_the_dotted_name_of_a_worker_is_loaded_anew_at_sighup(project: Path, red
         process.wait_for_output("All workers are replaced")
         add("after")
         assert wait_for_runs(1)[0][2] == "second"
+        assert process.stop() == 0, process.output
+
+
+def test_a_successor_that_hangs_is_killed_and_its_place_is_filled(project: Path, redis_server: RedisServer) -> None:
+    (project / "pool_tasks.py").write_text(TASKS + "\nclass CallbackWorker(Worker):\n    callback = run\n")
+    text = (
+        "import limpyd_jobs.workers.pool as module\nmodule.LONGEST_START_SECONDS = 3\n"
+        "sys.exit(WorkerPool('pool_tasks.CallbackWorker', processes=1, queues='pool').run())"
+    )
+    with program(project, redis_server, text) as process:
+        (old,) = wait_for_ready(process, 1)
+        change(project, "VERSION =", "print('hangs', flush=True); time.sleep(1000)\nVERSION =")
+        process.send_signal(signal.SIGHUP)
+        process.wait_for_output("hangs")
+        change(project, "time.sleep(1000)", "")
+
+        os.kill(old, signal.SIGTERM)
+
+        process.wait_for_output("is not ready after 3 seconds")
+        wait_for_ready(process, 2)
         assert process.stop() == 0, process.output
 
 

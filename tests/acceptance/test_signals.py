@@ -183,6 +183,20 @@ def test_both_workers_of_a_process_hear_of_a_signal(redis_server: RedisServer) -
     assert job.status.hget() == STATUSES.SUCCESS
 
 
+def test_an_isolated_job_that_gets_sigusr2_goes_on(redis_server: RedisServer) -> None:
+    job = SignalsJob.add_job("holds")
+    with started(redis_server, '{"isolate": True, "max_loops": 1}') as process:
+        wait_until(runs)
+        (run,) = client().lrange("test:runs", 0, -1)
+
+        os.kill(int(run.rpartition(" ")[2]), signal.SIGUSR2)
+
+        process.wait_for_output(", in hold")
+        client().set("test:go", 1)
+        assert process.wait() == 0, process.output
+    assert job.status.hget() == STATUSES.SUCCESS
+
+
 def test_a_job_is_given_back_although_sigint_comes_twice(redis_server: RedisServer) -> None:
     job = SignalsJob.add_job("holds")
     again = (
