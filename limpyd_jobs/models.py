@@ -633,7 +633,8 @@ class Job(BaseJobsModel):
 
     def hmget(self, *args: str) -> Any:
         """The values of some fields, in one round trip."""
-        if self._loaded is not None and self._loaded.knows(*args):
+        is_valid = self._loaded is not None and args and set(args) <= set(self._instancehash_fields)
+        if self._loaded is not None and is_valid and self._loaded.knows(*args):
             return [self._loaded.values.get(name) for name in args]
         return super().hmget(*args)
 

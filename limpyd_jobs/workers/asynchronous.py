@@ -368,7 +368,7 @@ class AsyncWorker(Worker):
 
     def _start_task(self, queue: Any, job: Any) -> None:
         self.num_loops += 1
-        task = asyncio.create_task(self._process_task(queue, job))
+        task = asyncio.create_task(self._process_task(queue, job), name=self._ident_of(job))
         self._tasks.add(task)
         task.add_done_callback(self._take_back)
         if job._claim is not None and job._claim.is_last_chance:

@@ -274,7 +274,9 @@ class JobLife(Claiming):
             return
         try:
             text = await self._invoke(message, job, *args)
-        except Exception:
+        except BaseException as error:
+            if self._must_not_be_caught(error):
+                raise
             name = getattr(message, "__name__", message)
             self._log_exception(f"{self._ident_of(job)} raised, in {name}")
         else:
