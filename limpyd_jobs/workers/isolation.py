@@ -240,7 +240,7 @@ class IsolatedRun:
             _flush()
             if os.getpid() != me:  # a process that the function has forked, which came back from it: not ours to tell
                 code = 0 if answer.error is None else 1
-            elif os.path.samestat(pipe, os.fstat(writer.fileno())):  # else the function has closed all it found
+            elif _is_still(writer, pipe):  # else the function has closed all it found
                 _write(writer, _pickle_answer(answer))
                 code = 0
         except BaseException:
@@ -288,6 +288,14 @@ def _read(reader: io.FileIO, message: bytearray) -> bool:
     while chunk := reader.read(CHUNK):
         message += chunk
     return chunk is not None
+
+
+def _is_still(writer: io.FileIO, pipe: os.stat_result) -> bool:
+    """Has nobody closed this end of the pipe, and perhaps opened something else under its number?"""
+    try:
+        return os.path.samestat(pipe, os.fstat(writer.fileno()))
+    except OSError:
+        return False
 
 
 def _is_complete(message: bytearray) -> bool:

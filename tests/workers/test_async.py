@@ -76,7 +76,7 @@ class CoroutineJob(Job):
         return f"result of {identifier}"
 
 
-class PlainJob(Job):
+class PlainRunJob(Job):
     queue_name = "test"
 
     def run(self, queue: Any) -> Any:
@@ -125,7 +125,7 @@ class PlainHooksWorker(AsyncWorker):
         return f"well done: {super().job_success_message(job, queue, job_result)}"
 
 
-class PlainHooksJob(PlainJob):
+class PlainHooksJob(PlainRunJob):
     queue_name = "test"
 
     def on_started(self, queue: Any) -> None:
@@ -772,7 +772,7 @@ def test_a_plain_hook_that_takes_long_does_not_hold_up_other_jobs() -> None:
 # --- Fields
 
 
-class FieldsJob(Job):
+class FieldsCoroutineJob(Job):
     queue_name = "test"
     city = InstanceHashField(indexable=True)
     size = InstanceHashField()
@@ -787,7 +787,7 @@ def test_reading_its_own_fields_costs_a_coroutine_no_command() -> None:
         after = client().info("stats")["total_commands_processed"]
         found.extend([values, after - before])
 
-    FieldsJob.add_job("1", priority=4, city="Genève")
+    FieldsCoroutineJob.add_job("1", priority=4, city="Genève")
 
     work(1, callback=read)
 
@@ -806,7 +806,7 @@ def test_a_coroutine_sees_what_it_has_written_and_the_status_as_it_is() -> None:
         client().hset(job.key, "status", STATUSES.CANCELED)
         found.extend([job.city.hget(), job.size.hget(), job.status.hget()])
 
-    FieldsJob.add_job("1", city="Genève")
+    FieldsCoroutineJob.add_job("1", city="Genève")
 
     work(1, callback=write)
 
@@ -878,21 +878,21 @@ def test_a_coroutine_that_goes_on_is_cancelled_again(monkeypatch: pytest.MonkeyP
 
 
 def test_a_plain_function_with_a_time_limit_is_refused_unless_that_is_allowed() -> None:
-    jobs = [PlainJob.add_job("1", job_timeout=5)]
+    jobs = [PlainRunJob.add_job("1", job_timeout=5)]
     work(1)
     assert [name for name, _ in errors()] == ["ConfigurationException"]
 
-    jobs.append(PlainJob.add_job("2", job_timeout=5))
+    jobs.append(PlainRunJob.add_job("2", job_timeout=5))
     work(1, allow_unenforced_timeouts=True)
     assert statuses(jobs) == ["ERROR", "SUCCESS"]
 
 
 def test_a_coroutine_is_cancelled_when_its_job_is(gate: Gate, log: Log) -> None:
-    class ToldJob(CoroutineJob):
+    class ToldCoroutineJob(CoroutineJob):
         async def on_skipped(self, queue: Any) -> None:
             self.calls.append(await asyncio.to_thread(self.status.hget))
 
-    job, other = ToldJob.add_job("hold"), CoroutineJob.add_job("hold 2")
+    job, other = ToldCoroutineJob.add_job("hold"), CoroutineJob.add_job("hold 2")
 
     with Running(idle()):
         wait_until(lambda: len(gate.within) == 2)

@@ -183,6 +183,7 @@ def test_at_sigusr2_the_stack_of_each_thread_is_in_the_log(log: Log) -> None:
 
 
 def test_the_handler_of_sigusr2_is_put_back() -> None:
+    signal.signal(signal.SIGUSR2, signal.SIG_DFL)  # a worker of another test may have been made and never run
     run(worker(terminate_gracefully=True, burst=True))
 
     assert signal.getsignal(signal.SIGUSR2) is signal.SIG_DFL
