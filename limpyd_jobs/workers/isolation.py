@@ -427,15 +427,16 @@ def _logs_at_rest() -> Iterator[None]:
     handlers, not those of files.) The wait has an end: what holds a handler may wait for one that is held here.
     """
     parent = os.getpid()
-    held: list[Any] = []
+    locks: list[Any] = [handler.lock for handler in _handlers() if hasattr(handler.lock, "_is_owned")]
     try:
-        for lock in [handler.lock for handler in _handlers()]:
-            if lock and lock.acquire(timeout=LOG_SECONDS):
-                held.append(lock)
+        for lock in locks:
+            lock.acquire(timeout=LOG_SECONDS)
         yield
     finally:
-        for lock in held if os.getpid() == parent else ():
-            lock.release()
+        # which of them it has got, only a lock itself knows for sure: the handler of a signal may raise at any moment
+        for lock in locks if os.getpid() == parent else ():
+            if lock._is_owned():
+                lock.release()
 
 
 @contextlib.contextmanager

@@ -430,6 +430,7 @@ def warm(database: Any) -> Any:
     """The scripts are loaded, and the connection is open."""
     Job.add_job("warm", "warm")
     AddingJob.add_job("warm", size=1)
+    Job.add_job("warm later", "warm", delayed_for=1000)
 
 
 def test_j_a_new_job_in_a_new_queue_costs_one_round_trip(warm: Any, monkeypatch: Any) -> None:
