@@ -107,7 +107,8 @@ def test_a_signal_to_a_process_that_a_job_started_is_not_one_to_the_worker(
 
     with started(redis_server, options) as process:
         wait_until(lambda: all(job.status.hget() == STATUSES.SUCCESS for job in jobs), 20)
-        assert process.stop() == 0, process.output
+        # an idle worker may need longer than its stop_timeout of 10 ms to end, on a busy machine
+        assert process.stop() in ((0, 3) if "stop_timeout" in options else (0,)), process.output
         assert "given back" not in process.output
 
     assert client().lrange("test:codes", 0, -1) == [str(-signal.SIGTERM)]
