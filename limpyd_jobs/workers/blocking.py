@@ -37,9 +37,7 @@ from .life import JobLife, StatusChanged, has_method, run_now
 from .time_limit import TimeLimit, can_limit_time
 
 POLL_SECONDS = 1  # how often the waiting lists themselves are looked at, for programs that fill them and do not ring
-CANCEL_AGAIN_SECONDS = (
-    10.0  # time to clean up, after which a coroutine that goes on in spite of its cancellation is cancelled again
-)
+CANCEL_AGAIN_SECONDS = 10.0  # for cleaning up: a coroutine that goes on after that is cancelled again
 FAILING_SECONDS = 0.5  # how often a worker that cannot renew its leases looks whether it can again
 SAME_INTERRUPT_SECONDS = 1.0  # within which a SIGINT that follows another one is the same
 
