@@ -193,6 +193,8 @@ class _Books:
             yield Problem("place", ident, f"it is {name} and in {self._where(ident)}")
         elif status is None and place is not None:
             yield Problem("place", ident, f"it has no status and is in {self._where(ident)}")
+        elif place == "leased" and queue_key is None and not queued:
+            return  # executed at once, in no queue
         elif place is not None and queued != "1":
             yield Problem("place", ident, f"it is in {self._where(ident)}, and not marked as queued")
         elif place is None and queued:

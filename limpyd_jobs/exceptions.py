@@ -8,6 +8,7 @@
     │   ├── ServerTooOld            it runs, but lacks what our scripts need
     │   └── EmbeddedServerError     the private server cannot be started
     ├── JobNotInStatus              the transition does not start from the job's status
+    ├── ExecutionLost               the process that executed the job at once has ended before the job
     ├── JobAlreadyQueued            another job with the identifier is queued
     ├── JobAlreadyExists            (also limpyd's UniquenessError) the primary key or a unique value is taken
     ├── JobClassError               an ident names a class that cannot be used
@@ -146,6 +147,14 @@ class QueueDeleted(LimpydJobsException):
     def __init__(self, ident: str) -> None:
         self.ident = ident
         super().__init__(f"{ident} cannot be given back, as its worker died: its queue was deleted")
+
+
+class ExecutionLost(LimpydJobsException):
+    """The process that executed the job at once, in no queue, ended before the job did."""
+
+    def __init__(self, ident: str) -> None:
+        self.ident = ident
+        super().__init__(f"{ident} was executed at once, and the process that did so has died")
 
 
 class Retry(LimpydJobsException):

@@ -87,6 +87,16 @@ class _UnsentEnds(threading.local):
 unsent_ends = _UnsentEnds()
 
 
+class _Executors:
+    """How jobs are executed at once. That is the work of workers, who come after this layer and fill it in."""
+
+    execute: Callable[..., Any]
+    aexecute: Callable[..., Any]
+
+
+executors = _Executors()
+
+
 class _Patience:
     """How long a call is tried again while Redis cannot be used, for `retry_for` seconds."""
 
@@ -841,6 +851,51 @@ class Job(BaseJobsModel):
         A coroutine that is cancelled meanwhile does not end it: the jobs are added all the same.
         """
         return await asyncio.to_thread(cls.add_jobs, specs, *args, **kwargs)
+
+    @classmethod
+    def execute_now(
+        cls,
+        identifier: str | None = None,
+        queue_name: str | None = None,
+        queue_model: Any = None,
+        raises: bool = False,
+        **fields: Any,
+    ) -> Any:
+        """Make a job and run it here and now, in no queue; what is called, written and logged is what a worker does.
+
+        A job that fails and may be tried again is, at once and up to its `requeue_times`. Its error is recorded, not
+        raised. See docs/testing.md.
+
+        Args:
+            identifier: random when None. It is not *queued*: it may be that of another job.
+            queue_name: of the queue that its hooks get, and in whose history it is afterwards; the class' own when
+                None. Without one it has no history, and its hooks get None.
+            raises: raise the exception of the last try, once it is recorded.
+            fields: as `fields_if_new` of `add_job`.
+        Returns:
+            The job, which has ended; or was put in a queue by its own run.
+        Raises:
+            InvalidArgument, JobAlreadyExists: nothing was written.
+            KeyboardInterrupt: of its run, when it is recorded.
+        Redis: execute.lua, retry.lua.
+        """
+        return executors.execute(cls, identifier, queue_name, queue_model, raises, fields)
+
+    @classmethod
+    async def aexecute_now(
+        cls,
+        identifier: str | None = None,
+        queue_name: str | None = None,
+        queue_model: Any = None,
+        raises: bool = False,
+        **fields: Any,
+    ) -> Any:
+        """As `execute_now`, in the running event loop: coroutine functions are awaited there, others run in threads.
+
+        Raises:
+            asyncio.CancelledError: the caller was cancelled: so is the job, which is in ERROR.
+        """
+        return await executors.aexecute(cls, identifier, queue_name, queue_model, raises, fields)
 
     @classmethod
     def _way(cls, queue_model: Any, queue_name: str | None, priority: int | str) -> Way:

@@ -58,6 +58,6 @@ FOLLOWERS: dict[str, frozenset[str]] = {
     STATUSES.DELAYED: frozenset("wdce"),
     STATUSES.RUNNING: frozenset("wdsec"),
     STATUSES.SUCCESS: frozenset("wd"),
-    STATUSES.ERROR: frozenset("wdc"),
+    STATUSES.ERROR: frozenset("wdrc"),
     STATUSES.CANCELED: frozenset("wde"),
 }

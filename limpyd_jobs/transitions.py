@@ -309,7 +309,7 @@ class Doomed:
     """A job that `recover` did not give back: `held` is the caller's, who records the error with `fail`.
 
     Attributes:
-        reason: LOST (its workers died, too often) or HOMELESS (its queue was deleted).
+        reason: LOST (its workers died, too often), HOMELESS (its queue was deleted) or ALONE (it was in none).
         recoveries: how often its lease lapsed.
     """
 
@@ -491,6 +491,24 @@ def create(model_key: str, record: str) -> Call[str]:
         return str(reply[1])
 
     return Call("create", {"collection": f"{model_key}:collection"}, {"record": record}, read)
+
+
+def execute(namespace: str, subject: Subject, token: str, lease_seconds: float, record: str) -> Call[str]:
+    """Create a job that the caller runs at once, under a token unlike any other; its primary key."""
+
+    def read(reply: Reply) -> str:
+        _not_taken(reply, "job")
+        return str(reply[1])
+
+    args = {
+        "namespace": namespace,
+        "repr": subject.repr,
+        "recipe": subject.recipe,
+        "token": token,
+        "lease_seconds": repr(lease_seconds),
+        "record": record,
+    }
+    return Call("execute", _keys(namespace), args, read)
 
 
 def write(
@@ -873,6 +891,28 @@ def begin(namespace: str, held: Claim, start: str) -> Call[Ended]:
         return Ended(kind, changes=_changes(reply[1:]))
 
     return Call("begin", _keys(namespace), args, read)
+
+
+def retry(namespace: str, held: Claim, next_token: str, start: str) -> Call[Ended]:
+    """Run a job again that failed and is still held, under another token; CHANGED when it must not.
+
+    Raises LeaseLost on reading.
+    """
+    args = {
+        "namespace": namespace,
+        "ident": held.ident,
+        "token": held.token,
+        "next_token": next_token,
+        "start": start,
+    }
+
+    def read(reply: Reply) -> Ended:
+        kind = _not_lost(reply[0], held)
+        if kind == "CHANGED":
+            return Ended(kind, reply[1])
+        return Ended(kind, changes=_changes(reply[1:]))
+
+    return Call("retry", _keys(namespace), args, read)
 
 
 def skip(namespace: str, held: Claim) -> Call[Ended]:

@@ -218,6 +218,14 @@ local function create(record)
   return pk
 end
 
+-- Take back what was written of a record, when the rest of it could not be: there is no job that is in no place.
+local function discard(model_key, sets)
+  if not creating or creating[1] ~= model_key then return end
+  redis.pcall('DEL', model_key .. ':' .. creating[2] .. ':hash')
+  redis.pcall('SREM', model_key .. ':collection', creating[2])
+  for position = 1, #sets do redis.pcall('SREM', sets[position], creating[2]) end
+end
+
 -- A recipe of which mostly what is given here is needed: the rest of it is decoded when somebody asks.
 local function decoded_later(given, text)
   return setmetatable(given, {__index = function(recipe, name)
@@ -540,11 +548,7 @@ local function add_job(way, job)
   changed, creating = {}, nil
   local is_done, reply = pcall(try_to_add, way, job)
   if is_done then return reply end
-  if creating and creating[1] == way.recipe.key then  -- there is no job that is in no place
-    redis.pcall('DEL', creating[1] .. ':' .. creating[2] .. ':hash')
-    redis.pcall('SREM', creating[1] .. ':collection', creating[2])
-    for position = 1, #job.sets do redis.pcall('SREM', job.sets[position], creating[2]) end
-  end
+  discard(way.recipe.key, job.sets)
   return {'FAILED', error_text(reply)}
 end
 

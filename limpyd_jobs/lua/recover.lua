@@ -3,14 +3,15 @@
 -- ARGV: namespace queue_model token lease_seconds max_recoveries
 -- A job that had failed and was about to be requeued waits again, without its `start` and `end`; one that was about to
 -- be delayed is delayed; a canceled one is let go. A job that ran counts in `recoveries`; one that did so more often than
--- `max_recoveries` (its class may say another number), and one whose queue was deleted, is *doomed*: the caller gets its
--- lease, under `token` and a number, and records the error with `fail`. What cannot be decided now (a class that the
--- registry lost, something else under the keys of the queue, or of the record) keeps its lease for another minute.
+-- `max_recoveries` (its class may say another number), one whose queue was deleted, and one that was executed at once, in
+-- no queue, is *doomed*: the caller gets its lease, under `token` and a number, and records the error with `fail`. What
+-- cannot be decided now (a class that the registry lost, something else under the keys of the queue, or of the record)
+-- keeps its lease for another minute.
 -- Jobs of version 2's workers have no lease: they are never touched.
 -- Replies:
 --   OK recovered_count doomed_count unknown_count idents... doomed... unknown... changed...
---                              idents: they wait or are delayed; doomed: ident, token, reason ('LOST' or 'HOMELESS'),
---                              queue, queue name, identifier, recoveries; unknown: register their classes
+--                              idents: they wait or are delayed; doomed: ident, token, reason ('LOST', 'HOMELESS' or
+--                              'ALONE'), queue, queue name, identifier, recoveries; unknown: register their classes
 local namespace, queue_model, token = ARGV[1], ARGV[2], ARGV[3]
 local lease_seconds, max_recoveries = tonumber(ARGV[4]), tonumber(ARGV[5])
 local leases, claims = namespace .. ':leases', namespace .. ':claims'
@@ -27,6 +28,7 @@ local function doom(recipe, pk, ident, old_token, reason)
   local new_token = token .. '-' .. doomed_count
   local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'queue_key', 'identifier', 'recoveries')
   local name = values[1] and redis.call('HGET', values[1] .. ':hash', 'name')
+  if not values[1] then reason = 'ALONE' end
   drop_lease(namespace, ident, old_token)
   take_lease(namespace, ident, new_token, current + lease_seconds)
   for _, item in ipairs({ident, new_token, reason, values[1] or '', name or '', values[2] or '', values[3] or '0'}) do

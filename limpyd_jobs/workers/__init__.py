@@ -1,5 +1,6 @@
 """Those who run jobs."""
 
+from . import at_once  # noqa: F401  (it tells the models how jobs are executed at once)
 from .asynchronous import AsyncWorker
 from .base import LOGGER_NAME
 from .blocking import Worker

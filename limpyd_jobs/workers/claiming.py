@@ -18,6 +18,7 @@ from ..database import is_outage, leave_replica
 from ..exceptions import (
     ConfigurationException,
     DatabaseException,
+    ExecutionLost,
     JobClassError,
     LeaseLost,
     LimpydJobsException,
@@ -319,7 +320,8 @@ class Claiming(BaseWorker):
     def _end_doomed(self, doomed: Doomed) -> None:
         """Record the error of a job that is not given back. When that fails, its lease lapses, and it comes again."""
         ident = doomed.held.ident
-        error = WorkerLost(ident, doomed.recoveries) if doomed.reason == "LOST" else QueueDeleted(ident)
+        causes = {"LOST": WorkerLost(ident, doomed.recoveries), "ALONE": ExecutionLost(ident)}
+        error = causes.get(doomed.reason, QueueDeleted(ident))
         self.log(f"{error}: it is in error", level="error")
         with contextlib.suppress(LeaseLost):
             self._write_error_of_unseen(doomed.held, error)

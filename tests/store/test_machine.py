@@ -33,7 +33,7 @@ from limpyd_jobs.aio import async_client
 from limpyd_jobs.exceptions import JobAlreadyQueued, JobNotInStatus, LeaseLost
 from limpyd_jobs.statuses import FOLLOWERS
 from limpyd_jobs.utils import utcnow
-from limpyd_jobs.workers import AsyncWorker
+from limpyd_jobs.workers import AsyncWorker, at_once
 from limpyd_jobs.workers.asynchronous import new_event_loop
 
 NAMES = ("mail", "print")
@@ -54,6 +54,12 @@ ERRORS: dict[str, Callable[[], Exception]] = {
 
 class MachineJob(Job):
     """A job of its own class, so that nothing else is in the way."""
+
+    fate = "succeeds"  # of those that are executed at once: the others get a callback
+
+    def run(self, queue: Any) -> None:
+        if self.fate != "succeeds":
+            raise ERRORS[self.fate]()
 
 
 class PlacingJob(MachineJob):
@@ -297,6 +303,16 @@ class Books(RuleBasedStateMachine):
         if job := self.pick(number, STATUSES.ERROR):
             type(job).add_job(job.identifier.hget(), "print")
             self.requeue_this(job, "mail", None, None)
+
+    @rule(model=st.sampled_from(MODELS), identifier=identifiers, fate=fates, times=st.sampled_from([0, 2]))
+    def execute(self, model: Any, identifier: str, fate: str, times: int) -> None:
+        """At once; one that hangs dies with its process."""
+        MachineJob.fate = fate
+        if fate == "hangs":
+            at_once._AtOnceInThread(at_once.to_order(model, identifier, None, None, {}))._make()
+        else:
+            job = model.execute_now(identifier, requeue_times=times)
+            assert job.status.hget() == (STATUSES.SUCCESS if fate == "succeeds" else STATUSES.ERROR)
 
     @rule(number=picks, seconds=st.sampled_from([None, -100, 500]))
     def ask_to_be_delayed(self, number: int, seconds: int | None) -> None:

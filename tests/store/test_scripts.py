@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from limpyd import fields
 from limpyd.exceptions import DoesNotExist, UniquenessError
+from redis.exceptions import ResponseError
 
 from limpyd_jobs import STATUSES, Job, Queue, admin, lua, recipes, transitions
 from limpyd_jobs.additions import first
@@ -104,6 +105,8 @@ SAMPLES = {
     "begin": lambda: transitions.begin("jobs", Claim("a:1", "t", "w", "jobs:queue:1"), NOW),
     "finish": lambda: transitions.finish("jobs", Claim("a:1", "t", "w", "jobs:queue:1"), NOW),
     "fail": lambda: transitions.fail("jobs", Claim("a:1", "t", "w", "jobs:queue:1"), NOW, 1, ""),
+    "execute": lambda: transitions.execute("jobs", ScriptJob._class_subject(), "t", 30, "{}"),
+    "retry": lambda: transitions.retry("jobs", Claim("a:1", "t", "w", ""), "t-2", NOW),
     "skip": lambda: transitions.skip("jobs", Claim("a:1", "t", "w", "jobs:queue:1")),
     "move": lambda: transitions.move(ScriptJob._class_subject("1"), target(), False, False, Delay(), "", Hold()),
     "cancel": lambda: transitions.cancel(ScriptJob._class_subject("1"), "jobs", "{}", "canceled"),
@@ -142,6 +145,96 @@ def test_the_header_of_a_script_lists_the_replies_that_it_gives(name: str) -> No
     given = set(re.findall(r"return \{?'([A-Z_]+)'", body)) | set(re.findall(r"reply = \{'([A-Z_]+)'", body))
     listed = set(re.findall(r"^--   ([A-Z_]+)\b", header, re.MULTILINE))
     assert given <= listed
+
+
+# --- execute, retry
+
+
+def execute_call(token: str = "x-1", **values: Any) -> transitions.Call[str]:
+    record = recipes.Record(ScriptJob, {"identifier": "a", "status": "r", "tries": 1, "start": NOW, **values})
+    return transitions.execute("jobs", ScriptJob._class_subject(), token, 30, record.text)
+
+
+def executed(token: str = "x-1", **values: Any) -> Claim:
+    pk = send(execute_call(token, **values))
+    return Claim(f"{ScriptJob.get_model_repr()}:{pk}", token, "x", "")
+
+
+def test_execute_makes_a_job_that_runs_under_a_lease_and_is_in_no_queue() -> None:
+    held = executed()
+
+    assert ScriptJob.get("1").hmget("status", "queued", "queue_key", "tries") == ["r", None, None, "1"]
+    assert Job.database.connection.hget("jobs:claims", held.ident) == "x-1"
+    assert list(Queue.collection()) == []
+
+
+def test_execute_answers_the_same_job_when_it_is_sent_again() -> None:
+    assert [raw(execute_call()), raw(execute_call())] == [["NEW", "1"], ["NEW", "1"]]
+    assert len(ScriptJob.collection()) == 1
+
+
+def test_execute_answers_taken_for_a_unique_value_and_writes_nothing() -> None:
+    executed(code="1")
+
+    with pytest.raises(JobAlreadyExists):
+        send(execute_call("x-2", code="1"))
+
+    assert len(ScriptJob.collection()) == 1
+
+
+def test_execute_leaves_nothing_when_an_index_cannot_be_written() -> None:
+    client = Job.database.connection
+    client.set("jobs:scriptjob:status:r", "no set")
+
+    with pytest.raises(ResponseError):
+        send(execute_call())
+
+    client.delete("jobs:scriptjob:status:r")
+    assert list(ScriptJob.collection()) == []
+    assert client.zcard("jobs:leases") == 0
+
+
+def test_retry_runs_a_job_that_failed_once_more_also_when_it_is_sent_twice() -> None:
+    held = executed()
+    send(transitions.fail("jobs", held, NOW, 1, ""))
+
+    replies = [raw(transitions.retry("jobs", held, "x-2", "2026-01-01 00:00:01")) for _ in range(2)]
+
+    assert replies == [["OK"], ["OK"]]
+    found = ScriptJob.get("1").hmget("status", "tries", "start", "end")
+    assert found == ["r", "2", "2026-01-01 00:00:01", None]
+
+
+def test_retry_answers_changed_for_a_job_that_was_canceled_meanwhile() -> None:
+    held = executed()
+    send(transitions.fail("jobs", held, NOW, 1, ""))
+    ScriptJob.get("1").cancel()
+
+    assert raw(transitions.retry("jobs", held, "x-2", "2026-01-01 00:00:01")) == ["CHANGED", "c"]
+
+
+def test_retry_refuses_whoever_lost_the_lease() -> None:
+    held = executed()
+
+    with pytest.raises(LeaseLost):
+        send(transitions.retry("jobs", held._replace(token="x-9"), "x-2", NOW))
+
+
+def test_retry_answers_gone_and_drops_the_lease_of_a_deleted_job() -> None:
+    held = executed()
+    ScriptJob.get("1").delete()
+
+    assert raw(transitions.retry("jobs", held, "x-2", NOW)) == ["GONE"]
+    assert Job.database.connection.zcard("jobs:leases") == 0
+
+
+def test_recover_dooms_a_job_that_was_executed_at_once() -> None:
+    held = executed()
+    lapse()
+
+    (doomed,) = send(recover_call()).doomed
+
+    assert (doomed.held.ident, doomed.reason) == (held.ident, "ALONE")
 
 
 # --- add
