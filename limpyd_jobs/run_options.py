@@ -6,14 +6,13 @@ What `add_job` was given is stored in the field `run_options`, as JSON, `expires
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
 from .exceptions import ConfigurationException, InvalidArgument
 from .retries import NO_LIMIT, exception_names, parse_backoff, seconds_of
-from .utils import check_datetime, datetime_to_score
+from .utils import check_datetime, datetime_to_score, seconds_now
 
 
 def _timeout(argument: str, value: Any) -> float:
@@ -88,7 +87,7 @@ def to_text(given: Mapping[str, Any], now: float | None = None) -> str:
 
 def _stored(value: Any, now: float | None) -> Any:
     if isinstance(value, timedelta):
-        return (time.time() if now is None else now) + value.total_seconds()
+        return (seconds_now() if now is None else now) + value.total_seconds()
     if isinstance(value, datetime):
         return datetime_to_score(value)
     return value.to_json() if hasattr(value, "to_json") else value

@@ -440,6 +440,11 @@ def _packed_alike(made_for: str, target: Target, prepend: bool, count: int) -> b
     return b"*%d\r\n" % (len(command) + count) + wire.pack(command)
 
 
+def forget_packed() -> None:
+    """The scripts are other ones from now on."""
+    _packed_alike.cache_clear()
+
+
 def _read_added(reply: Reply) -> Added:
     kind, text = reply[0], reply[1]
     if kind == "NO_QUEUE":

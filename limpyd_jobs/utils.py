@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from importlib import import_module
@@ -15,9 +16,36 @@ EPOCH = datetime(1970, 1, 1)
 Keep: TypeAlias = "int | timedelta"  # of a history: a number of jobs, or for how long
 
 
+_fixed: datetime | None = None  # the time, where it stands still: see limpyd_jobs.testing
+
+
+def fix_clock(moment: datetime | None) -> None:
+    """Let it be this moment, a naive UTC datetime, for all that asks here; None: let time go on."""
+    global _fixed
+    _fixed = moment
+
+
+def fixed_clock() -> datetime | None:
+    """The moment that `fix_clock` was given last."""
+    return _fixed
+
+
 def utcnow() -> datetime:
     """Now, as the naive UTC datetime that all fields store."""
-    return datetime.now(timezone.utc).replace(tzinfo=None)
+    return datetime.now(timezone.utc).replace(tzinfo=None) if _fixed is None else _fixed
+
+
+def seconds_now() -> float:
+    """Now, in seconds since the epoch."""
+    return time.time() if _fixed is None else datetime_to_score(_fixed)
+
+
+def server_seconds(client: Any) -> float:
+    """Now by the clock of Redis, in seconds since the epoch: one round trip."""
+    if _fixed is not None:
+        return seconds_now()
+    seconds, micros = client.time()
+    return float(seconds + micros / 1_000_000)
 
 
 def to_naive_utc(value: datetime) -> datetime:

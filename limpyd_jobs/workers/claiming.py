@@ -29,7 +29,7 @@ from ..exceptions import (
 from ..models import Error, Job, Queue, _overrides, all_job_models, printable, repair_indexes
 from ..modules import ANY, allowed_modules, is_dotted_name
 from ..transitions import Claim, Doomed, Ended, Exchanged, Taken
-from ..utils import pauses, utcnow
+from ..utils import pauses, server_seconds, utcnow
 from .ahead import Ahead, Done, Look
 from .base import BaseWorker, new_worker_key
 from .doorbell import Alarm, Doorbell
@@ -183,8 +183,7 @@ class Claiming(BaseWorker):
             queues = self.queue_model.get_all_by_priority(self.queues)
             sizes = self._ask_keys("zcard", [queue.delayed.key for queue in queues])
             return [queue for queue, size in zip(queues, sizes, strict=True) if size]
-        seconds, micros = self.connection.time()
-        now = seconds + micros / 1_000_000
+        now = server_seconds(self.connection)
         keys = [self._side_key("due", name) for name in self.queues]
         found = self._ask_keys("zrangebyscore", keys, "-inf", now, 0, 100)
         pairs = zip(self.queues, keys, found, strict=True)

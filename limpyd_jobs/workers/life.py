@@ -21,7 +21,7 @@ from ..models import Error, Job, _overrides, repair_indexes
 from ..retries import Retries
 from ..statuses import STATUSES
 from ..transitions import Claim, End, Ended
-from ..utils import parse_datetime, score_to_datetime, utcnow
+from ..utils import parse_datetime, score_to_datetime, server_seconds, utcnow
 from .base import format_trace
 from .claiming import LAST_TRIES_SECONDS, Claiming
 
@@ -579,8 +579,7 @@ class JobLife(Claiming):
         try:
             return parse_datetime(job.delayed_until.hget() or "")
         except ValueError:
-            seconds, micros = self.connection.time()
-            return score_to_datetime(seconds + micros / 1_000_000 + DELAY_SECONDS)
+            return score_to_datetime(server_seconds(self.connection) + DELAY_SECONDS)
 
 
 # The hooks of most jobs, which need no call from outside where nobody has replaced them.

@@ -1,0 +1,224 @@
+"""Running queued jobs in the process of a test: by workers as they are, which end when there is nothing left to do."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial, wraps
+from typing import Any, TypeVar
+from unittest import mock
+
+from ..exceptions import InvalidArgument, LimpydJobsException
+from ..models import Job, Queue
+from ..utils import seconds_now
+from ..workers import Worker
+from . import clock
+
+T = TypeVar("T")
+
+MAX_JOBS = 1000
+END_SECONDS = 30.0  # for the job of a worker in the background, when it is to end
+
+
+class _Noting(Worker):
+    """What is added to a class of workers: it notes what it runs, and may end at the first error."""
+
+    def __init__(self, queues: Any, raises: bool = False, **options: Any) -> None:
+        super().__init__(queues, **{"terminate_gracefuly": False, **options})
+        self.handled: list[Any] = []
+        self.error: BaseException | None = None  # the first one that a job ended with
+        self._raises = raises
+
+    async def _process_taken(self, queue: Any, job: Any) -> None:
+        await super()._process_taken(queue, job)
+        self.handled.append(job)
+
+    async def _end_in_error(
+        self, queue: Any, job: Any, exception: BaseException, trace: str | None, is_ours: bool
+    ) -> None:
+        former = job._moved
+        await super()._end_in_error(queue, job, exception, trace, is_ours)
+        if job._moved is former:  # else it was requeued
+            self.error = self.error or exception
+            self.end_forced = self.end_forced or self._raises
+
+    def look_around(self) -> None:
+        """The clock was moved: see what is due by now."""
+        self._looked_at_keys = self._looked_at_delayed = self._recovered_at = float("-inf")
+        self._wake()
+
+
+def _noting(worker_class: type[Worker]) -> Any:
+    if not isinstance(worker_class, type) or not issubclass(worker_class, Worker):
+        raise InvalidArgument("worker_class", worker_class, "a subclass of Worker")
+    return type(worker_class.__name__, (_Noting, worker_class), {"__module__": worker_class.__module__})
+
+
+def run_until_empty(
+    *queues: Any,
+    raises: bool = False,
+    delayed: bool = False,
+    max_jobs: int = MAX_JOBS,
+    worker_class: type[Worker] = Worker,
+    queue_model: Any = Queue,
+    **options: Any,
+) -> list[Any]:
+    """Run the jobs that wait, and those that they add, in this process by a real worker, until none waits any more.
+
+    Within an event loop it works too, and holds that up: the worker is in a thread then.
+
+    Args:
+        queues: names, or queues; all that there are when none is given.
+        raises: raise the exception of the first job that ends in ERROR, once that is recorded.
+        delayed: run delayed jobs, too, in the order of their times, as soon as nothing waits: also those that are
+            tried again later.
+        max_jobs: as a limit for jobs that add each other without end.
+        options: of the worker.
+    Returns:
+        The jobs that it took, in their order; one that was tried again is there once for each try.
+    Raises:
+        LimpydJobsException: there are still jobs after `max_jobs`.
+    """
+    kind, handled = _noting(worker_class), list[Any]()
+    while names := _names_with_work(queue_model, queues, delayed):
+        if len(handled) >= max_jobs:
+            raise LimpydJobsException(f"There are still jobs in {', '.join(names)} after {max_jobs} were run")
+        left = {"max_loops": max_jobs - len(handled), "burst": True, "raises": raises}
+        worker = kind(names, queue_model=queue_model, **{**options, **left})
+        _apart_from_loops(worker.run)
+        handled += worker.handled
+        if raises and worker.error is not None:
+            raise worker.error
+        if not worker.handled:  # what waits is not to be had
+            break
+    return handled
+
+
+def _names_with_work(queue_model: Any, queues: Iterable[Any], delayed: bool) -> list[str]:
+    """The names of the queues in which jobs wait, or are due; with `delayed`, the first one that is not is let in."""
+    found = _queues(queue_model, queues)
+    now = seconds_now()
+    names = [name for name, queue in found if queue.waiting.llen() or (queue.first_delayed_time or now + 1) <= now]
+    later = [(queue.first_delayed_time, name, queue) for name, queue in found if queue.first_delayed_time is not None]
+    if not names and delayed and later:
+        _, name, queue = min(later, key=lambda one: one[0])
+        Job.get_from_ident(queue.first_delayed[0]).enqueue_or_delay(name, queue_model=queue_model)
+        names = [name]
+    return list(dict.fromkeys(names))
+
+
+def _queues(queue_model: Any, queues: Iterable[Any]) -> list[tuple[str, Any]]:
+    """The queues of some names, or all, with their names."""
+    wanted = {queue.name.hget() if isinstance(queue, Queue) else queue for queue in queues}
+    found = [(queue.name.hget(), queue) for queue in map(queue_model.from_pk, queue_model.collection())]
+    return sorted((pair for pair in found if not wanted or pair[0] in wanted), key=lambda pair: _rank(pair[1]))
+
+
+def _rank(queue: Any) -> tuple[float, str]:
+    return -float(queue.priority.hget() or 0), queue.pk.get()
+
+
+def _apart_from_loops(work: Callable[[], T]) -> T:
+    """Do some work where no event loop runs: a worker may want one of its own."""
+    if asyncio._get_running_loop() is None:
+        return work()
+    context = contextvars.copy_context()
+    with ThreadPoolExecutor(1, "limpyd-jobs-testing") as thread:
+        return thread.submit(context.run, work).result()
+
+
+@contextmanager
+def eager(raises: bool = False, delayed: bool = False, **options: Any) -> Iterator[None]:
+    """Run jobs as soon as they are added: in the block, `Job.add_job` and the like come back when all are done.
+
+    The job goes through its queue, and is taken by a worker in this process, with all that waits there and all that it
+    adds itself. It holds for all threads.
+
+    Args:
+        raises, delayed, options: as for `run_until_empty`.
+    """
+    run = partial(run_until_empty, raises=raises, delayed=delayed, **options)
+    with mock.patch.multiple(
+        Job,
+        add_job=_followed(Job.add_job, run),
+        add_jobs=_followed(Job.add_jobs, run),
+        aadd_job=_afollowed(Job.aadd_job, run),
+        aadd_jobs=_afollowed(Job.aadd_jobs, run),
+    ):
+        yield
+
+
+def _followed(method: Any, run: Callable[..., Any]) -> Any:
+    """A class method, after which what it has added is run."""
+
+    @wraps(method)
+    def add(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        result = method.__func__(cls, *args, **kwargs)
+        run(queue_model=kwargs.get("queue_model") or cls.queue_model)
+        return result
+
+    return classmethod(add)
+
+
+def _afollowed(method: Any, run: Callable[..., Any]) -> Any:
+    @wraps(method)
+    async def add(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        result = await method.__func__(cls, *args, **kwargs)
+        await asyncio.to_thread(run, queue_model=kwargs.get("queue_model") or cls.queue_model)
+        return result
+
+    return classmethod(add)
+
+
+@contextmanager
+def background_worker(*queues: Any, worker_class: type[Worker] = Worker, **options: Any) -> Iterator[Worker]:
+    """A worker in a thread of this process, which ends with the block, after its job.
+
+    Args:
+        queues: names.
+        options: of the worker.
+    Raises:
+        LimpydJobsException: its job did not end in time. What the worker itself has raised.
+    """
+    worker = _noting(worker_class)(queues or None, **{"max_loops": 2**53, **options})
+    raised: list[BaseException] = []
+    thread = threading.Thread(target=partial(_run_noting, worker, raised), name="limpyd-jobs-testing", daemon=True)
+    clock.listeners.add(worker.look_around)
+    thread.start()
+    try:
+        yield worker
+    finally:
+        clock.listeners.discard(worker.look_around)
+        worker.end_forced = True
+        thread.join(END_SECONDS)
+    if thread.is_alive():
+        raise LimpydJobsException(f"A job of the worker of {', '.join(queues)} did not end in {END_SECONDS:g} seconds")
+    if raised:
+        raise raised[0]
+
+
+def _run_noting(worker: Worker, raised: list[BaseException]) -> None:
+    try:
+        worker.run()
+    except BaseException as error:
+        raised.append(error)
+
+
+def queued(identifier: str | None = None, queue: str | None = None, queue_model: Any = Queue) -> list[Any]:
+    """The jobs that wait or are delayed, by priority: of each queue first those that wait.
+
+    Args:
+        identifier: only jobs with this one.
+        queue: only in queues of this name.
+    """
+    idents = [
+        ident
+        for _, one in _queues(queue_model, [] if queue is None else [queue])
+        for ident in (*one.waiting.lmembers(), *one.delayed.zmembers())
+    ]
+    jobs = [Job.get_from_ident(ident) for ident in idents]
+    return [job for job in jobs if identifier is None or job.identifier.hget() == identifier]
