@@ -73,9 +73,9 @@ def test_the_extras_are_declared(extra: str) -> None:
     assert extra in (metadata.metadata(DISTRIBUTION).get_all("Provides-Extra") or [])
 
 
-def test_only_the_package_is_installed(built: Path) -> None:
+def test_only_the_package_and_its_fixtures_are_installed(built: Path) -> None:
     """G14: the tests and the example are in the source only."""
-    assert sorted(path.name for path in built.iterdir()) == ["limpyd_jobs"]
+    assert sorted(path.name for path in built.iterdir()) == ["limpyd_jobs", "limpyd_jobs_pytest.py"]
 
 
 def test_what_is_not_python_is_installed_too(built: Path) -> None:
