@@ -13,6 +13,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import ContextVar
 from dataclasses import fields as dataclass_fields
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -85,6 +86,13 @@ class _UnsentEnds(threading.local):
 
 
 unsent_ends = _UnsentEnds()
+
+running_job: ContextVar[Any] = ContextVar("running_job", default=None)  # set by whoever runs a job, around it alone
+
+
+def current_job() -> Any:
+    """The job that runs here: in this thread, this coroutine, or this process of an isolated job; None outside."""
+    return running_job.get()
 
 
 class _Patience:
@@ -556,6 +564,8 @@ class Job(BaseJobsModel):
     _is_ahead = False  # claimed ahead: it is WAITING in Redis
     _ends_later = False
     _trace: str | None = None  # of an error in another process
+    _is_coroutine: bool | None = None  # does `run` give a coroutine? None: that is to be seen from `run` itself
+    _outer: Any = None  # what `running_job` was before, for a job that comes from an AsyncConsumer
     _handed: Any = None  # how to tell the end of a job to the AsyncConsumer that it came from
     _loaded: Loaded | None = None  # the fields, as the worker of an event loop has read them
     _note_begun: Callable[[], None] | None = None  # to be called before the job moves itself
@@ -642,9 +652,11 @@ class Job(BaseJobsModel):
         if self._handed is None:
             raise LimpydJobsException("`async with` is for jobs that come from an AsyncConsumer")
         self._handed.enter()
+        self._outer = running_job.set(self)
         return self
 
     async def __aexit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        running_job.reset(self._outer)
         return bool(await self._handed.leave(error))
 
     def _knowledge(self) -> tuple[Any, ...]:
@@ -892,6 +904,15 @@ class Job(BaseJobsModel):
     def run(self, queue: Any) -> Any:
         """Do it. Override this; what it returns goes to `job_success` of the worker, and to `on_success`."""
         raise NotImplementedError("You must implement your own action")
+
+    @classmethod
+    def worker_started(cls) -> None:
+        """Called in each process where a worker starts, on each class that has its own. Does nothing."""
+
+    def _own_isolate(self) -> bool | None:
+        """Is it to run in a process of its own? None: what the worker says."""
+        own = type(self).isolate
+        return own if isinstance(own, bool) else None
 
     @property
     def must_be_cancelled_on_error(self) -> bool:

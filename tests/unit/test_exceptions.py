@@ -29,7 +29,10 @@ from limpyd_jobs.exceptions import (
     QueueDeleted,
     Retry,
     ServerTooOld,
+    TaskAlreadyDefined,
+    TaskNotFound,
     WorkerLost,
+    WrongArguments,
     WrongKeyType,
 )
 
@@ -50,7 +53,10 @@ SAMPLES: list[LimpydJobsException | JobTimeout] = [
     LeaseLost("app.Job:1"),
     QueueDeleted("app.Job:1"),
     Retry("too many requests", delayed_for=timedelta(minutes=1)),
+    TaskAlreadyDefined("shop:send", "send (shop.py:1)", "send (shop.py:9)"),
+    TaskNotFound("shop:sned", ["shop:send"], "no worker has registered it"),
     WorkerLost("app.Job:1", 4),
+    WrongArguments("shop:send", "(to)", "missing a required argument: 'to'"),
     WrongKeyType("jobs:queue:1:waiting"),
 ]
 
