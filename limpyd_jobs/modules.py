@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from importlib import import_module
 from importlib.util import find_spec
 from pkgutil import iter_modules
+from typing import Any
 
 from .exceptions import ConfigurationException
 
@@ -75,9 +76,9 @@ def import_all(option: str, names: str | Iterable[str]) -> list[str]:
     Raises:
         ConfigurationException: a name that no module can have, or what its import raises.
     """
-    is_many = isinstance(names, Iterable) and not isinstance(names, (str, bytes))
-    texts = list(names) if is_many else [names] if names else []
-    found = [part.strip() for text in texts for part in (text.split(",") if isinstance(text, str) else [text])]
+    texts: list[Any] = list(names) if isinstance(names, Iterable) and not isinstance(names, (str, bytes)) else [names]
+    given = [text.split(",") if isinstance(text, str) else [text] for text in texts if text]
+    found = [part.strip() if isinstance(part, str) else part for parts in given for part in parts]
     for name in found:
         if not (isinstance(name, str) and is_dotted_name(name)):
             raise ConfigurationException(
