@@ -140,7 +140,7 @@ class Task(Addable[P, R], Generic[P, C, R]):
         self.task_options = task_options.of_task(owner, options)
         _check_exclusive(self.task_options)
         self.run_options = task_options.of_runs(self.task_options)
-        self.signature = inspect.signature(function)
+        self.signature = _readable(inspect.signature(function))
         self.call_signature = _without_job(owner, self.signature) if is_bound else self.signature
         check_template(owner, self.task_options.get("identifier"), self.call_signature)
         update_wrapper(self, function)
@@ -309,6 +309,23 @@ def _without_job(owner: str, signature: inspect.Signature) -> inspect.Signature:
     if not parameters or parameters[0].kind not in by_place:
         raise ConfigurationException(f"{owner}: with bind=True its first parameter gets the job: it has none")
     return signature.replace(parameters=parameters[1:])
+
+
+class _Hint(str):
+    """An annotation that is a text: shown without quotes."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _readable(signature: inspect.Signature) -> inspect.Signature:
+    """The same, whose text is as in the source also with `from __future__ import annotations`."""
+
+    def shown(hint: Any) -> Any:
+        return _Hint(hint) if isinstance(hint, str) else hint
+
+    parameters = [one.replace(annotation=shown(one.annotation)) for one in signature.parameters.values()]
+    return signature.replace(parameters=parameters, return_annotation=shown(signature.return_annotation))
 
 
 def _check_exclusive(options: Mapping[str, Any]) -> None:
