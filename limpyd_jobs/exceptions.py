@@ -15,6 +15,7 @@
     ├── LeaseLost                   the job belongs to another worker by now
     ├── QueueDeleted                the job was to be given back to a queue that is gone
     ├── Retry                       raised by a job: try it again, later
+    ├── WaitTimeout                 (also TimeoutError) not all jobs that one waits for have ended in time
     ├── WorkerLost                  the job was given back too often: each worker that ran it was lost
     └── WrongKeyType                something else is in Redis under a key of ours
 
@@ -130,6 +131,18 @@ class LeaseLost(LimpydJobsException):
     def __init__(self, ident: str) -> None:
         self.ident = ident
         super().__init__(f"The lease of {ident} is lost: its end is not recorded by this worker")
+
+
+class WaitTimeout(LimpydJobsException, TimeoutError):
+    """Not all jobs that one waits for have ended in time.
+
+    Attributes:
+        missing: how many have not. count: of so many.
+    """
+
+    def __init__(self, missing: int, count: int) -> None:
+        self.missing, self.count = missing, count
+        super().__init__(f"{missing} of {count} jobs have not ended in time")
 
 
 class WorkerLost(LimpydJobsException):

@@ -25,7 +25,7 @@ from limpyd.contrib.indexes import SimpleDateTimeIndex
 from limpyd.contrib.related import RelatedModel
 from redis.exceptions import RedisError, ResponseError
 
-from . import aio, recipes, run_options, transitions
+from . import aio, recipes, run_options, transitions, waiting
 from .additions import OPTIONS, AddedJobs, AlikeJobs, AnyJobs, Chunk, Way, fields_of, first, to_delay, to_spec
 from .database import JobsDatabase, is_outage, leave_replica
 from .exceptions import (
@@ -988,6 +988,22 @@ class Job(BaseJobsModel):
         Writes.count += 1  # whoever has claimed jobs ahead looks at them again
         repair_indexes(changes)
         return cancellation  # type: ignore[no-any-return]
+
+    def wait(self, timeout: float | timedelta | None = None, until: str = "done") -> bool:
+        """Wait until the job has ended. Returns whether it has; see `limpyd_jobs.waiting.wait_all`.
+
+        Args:
+            timeout: in seconds, or a timedelta; None: without end.
+            until: "started": until it runs, or has ended.
+        Raises:
+            InvalidArgument: a value is not accepted. LimpydJobsException: the job runs here, and waits for itself.
+        Redis: watch.lua.
+        """
+        return waiting.wait_all([self], timeout, until)
+
+    async def await_until(self, until: str = "done", timeout: float | timedelta | None = None) -> bool:
+        """As `wait`, for a coroutine: `await job.await_until("done", timeout=5)`."""
+        return await waiting.await_all([self], timeout, until)
 
     @property
     def duration(self) -> timedelta | None:

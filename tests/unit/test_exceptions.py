@@ -29,6 +29,7 @@ from limpyd_jobs.exceptions import (
     QueueDeleted,
     Retry,
     ServerTooOld,
+    WaitTimeout,
     WorkerLost,
     WrongKeyType,
 )
@@ -50,6 +51,7 @@ SAMPLES: list[LimpydJobsException | JobTimeout] = [
     LeaseLost("app.Job:1"),
     QueueDeleted("app.Job:1"),
     Retry("too many requests", delayed_for=timedelta(minutes=1)),
+    WaitTimeout(3, 10),
     WorkerLost("app.Job:1", 4),
     WrongKeyType("jobs:queue:1:waiting"),
 ]
