@@ -158,6 +158,8 @@ def job_recipe(model: Any) -> str:
         given["has_own_cancel_reason"] = True
     if not has_follow_up(model):
         given["has_own_follow_up"] = True
+    if not has_progress(model):
+        given["has_own_progress"] = True
     return json.dumps({**json.loads(recipe(model, TRANSITION_FIELDS)), **given}, sort_keys=True)
 
 
@@ -174,6 +176,11 @@ def has_cancel_reason(model: Any) -> bool:
 def has_follow_up(model: Any) -> bool:
     """As `has_run_options`, for `follow_up`: a field that is the user's own says nothing to us."""
     return model.has_field("follow_up") and hasattr(model.get_field("follow_up"), "holds_follow_up")
+
+
+def has_progress(model: Any) -> bool:
+    """As `has_run_options`, for `progress`: a field that is the user's own is not written."""
+    return model.has_field("progress") and hasattr(model.get_field("progress"), "holds_progress")
 
 
 @cache

@@ -887,6 +887,22 @@ def begin(namespace: str, held: Claim, start: str) -> Call[Ended]:
     return Call("begin", _keys(namespace), args, read)
 
 
+def update(namespace: str, subject: Subject, token: str, progress: str) -> Call[bool]:
+    """Note how far a job has come. Answers whether that is written: not when the job is gone, or held by another.
+
+    Args:
+        progress: as outcomes.progress_text makes it.
+    """
+    args = {
+        "namespace": namespace,
+        "ident": f"{subject.repr}:{subject.pk}",
+        "key": subject.key,
+        "token": token,
+        "progress": progress,
+    }
+    return Call("update", _keys(namespace), args, lambda reply: bool(reply[0] == "OK"))
+
+
 def skip(namespace: str, held: Claim) -> Call[Ended]:
     """Let go of a job that is not to be run. Raises LeaseLost on reading."""
     args = {"namespace": namespace, "ident": held.ident, "token": held.token, "worker": held.worker}

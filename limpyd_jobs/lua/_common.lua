@@ -13,7 +13,8 @@
 --   jobs:doorbell:queue:<name>   list: one item for each thing that a waiting worker may want to look at
 --   jobs:job:last_queued         hash: identifier -> pk of the job queued last, where `identifier` has no plain index, or
 --                                hundreds of records
---   jobs:job:<pk>:events         channel: `status r` when a job begins that somebody waits for, `status s`, e or c at its end
+--   jobs:job:<pk>:events         channel: `status r` when a job begins that somebody waits for, `status s`, e or c at its end;
+--                                `update {"percent":40,...}` when it says how far it has come
 
 local NOTHING = {}
 local MAX_RINGS = 100
@@ -156,14 +157,15 @@ local function broken_index(recipe, field, old, new)
 end
 
 -- Write several fields of a record, hash and indexes; false deletes. `names` and `values` have the same length.
--- `known`: what they are, if the caller has just read it. A `cancel_reason` that is a field of the user's own is left alone.
+-- `known`: what they are, if the caller has just read it. What is a field of the user's own is left alone, where it may be.
+local MAY_BE_OWN = {cancel_reason = 'has_own_cancel_reason', progress = 'has_own_progress'}
 local function write_fields(recipe, pk, names, values, known)
   local hash = recipe.key .. ':' .. pk .. ':hash'
   local old = known or redis.call('HMGET', hash, unpack(names))
   local sets, deletes = {}, {}
   for position, name in ipairs(names) do
     local value = values[position]
-    if value ~= old[position] and not (name == 'cancel_reason' and recipe.has_own_cancel_reason) then
+    if value ~= old[position] and not (MAY_BE_OWN[name] and recipe[MAY_BE_OWN[name]]) then
       reindex(recipe, pk, name, old[position], value)
       if value then
         sets[#sets + 1] = name
@@ -607,10 +609,10 @@ local function give_back(namespace, queue_model, recipe, pk, ident, token)
   if broken_key(namespace, owner, name, queue) then return 'BROKEN' end
   local due = status == 'd' and (parse_date(values[4]) or now() + 60)
   if due and due > now() then
-    write_fields(recipe, pk, {'delayed_until'}, {format_date(due)})
+    write_fields(recipe, pk, {'delayed_until', 'progress'}, {format_date(due), false})
     enter(namespace, owner, name, queue, ident, due)
   else
-    write_fields(recipe, pk, {'status', 'start', 'end', 'delayed_until'}, {'w', false, false, false})
+    write_fields(recipe, pk, {'status', 'start', 'end', 'delayed_until', 'progress'}, {'w', false, false, false, false})
     enter(namespace, owner, name, queue, ident, nil, true)
   end
   drop_lease(namespace, ident, token)

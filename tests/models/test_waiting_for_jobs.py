@@ -35,7 +35,7 @@ class OtherWaitedJob(WaitedJob):
     """Of another class, and so with other keys."""
 
 
-class OwnFollowUpJob(WaitedJob):
+class UntoldWaitedJob(WaitedJob):
     """Its field `follow_up` is none of ours: nobody may tell of its end."""
 
     follow_up = fields.InstanceHashField()
@@ -473,7 +473,7 @@ def test_a_user_without_channels_finds_the_end_by_looking_often(monkeypatch: Any
 
 def test_a_job_with_a_field_follow_up_of_its_own_is_looked_at_often(monkeypatch: Any) -> None:
     monkeypatch.setattr(waiting, "UNTOLD_LOOK_SECONDS", 0.02)
-    job = OwnFollowUpJob.add_job("a", follow_up="mine")
+    job = UntoldWaitedJob.add_job("a", follow_up="mine")
 
     waiter = Waiter(lambda: job.wait(LONG))
     run_worker("q", callback=nothing)

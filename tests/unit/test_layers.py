@@ -13,7 +13,17 @@ PACKAGE = "limpyd_jobs"
 
 # From the first layer to the last; a module imports only from layers before its own, and inside it without cycles.
 LAYERS: dict[str, list[str]] = {
-    "words": ["exceptions", "statuses", "utils", "modules", "retries", "run_options", "outcomes", "version"],
+    "words": [
+        "exceptions",
+        "statuses",
+        "utils",
+        "modules",
+        "retries",
+        "run_options",
+        "serializers",
+        "outcomes",
+        "version",
+    ],
     "store": ["lua", "wire", "database", "embedded", "aio", "recipes", "transitions", "additions", "fields", "waiting"],
     "models": ["models"],
     "work": ["workers", "admin"],
