@@ -20,6 +20,7 @@
     ├── QueueDeleted                the job was to be given back to a queue that is gone
     ├── Retry                       raised by a job: try it again, later
     ├── TaskNotFound                nothing has a task of this name
+    ├── WaitTimeout                 (also TimeoutError) not all jobs that one waits for have ended in time
     ├── WorkerLost                  the job was given back too often: each worker that ran it was lost
     ├── WrongArguments              (also TypeError) a task cannot be called with these arguments
     └── WrongKeyType                something else is in Redis under a key of ours
@@ -201,6 +202,18 @@ class NotDecodable(LimpydJobsException):
     def __init__(self, text: str, reason: str) -> None:
         self.text, self.reason = shorten(text), reason
         super().__init__(f"Unable to decode {self.text}: {reason}")
+
+
+class WaitTimeout(LimpydJobsException, TimeoutError):
+    """Not all jobs that one waits for have ended in time.
+
+    Attributes:
+        missing: how many have not. count: of so many.
+    """
+
+    def __init__(self, missing: int, count: int) -> None:
+        self.missing, self.count = missing, count
+        super().__init__(f"{missing} of {count} jobs have not ended in time")
 
 
 class WorkerLost(LimpydJobsException):

@@ -11,7 +11,7 @@ import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import fields as dataclass_fields
@@ -24,9 +24,10 @@ from typing import Any, ClassVar, TypeVar, cast
 from limpyd import fields
 from limpyd.contrib.indexes import SimpleDateTimeIndex
 from limpyd.contrib.related import RelatedModel
+from limpyd.exceptions import DoesNotExist
 from redis.exceptions import RedisError, ResponseError
 
-from . import aio, recipes, run_options, transitions
+from . import aio, recipes, run_options, transitions, waiting
 from .additions import OPTIONS, AddedJobs, AlikeJobs, AnyJobs, Chunk, Way, fields_of, first, to_delay, to_spec
 from .database import JobsDatabase, is_outage, leave_replica
 from .exceptions import (
@@ -37,8 +38,20 @@ from .exceptions import (
     JobNotInStatus,
     LimpydJobsException,
 )
-from .fields import CancelReasonField, InstanceHashField, Loaded, RunOptionsField, Writes, needs_limpyd, upgrade, write
+from .fields import (
+    CancelReasonField,
+    FollowUpField,
+    InstanceHashField,
+    Loaded,
+    ProgressField,
+    RunOptionsField,
+    Writes,
+    needs_limpyd,
+    upgrade,
+    write,
+)
 from .modules import allowed_modules, is_dotted_name
+from .outcomes import Progress, Track, progress_text, read_progress, total_of
 from .retries import Retries
 from .statuses import STATUSES, Cancellation
 from .transitions import Added, Addition, Changes, Claim, Delay, Hold, Subject, Target
@@ -134,7 +147,10 @@ class BaseJobsModel(RelatedModel):
             raise AttributeError(f"{cls.__name__!r} object has no attribute {name!r}")
         if name == "pk" and name not in cls._fields:
             return getattr(self, cls._redis_attr_pk.name)
-        field = _copied(getattr(cls, f"_redis_attr_{name}"))
+        return self._attached_field(name)
+
+    def _attached_field(self, name: str) -> Any:
+        field = _copied(getattr(type(self), f"_redis_attr_{name}"))
         field._attach_to_instance(self)
         self.__dict__[name] = field
         return field
@@ -470,6 +486,26 @@ class Queue(BaseJobsModel):
         return [(ident, _missing(ident)) for ident in gone] + failures
 
 
+class _GivingWay:
+    """A method or a property of ours that gives way to a field of its name, which a subclass may have had before."""
+
+    def __init__(self, ours: Any) -> None:
+        self._ours = ours
+        self.__doc__ = ours.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: Any, owner: Any) -> Any:
+        if instance is not None and self._name in owner._fields:
+            return instance._attached_field(self._name)
+        return self._ours.__get__(instance, owner)
+
+
+def _giving_way(ours: T) -> T:
+    return cast(T, _GivingWay(ours))
+
+
 def _number(text: str | None) -> float:
     try:
         return float(text or 0)
@@ -534,6 +570,8 @@ class Job(BaseJobsModel):
     recoveries = InstanceHashField()  # how often the lease lapsed while it ran, or may have
     cancel_reason = CancelReasonField()  # "canceled", "expired", or what `cancel` was told
     run_options = RunOptionsField()  # what `add_job` was told of its runs, as JSON; read it with `run_option`
+    progress = ProgressField()  # how far it has come, as JSON; written by `update`, read by `get_progress`
+    follow_up = FollowUpField()  # who is to be told of its end: `w`, those who wait for it; `c`, jobs that wait for it
 
     queue_model: Any = Queue
     queue_name: str | None = None
@@ -552,6 +590,10 @@ class Job(BaseJobsModel):
     backoff: Any
     retry_on: Any
     no_retry_on: Any
+    keep_success: (
+        float | timedelta | str | None
+    )  # for how long the record of an ended job is kept; see docs/retention.md
+    keep_errors: float | timedelta | str | None  # also of a canceled one
 
     # What this process knows from the transition that gave it the job; not stored.
     _claim: Claim | None = None
@@ -730,8 +772,8 @@ class Job(BaseJobsModel):
                 that the error of redis-py is raised, and the job may be there or not: adding it again is safe. A try
                 that gets no reply ends with the timeout of the socket (5 seconds).
             fields_if_new: further fields of a new job, and options of its runs (`job_timeout`, `expires`,
-                `requeue_times`, `requeue_delay_delta`, `backoff`, `retry_on`, `no_retry_on`: see docs/retries.md);
-                ignored when it exists.
+                `requeue_times`, `requeue_delay_delta`, `backoff`, `retry_on`, `no_retry_on`: see docs/retries.md;
+                `keep_success`, `keep_errors`: see docs/retention.md); ignored when it exists.
         Raises:
             LimpydJobsException: no queue name.
             InvalidArgument: a value is not accepted. JobAlreadyExists: a unique value is taken. WrongKeyType: something
@@ -968,6 +1010,7 @@ class Job(BaseJobsModel):
                 logger.warning("The field run_options of %s cannot be read, and is ignored: %r", self.ident, text[:100])
         return self._said[1]
 
+    @_giving_way
     def cancel(self, reason: str | None = None, queue_model: Any = None) -> Cancellation:
         """See to it that the job is not run.
 
@@ -998,6 +1041,88 @@ class Job(BaseJobsModel):
         Writes.count += 1  # whoever has claimed jobs ahead looks at them again
         repair_indexes(changes)
         return cancellation  # type: ignore[no-any-return]
+
+    @_giving_way
+    def wait(self, timeout: float | timedelta | None = None, until: str = "done") -> bool:
+        """Wait until the job has ended. Returns whether it has; see `limpyd_jobs.waiting.wait_all`.
+
+        Args:
+            timeout: in seconds, or a timedelta; None: without end.
+            until: "started": until it runs, or has ended.
+        Raises:
+            InvalidArgument: a value is not accepted. LimpydJobsException: the job runs here, and waits for itself.
+        Redis: watch.lua.
+        """
+        return waiting.wait_all([self], timeout, until)
+
+    @_giving_way
+    async def await_until(self, until: str = "done", timeout: float | timedelta | None = None) -> bool:
+        """As `wait`, for a coroutine: `await job.await_until("done", timeout=5)`."""
+        return await waiting.await_all([self], timeout, until)
+
+    def _state(self) -> str:
+        """Its status in a word: "waiting", "delayed", "running", "success", "error", "canceled".
+
+        Raises:
+            DoesNotExist: the record is gone.
+        """
+        status = self.status.hget()
+        if status is None:
+            raise DoesNotExist(f"No job found with ident {self.ident}")
+        return STATUSES.by_value(status, status).lower()
+
+    state: str = cast(Any, _GivingWay(property(_state)))
+
+    @_giving_way
+    def update(self, percent: float | None = None, note: str | None = None) -> bool:
+        """Say how far the job has come: from its run, or from wherever it is done.
+
+        What is None stays as it was said before. All of it is forgotten when the job is put in a queue again, or given
+        back.
+
+        Args:
+            percent: 0 to 100.
+            note: what it does, for people.
+        Returns:
+            False when nothing was written, because this process runs the job no more, or its record is gone.
+        Raises:
+            InvalidArgument: a value is not accepted. LimpydJobsException: the class has a field `progress` of its own.
+        Redis: update.lua.
+        """
+        return bool(self._send(self._update_call(percent, note), self.retry_for))
+
+    async def aupdate(self, percent: float | None = None, note: str | None = None) -> bool:
+        """As `update`, for a coroutine."""
+        return await self._asend(self._update_call(percent, note), self.retry_for)
+
+    def _update_call(self, percent: float | None, note: str | None) -> transitions.Call[bool]:
+        if not recipes.has_progress(type(self)):
+            raise LimpydJobsException(f"{type(self).__name__} has a field progress of its own, where nothing is noted")
+        claim = self._claim or self._last_claim
+        namespace, text = self._get_queue_model().namespace or "", progress_text(percent, note)
+        return transitions.update(namespace, self._subject(), claim.token if claim else "", text)
+
+    def get_progress(self) -> Progress | None:
+        """How far the job has come; None when it has not said."""
+        return read_progress(self.progress.hget()) if recipes.has_progress(type(self)) else None
+
+    async def aget_progress(self) -> Progress | None:
+        """As `get_progress`, for a coroutine."""
+        client: Any = await aio.async_connection(self.database)
+        return read_progress(await client.hget(self.key, "progress")) if recipes.has_progress(type(self)) else None
+
+    @_giving_way
+    def track(self, items: Iterable[T] | AsyncIterable[T], total: int | None = None) -> Track[T]:
+        """The same items, for a loop that is reported as the percentage of the job: `for user in job.track(users)`.
+
+        A few times a second at most, and at the end. `async for` takes both kinds of iterables.
+
+        Args:
+            total: how many there are; the length of the iterable when None.
+        Raises:
+            InvalidArgument: there is neither.
+        """
+        return Track(items, total_of(items, total), self.update, self.aupdate)
 
     @property
     def duration(self) -> timedelta | None:

@@ -494,9 +494,19 @@ def create(model_key: str, record: str) -> Call[str]:
 
 
 def write(
-    hash_key: str, recipe: str, pk: str, must_exist: bool, command: str, names_and_values: Sequence[str]
+    hash_key: str,
+    recipe: str,
+    pk: str,
+    must_exist: bool,
+    command: str,
+    names_and_values: Sequence[str],
+    ends_in: str | None = None,
 ) -> Call[Any]:
-    """Change fields of a record. Raises DoesNotExist on reading."""
+    """Change fields of a record. Raises DoesNotExist on reading.
+
+    Args:
+        ends_in: the namespace of the queues, when this may be the end of a job that others follow.
+    """
 
     def read(reply: Any) -> Any:
         return _exists(reply, f"record found with pk {pk}")
@@ -505,6 +515,8 @@ def write(
         "recipe": recipe,
         "pk": pk,
         "must_exist": "1" if must_exist else "0",
+        "namespace": ends_in or "",
+        "may_end": "0" if ends_in is None else "1",
         "command": command,
         "names_and_values": names_and_values,
     }
@@ -875,6 +887,22 @@ def begin(namespace: str, held: Claim, start: str) -> Call[Ended]:
     return Call("begin", _keys(namespace), args, read)
 
 
+def update(namespace: str, subject: Subject, token: str, progress: str) -> Call[bool]:
+    """Note how far a job has come. Answers whether that is written: not when the job is gone, or held by another.
+
+    Args:
+        progress: as outcomes.progress_text makes it.
+    """
+    args = {
+        "namespace": namespace,
+        "ident": f"{subject.repr}:{subject.pk}",
+        "key": subject.key,
+        "token": token,
+        "progress": progress,
+    }
+    return Call("update", _keys(namespace), args, lambda reply: bool(reply[0] == "OK"))
+
+
 def skip(namespace: str, held: Claim) -> Call[Ended]:
     """Let go of a job that is not to be run. Raises LeaseLost on reading."""
     args = {"namespace": namespace, "ident": held.ident, "token": held.token, "worker": held.worker}
@@ -1005,6 +1033,21 @@ def renew(namespace: str, held: Iterable[Claim], asks_canceled: bool = False) ->
         "idents_tokens_and_seconds": triples,
     }
     return Call("renew", _keys(namespace), args, read)
+
+
+def watch(namespace: str, hashes_and_marks: Iterable[tuple[str, bool]]) -> Call[list[tuple[str, str]]]:
+    """Ask to be told of the ends of jobs. Answers of each its state, ENDED, GONE, RUNNING or OPEN, and its `end`.
+
+    Args:
+        hashes_and_marks: of each job the key of its hash, and whether its field `follow_up` is ours.
+    """
+
+    def read(reply: Reply) -> list[tuple[str, str]]:
+        return list(zip(reply[::2], reply[1::2], strict=True))
+
+    flat = [text for key, is_ours in hashes_and_marks for text in (key, "1" if is_ours else "0")]
+    args: dict[str, str | Sequence[str]] = {"namespace": namespace, "hashes_and_marks": flat}
+    return Call("watch", _keys(namespace), args, read)
 
 
 def reject(namespace: str, queue_key: str, ident: str, record: str, end: str, recipe: str = "") -> Call[Ended]:
