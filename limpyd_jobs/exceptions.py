@@ -2,6 +2,7 @@
 
     LimpydJobsException
     ├── ConfigurationException      a worker or a model is set up in a way that cannot work
+    │   └── TaskAlreadyDefined      two functions are tasks of one name
     ├── InvalidArgument             (also ValueError) a value was given that is not accepted
     │   ├── InvalidDatabaseURL      a database was named in a way that cannot be read
     │   ├── NotSerializable         an argument or a result has something in it that cannot be stored
@@ -19,7 +20,10 @@
     ├── NotDecodable                a stored argument or result is not what its serializer writes
     ├── QueueDeleted                the job was to be given back to a queue that is gone
     ├── Retry                       raised by a job: try it again, later
+    ├── TaskNotFound                nothing has a task of this name
+    ├── WaitTimeout                 (also TimeoutError) not all jobs that one waits for have ended in time
     ├── WorkerLost                  the job was given back too often: each worker that ran it was lost
+    ├── WrongArguments              (also TypeError) a task cannot be called with these arguments
     └── WrongKeyType                something else is in Redis under a key of ours
 
     JobTimeout                      (a BaseException) the job has run for longer than it may
@@ -31,6 +35,7 @@ What concerns a missing record stays limpyd's own `DoesNotExist`.
 from __future__ import annotations
 
 import signal
+from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -69,6 +74,31 @@ class InvalidDatabaseURL(InvalidArgument):
     def __init__(self, shown: str, reason: str) -> None:
         self.argument, self.value, self.accepted = "database", shown, reason
         LimpydJobsException.__init__(self, f"Invalid database {shown!r}: {reason}")
+
+
+class TaskAlreadyDefined(ConfigurationException):
+    """Two functions are tasks of one name."""
+
+    def __init__(self, name: str, first: str, second: str) -> None:
+        self.name, self.first, self.second = name, first, second
+        super().__init__(f"There are two tasks {name!r}: {first} and {second}: give one another `name`")
+
+
+class TaskNotFound(LimpydJobsException):
+    """A task is asked for that is not there: in this process, or with `verify` among what workers have registered."""
+
+    def __init__(self, name: str, near: Sequence[str] = (), reason: str = "") -> None:
+        self.name, self.near, self.reason = name, tuple(near), reason
+        hint = f": did you mean {' or '.join(map(repr, near))}?" if near else ""
+        super().__init__(f"There is no task {shorten(name)}{reason and f' ({reason})'}{hint}")
+
+
+class WrongArguments(LimpydJobsException, TypeError):
+    """A task cannot be called with these arguments; nothing was written."""
+
+    def __init__(self, task: str, signature: str, reason: str) -> None:
+        self.task, self.signature, self.reason = task, signature, reason
+        super().__init__(f"Wrong arguments for the task {task}{signature}: {reason}")
 
 
 class NotSerializable(InvalidArgument):
@@ -173,6 +203,18 @@ class NotDecodable(LimpydJobsException):
     def __init__(self, text: str, reason: str) -> None:
         self.text, self.reason = shorten(text), reason
         super().__init__(f"Unable to decode {self.text}: {reason}")
+
+
+class WaitTimeout(LimpydJobsException, TimeoutError):
+    """Not all jobs that one waits for have ended in time.
+
+    Attributes:
+        missing: how many have not. count: of so many.
+    """
+
+    def __init__(self, missing: int, count: int) -> None:
+        self.missing, self.count = missing, count
+        super().__init__(f"{missing} of {count} jobs have not ended in time")
 
 
 class WorkerLost(LimpydJobsException):

@@ -13,6 +13,7 @@ import weakref
 from collections import Counter
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import ContextVar
 from dataclasses import fields as dataclass_fields
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -26,7 +27,7 @@ from limpyd.contrib.related import RelatedModel
 from limpyd.exceptions import DoesNotExist
 from redis.exceptions import RedisError, ResponseError
 
-from . import aio, recipes, run_options, transitions
+from . import aio, recipes, run_options, transitions, waiting
 from .additions import OPTIONS, AddedJobs, AlikeJobs, AnyJobs, Chunk, Way, fields_of, first, to_delay, to_spec
 from .database import JobsDatabase, is_outage, leave_replica
 from .exceptions import (
@@ -98,6 +99,13 @@ class _UnsentEnds(threading.local):
 
 
 unsent_ends = _UnsentEnds()
+
+running_job: ContextVar[Any] = ContextVar("running_job", default=None)  # set by whoever runs a job, around it alone
+
+
+def current_job() -> Any:
+    """The job that runs here: in this thread, this coroutine, or this process of an isolated job; None outside."""
+    return running_job.get()
 
 
 class _Executors:
@@ -592,6 +600,10 @@ class Job(BaseJobsModel):
     backoff: Any
     retry_on: Any
     no_retry_on: Any
+    keep_success: (
+        float | timedelta | str | None
+    )  # for how long the record of an ended job is kept; see docs/retention.md
+    keep_errors: float | timedelta | str | None  # also of a canceled one
 
     # What this process knows from the transition that gave it the job; not stored.
     _claim: Claim | None = None
@@ -604,6 +616,8 @@ class Job(BaseJobsModel):
     _is_ahead = False  # claimed ahead: it is WAITING in Redis
     _ends_later = False
     _trace: str | None = None  # of an error in another process
+    _is_coroutine: bool | None = None  # does `run` give a coroutine? None: that is to be seen from `run` itself
+    _outer: Any = None  # what `running_job` was before, for a job that comes from an AsyncConsumer
     _handed: Any = None  # how to tell the end of a job to the AsyncConsumer that it came from
     _loaded: Loaded | None = None  # the fields, as the worker of an event loop has read them
     _note_begun: Callable[[], None] | None = None  # to be called before the job moves itself
@@ -690,9 +704,11 @@ class Job(BaseJobsModel):
         if self._handed is None:
             raise LimpydJobsException("`async with` is for jobs that come from an AsyncConsumer")
         self._handed.enter()
+        self._outer = running_job.set(self)
         return self
 
     async def __aexit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        running_job.reset(self._outer)
         return bool(await self._handed.leave(error))
 
     def _knowledge(self) -> tuple[Any, ...]:
@@ -766,8 +782,8 @@ class Job(BaseJobsModel):
                 that the error of redis-py is raised, and the job may be there or not: adding it again is safe. A try
                 that gets no reply ends with the timeout of the socket (5 seconds).
             fields_if_new: further fields of a new job, and options of its runs (`job_timeout`, `expires`,
-                `requeue_times`, `requeue_delay_delta`, `backoff`, `retry_on`, `no_retry_on`: see docs/retries.md);
-                ignored when it exists.
+                `requeue_times`, `requeue_delay_delta`, `backoff`, `retry_on`, `no_retry_on`: see docs/retries.md;
+                `keep_success`, `keep_errors`: see docs/retention.md); ignored when it exists.
         Raises:
             LimpydJobsException: no queue name.
             InvalidArgument: a value is not accepted. JobAlreadyExists: a unique value is taken. WrongKeyType: something
@@ -986,6 +1002,15 @@ class Job(BaseJobsModel):
         """Do it. Override this; what it returns goes to `job_success` of the worker, and to `on_success`."""
         raise NotImplementedError("You must implement your own action")
 
+    @classmethod
+    def worker_started(cls) -> None:
+        """Called in each process where a worker starts, on each class that has its own. Does nothing."""
+
+    def _own_isolate(self) -> bool | None:
+        """Is it to run in a process of its own? None: what the worker says."""
+        own = type(self).isolate
+        return own if isinstance(own, bool) else None
+
     @property
     def must_be_cancelled_on_error(self) -> bool:
         """Must the job not be requeued when it fails?"""
@@ -1071,6 +1096,24 @@ class Job(BaseJobsModel):
         Writes.count += 1  # whoever has claimed jobs ahead looks at them again
         repair_indexes(changes)
         return cancellation  # type: ignore[no-any-return]
+
+    @_giving_way
+    def wait(self, timeout: float | timedelta | None = None, until: str = "done") -> bool:
+        """Wait until the job has ended. Returns whether it has; see `limpyd_jobs.waiting.wait_all`.
+
+        Args:
+            timeout: in seconds, or a timedelta; None: without end.
+            until: "started": until it runs, or has ended.
+        Raises:
+            InvalidArgument: a value is not accepted. LimpydJobsException: the job runs here, and waits for itself.
+        Redis: watch.lua.
+        """
+        return waiting.wait_all([self], timeout, until)
+
+    @_giving_way
+    async def await_until(self, until: str = "done", timeout: float | timedelta | None = None) -> bool:
+        """As `wait`, for a coroutine: `await job.await_until("done", timeout=5)`."""
+        return await waiting.await_all([self], timeout, until)
 
     def _state(self) -> str:
         """Its status in a word: "waiting", "delayed", "running", "success", "error", "canceled".

@@ -1080,6 +1080,21 @@ def renew(namespace: str, held: Iterable[Claim], asks_canceled: bool = False) ->
     return Call("renew", _keys(namespace), args, read)
 
 
+def watch(namespace: str, hashes_and_marks: Iterable[tuple[str, bool]]) -> Call[list[tuple[str, str]]]:
+    """Ask to be told of the ends of jobs. Answers of each its state, ENDED, GONE, RUNNING or OPEN, and its `end`.
+
+    Args:
+        hashes_and_marks: of each job the key of its hash, and whether its field `follow_up` is ours.
+    """
+
+    def read(reply: Reply) -> list[tuple[str, str]]:
+        return list(zip(reply[::2], reply[1::2], strict=True))
+
+    flat = [text for key, is_ours in hashes_and_marks for text in (key, "1" if is_ours else "0")]
+    args: dict[str, str | Sequence[str]] = {"namespace": namespace, "hashes_and_marks": flat}
+    return Call("watch", _keys(namespace), args, read)
+
+
 def reject(namespace: str, queue_key: str, ident: str, record: str, end: str, recipe: str = "") -> Call[Ended]:
     """Move an ident that nobody can run to the errors of its queue.
 

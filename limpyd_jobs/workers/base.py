@@ -21,7 +21,7 @@ from typing import Any
 from .. import recipes, run_options
 from ..exceptions import ConfigurationException, InvalidArgument
 from ..models import MAX_MESSAGE, Error, Job, Queue, class_name, printable, shortened
-from ..modules import allowed_modules, is_dotted_name
+from ..modules import allowed_modules, import_all, is_dotted_name
 from ..retries import Retries
 from ..statuses import STATUSES
 from ..utils import get_delta, parse_keep, utcnow
@@ -53,6 +53,8 @@ class BaseWorker:
             as long as it takes.
         job_modules: dotted names of modules that idents may import, as a list or in a string with commas; `*` for any.
             What one worker allows is allowed in the whole process.
+        tasks: dotted names of modules and packages, imported when the worker is made, and allowed as `job_modules` are;
+            as a list or in a string with commas.
         keep_success, keep_errors: how much of these histories is kept: a number of jobs, a timedelta, or a text like
             `1000` or `7d` (see utils.parse_keep); None for all. What a queue says wins.
         prefetch: how many jobs are claimed in one round trip at most; 0, as 1, for one.
@@ -93,6 +95,7 @@ class BaseWorker:
     max_recoveries = 3
     stop_timeout: float | None = None
     job_modules: Any = ()
+    tasks: Any = ()
     keep_success: Any = None
     keep_errors: Any = None
     prefetch = 0
@@ -131,6 +134,7 @@ class BaseWorker:
         "max_recoveries",
         "stop_timeout",
         "job_modules",
+        "tasks",
         "keep_success",
         "keep_errors",
         "prefetch",
@@ -163,6 +167,8 @@ class BaseWorker:
         self._prepare_callback()
         allowed_modules.add(self.job_modules)
         allowed_modules.add(self._given_modules())
+        self.tasks = import_all("tasks", self.tasks)
+        allowed_modules.add(self.tasks)
 
         self._pid = os.getpid()
         self._id = str(threading.get_ident())[-6:]

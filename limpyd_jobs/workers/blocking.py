@@ -321,6 +321,7 @@ class Worker(JobLife):
         """Wait until one of the queues exists, and let their delayed jobs in."""
         while not self.must_stop():
             try:
+                self._tell_classes()
                 self._refresh_keys()
                 if self.keys:
                     self._warn_of_risks()

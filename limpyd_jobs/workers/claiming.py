@@ -60,7 +60,7 @@ class Claiming(BaseWorker):
         self._known_keys: frozenset[str] = frozenset()
         self._refresh_seconds = 0.0  # what the last refresh of the keys took
         self._poll_seconds = 0.0  # how often the waiting lists are looked at, see POLL_SECONDS
-        self._said_no_queues = False
+        self._said_no_queues = self._has_told_classes = False
         self._broken: dict[str, float] = {}  # keys of a wrong type -> when to look at them again
         self._outage = Outage(lambda message: self.log(message, level="error"))
         keep = {"success": self.keep_success, "errors": self.keep_errors}
@@ -259,6 +259,13 @@ class Claiming(BaseWorker):
             policy = self.connection.info("memory").get("maxmemory_policy", "noeviction")
             if policy != "noeviction":
                 self.log(f"Redis may evict jobs: its maxmemory-policy is {policy}, not noeviction", level="warning")
+
+    def _tell_classes(self) -> None:
+        """Tell the classes of jobs that want to know it that a worker starts, once."""
+        models = [model for model in all_job_models() if model is not Job and "worker_started" in vars(model)]
+        for model in () if self._has_told_classes else models:
+            model.worker_started()
+        self._has_told_classes = True
 
     def _refresh_registry(self) -> None:
         """Tell the registry what the classes that it knows mean now: their code may be newer here."""

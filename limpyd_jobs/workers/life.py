@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 from .. import recipes, transitions
 from ..database import is_outage
 from ..exceptions import ConfigurationException, DatabaseException, JobNotInStatus, LeaseLost, Retry
-from ..models import Error, Job, _overrides, repair_indexes
+from ..models import Error, Job, _overrides, repair_indexes, running_job
 from ..retries import Retries
 from ..statuses import STATUSES
 from ..transitions import Claim, End, Ended
@@ -148,6 +148,7 @@ class JobLife(Claiming):
             await self._call_hook(job, queue, self.job_started)
         is_ours = job._claim is not None
         self._was_interrupted = False
+        outer = running_job.set(job)
         try:
             result = await self._call(job, queue)
         except StatusChanged as changed:  # it was ended as it is canceled
@@ -165,6 +166,8 @@ class JobLife(Claiming):
             if not self._is_this_process:
                 raise SystemExit  # a process that the job has forked: the end of the job is not its business
             await self._end_in_success(queue, job, result, is_ours)
+        finally:
+            running_job.reset(outer)
 
     def _looks_at_start(self, job: Any) -> bool:
         """Does anybody learn that a job begins? Most often nobody does, and these steps are left out."""
@@ -213,8 +216,8 @@ class JobLife(Claiming):
         return self.run_defaults.get("job_timeout") if own is None else own
 
     def _is_isolated(self, job: Any) -> bool:
-        own = type(job).isolate
-        return own if isinstance(own, bool) else self.isolate
+        own: bool | None = job._own_isolate()
+        return self.isolate if own is None else own
 
     def _check_unenforced(self, seconds: float | None) -> None:
         """Refuse a job whose time is limited where nothing can end it, unless that is allowed."""

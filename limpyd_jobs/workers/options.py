@@ -226,6 +226,12 @@ OPTIONS: tuple[Option, ...] = (
         "besides what is in --pythonpath, e.g. --job-modules=my.jobs,my.other; * for any (default: none)",
     ),
     make_option(
+        "--tasks",
+        action="append",
+        help="Modules with tasks, and packages, whose modules are all imported; with commas, or given many times, "
+        "e.g. --tasks=shop.tasks,shop.mails",
+    ),
+    make_option(
         "--keep-success",
         help="How many of the jobs that ended well are kept in each queue, or for how long, e.g. --keep-success=1000 "
         "or --keep-success=7d (s, m, h, d, w); the field keep_success of a queue wins (default: all)",

@@ -53,6 +53,16 @@ class HeldJob(Job):
             connection().blpop(["test:doors"], 1)
 
 
+class AwaitedJob(Job):
+    """Ends as its identifier says."""
+
+    queue_name = "awaited"
+
+    def run(self, queue: Any) -> None:
+        if self.identifier.hget() == "fails":
+            raise ValueError("it fails")
+
+
 class RacesJob(Job):
     """Does nothing by itself: the workers of the races have a callback."""
 

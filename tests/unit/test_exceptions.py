@@ -32,8 +32,12 @@ from limpyd_jobs.exceptions import (
     QueueDeleted,
     Retry,
     ServerTooOld,
+    TaskAlreadyDefined,
+    TaskNotFound,
     TooLarge,
+    WaitTimeout,
     WorkerLost,
+    WrongArguments,
     WrongKeyType,
 )
 
@@ -58,7 +62,11 @@ SAMPLES: list[LimpydJobsException | JobTimeout] = [
     ExecutionLost("app.Job:1"),
     TooLarge("arguments", 2000000, 1048576),
     Retry("too many requests", delayed_for=timedelta(minutes=1)),
+    TaskAlreadyDefined("shop:send", "send (shop.py:1)", "send (shop.py:9)"),
+    TaskNotFound("shop:sned", ["shop:send"], "no worker has registered it"),
+    WaitTimeout(3, 10),
     WorkerLost("app.Job:1", 4),
+    WrongArguments("shop:send", "(to)", "missing a required argument: 'to'"),
     WrongKeyType("jobs:queue:1:waiting"),
 ]
 

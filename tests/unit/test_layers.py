@@ -24,7 +24,7 @@ LAYERS: dict[str, list[str]] = {
         "outcomes",
         "version",
     ],
-    "store": ["lua", "wire", "database", "embedded", "aio", "recipes", "transitions", "additions", "fields"],
+    "store": ["lua", "wire", "database", "embedded", "aio", "recipes", "transitions", "additions", "fields", "waiting"],
     "models": ["models"],
     "work": ["workers", "admin"],
     "rooms": ["tasks", "scheduler", "service", "outbox", "data"],
