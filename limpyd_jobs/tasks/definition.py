@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec,
 
 from .. import additions, serializers
 from ..exceptions import ConfigurationException, InvalidArgument
+from ..workers.at_once import IN_QUEUES_ONLY
 from . import options as task_options
 from .calls import bind, check_template, spec_of
 from .models import TaskJob
@@ -62,6 +63,19 @@ class Addable(Generic[P, R]):
         """As `add_many`, for a coroutine: in a thread, where `calls` is read, too."""
         return await TaskJob.aadd_jobs(self._specs(calls), **self._patience)
 
+    def run_now(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskJob[R]:
+        """Make a job that calls the task, and run it here and now, in no queue; as `Job.execute_now`.
+
+        Its error is recorded, not raised. Raises as `add`.
+        """
+        job: TaskJob[R] = TaskJob.execute_now(**self._spec_of_now(args, kwargs))
+        return job
+
+    async def arun_now(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskJob[R]:
+        """As `run_now`, in the running event loop; as `Job.aexecute_now`."""
+        job: TaskJob[R] = await TaskJob.aexecute_now(**self._spec_of_now(args, kwargs))
+        return job
+
     def s(self, /, *args: Any, **kwargs: Any) -> Signature[R]:
         """A call to be made later, by a chain for instance; arguments may still be missing, at the start.
 
@@ -88,6 +102,11 @@ class Addable(Generic[P, R]):
 
     def _spec(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         return spec_of(self._task.name, self._task, args, kwargs, self._options)
+
+    def _spec_of_now(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of `TaskJob.execute_now`: without what the task says of its place in a queue."""
+        spec = self._spec(args, kwargs)
+        return {name: value for name, value in spec.items() if name not in IN_QUEUES_ONLY or name in self._options}
 
     def _specs(self, calls: Iterable[Any]) -> Iterator[dict[str, Any]]:
         if isinstance(calls, (str, bytes, Mapping)) or not isinstance(calls, Iterable):
