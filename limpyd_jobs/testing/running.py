@@ -14,7 +14,6 @@ from unittest import mock
 
 from ..exceptions import InvalidArgument, LimpydJobsException
 from ..models import Job, Queue
-from ..utils import seconds_now
 from ..workers import Worker
 from . import clock
 
@@ -83,32 +82,38 @@ def run_until_empty(
     Raises:
         LimpydJobsException: there are still jobs after `max_jobs`.
     """
-    kind, handled = _noting(worker_class), list[Any]()
-    while names := _names_with_work(queue_model, queues, delayed):
-        if len(handled) >= max_jobs:
-            raise LimpydJobsException(f"There are still jobs in {', '.join(names)} after {max_jobs} were run")
+    kind, handled, names = _noting(worker_class), list[Any](), list[str]()
+    while len(handled) < max_jobs:
+        names = _names(queue_model, queues)
+        if not names:
+            return handled
         left = {"max_loops": max_jobs - len(handled), "burst": True, "raises": raises}
         worker = kind(names, queue_model=queue_model, **{**options, **left})
         _apart_from_loops(worker.run)
         handled += worker.handled
         if raises and worker.error is not None:
             raise worker.error
-        if not worker.handled:  # what waits is not to be had
-            break
+        is_new = _names(queue_model, queues) != names  # a queue that a job has made
+        if len(handled) < max_jobs and not is_new and not (delayed and _let_in_next(queue_model, names)):
+            return handled
+    if queue_model.count_waiting_jobs(names) or (delayed and queue_model.count_delayed_jobs(names)):
+        raise LimpydJobsException(f"There are still jobs in {', '.join(names)} after {max_jobs} were run")
     return handled
 
 
-def _names_with_work(queue_model: Any, queues: Iterable[Any], delayed: bool) -> list[str]:
-    """The names of the queues in which jobs wait, or are due; with `delayed`, the first one that is not is let in."""
-    found = _queues(queue_model, queues)
-    now = seconds_now()
-    names = [name for name, queue in found if queue.waiting.llen() or (queue.first_delayed_time or now + 1) <= now]
-    later = [(queue.first_delayed_time, name, queue) for name, queue in found if queue.first_delayed_time is not None]
-    if not names and delayed and later:
-        _, name, queue = min(later, key=lambda one: one[0])
-        Job.get_from_ident(queue.first_delayed[0]).enqueue_or_delay(name, queue_model=queue_model)
-        names = [name]
-    return list(dict.fromkeys(names))
+def _names(queue_model: Any, queues: Iterable[Any]) -> list[str]:
+    """The names of some queues, or of all."""
+    return list(dict.fromkeys(name for name, _ in _queues(queue_model, queues)))
+
+
+def _let_in_next(queue_model: Any, names: list[str]) -> bool:
+    """Let the delayed job wait that would be the next one; False when there is none."""
+    found = [(one.first_delayed, name) for name, one in _queues(queue_model, names) if one.first_delayed is not None]
+    if not found:
+        return False
+    (ident, _), name = min(found, key=lambda one: one[0][1])
+    Job.get_from_ident(ident).enqueue_or_delay(name, queue_model=queue_model)
+    return True
 
 
 def _queues(queue_model: Any, queues: Iterable[Any]) -> list[tuple[str, Any]]:

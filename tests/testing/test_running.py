@@ -42,6 +42,9 @@ class RunningJob(Job):
     def add_for_ever(self) -> None:
         RunningJob.add_job(f"{self.identifier.hget()}+", act="add_for_ever")
 
+    def retry(self) -> None:
+        raise Retry("again", delayed_for=60)
+
     def retry_once(self) -> None:
         if self.tries.hget() == "1":
             raise Retry("later", delayed_for=60)
@@ -178,6 +181,13 @@ def test_a_canceled_job_is_passed_over() -> None:
 
     assert testing.run_until_empty() == []
     assert calls == []
+
+
+def test_jobs_that_are_tried_again_for_ever_are_stopped() -> None:
+    RunningJob.add_job("a", act="retry")
+
+    with pytest.raises(LimpydJobsException, match="still jobs in mail after 5"):
+        testing.run_until_empty(max_jobs=5, delayed=True)
 
 
 # --- eager
