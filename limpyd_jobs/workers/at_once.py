@@ -25,7 +25,21 @@ from .blocking import Worker
 from .life import JobLife
 
 NOT_OF_THE_JOB = (KeyboardInterrupt, asyncio.CancelledError)  # they are meant for whoever called, too
-IN_QUEUES_ONLY = ("delayed_for", "delayed_until", "expires", "prepend", "retry_for")
+# What `add_job` takes that says something of a place in a queue, of others that are queued, or of a turn to wait for.
+IN_QUEUES_ONLY = (
+    "after",
+    "delayed_for",
+    "delayed_until",
+    "expires",
+    "if_parent_fails",
+    "if_queued",
+    "limit_key",
+    "max_concurrency",
+    "prepend",
+    "rate_limit",
+    "retry_for",
+    "unique_for",
+)
 
 
 @dataclass(frozen=True)
@@ -34,9 +48,11 @@ class Order:
 
     Attributes:
         queue: for its hooks and its history; None for none.
+        queue_model: of it, or of those that there could be.
     """
 
     model: Any
+    queue_model: Any
     identifier: str
     queue: Any
     queue_name: str
@@ -62,15 +78,14 @@ def to_order(model: Any, identifier: str | None, queue_name: str | None, queue_m
     given: Mapping[str, Any] = way.with_run_options(fields)
     own = {"identifier": text, "status": STATUSES.RUNNING, "tries": 1, "start": start}
     record = recipes.Record(model, {"added": start, **given, **own})
-    return Order(model, text, queue_model.get_queue(name) if name else None, name, record, start)
+    return Order(model, queue_model, text, queue_model.get_queue(name) if name else None, name, record, start)
 
 
 class _AtOnce(JobLife):
     """What the workers for one job have in common."""
 
     def __init__(self, order: Order) -> None:
-        model = order.model._get_queue_model(type(order.queue) if order.queue is not None else None)
-        super().__init__([order.queue_name or "-"], queue_model=model, terminate_gracefuly=False)
+        super().__init__([order.queue_name or "-"], queue_model=order.queue_model, terminate_gracefuly=False)
         self._order = order
         self._may_claim_early = False  # by anybody who asks
         self._next: Claim | None = None  # of the job, which is to run again

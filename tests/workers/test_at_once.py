@@ -11,8 +11,9 @@ import sys
 from typing import Any
 
 import pytest
+from redis.exceptions import ConnectionError
 
-from limpyd_jobs import STATUSES, Error, Job, Queue, Retry, admin
+from limpyd_jobs import STATUSES, Error, Job, Queue, Retry, admin, transitions
 from limpyd_jobs.exceptions import InvalidArgument, JobTimeout
 from limpyd_jobs.fields import InstanceHashField
 
@@ -232,7 +233,9 @@ def test_the_identifier_may_be_that_of_a_queued_job() -> None:
     assert queued.status.hget() == STATUSES.WAITING
 
 
-@pytest.mark.parametrize("name", ["delayed_for", "delayed_until", "prepend", "expires"])
+@pytest.mark.parametrize(
+    "name", ["delayed_for", "delayed_until", "prepend", "expires", "after", "if_queued", "rate_limit"]
+)
 def test_what_is_said_of_a_place_in_a_queue_is_refused(name: str) -> None:
     with pytest.raises(InvalidArgument, match="executed at once"):
         AtOnceJob.execute_now("a", **{name: 5})
@@ -305,6 +308,73 @@ def test_a_job_whose_caller_is_cancelled_is_in_error() -> None:
 
     (job,) = AtOnceCoroutine.collection(identifier="a").instances()
     assert job.hmget("status", "tries") == [STATUSES.ERROR, "1"]
+
+
+def test_a_coroutine_is_ended_when_its_job_is_canceled() -> None:
+    async def main() -> Any:
+        task = asyncio.create_task(AtOnceCoroutine.aexecute_now("a", sleeps=60))
+        while not calls:
+            await asyncio.sleep(0.01)
+        (job,) = AtOnceCoroutine.collection(identifier="a").instances()
+        await asyncio.to_thread(job.cancel)
+        return await task
+
+    assert asyncio.run(main()).status.hget() == STATUSES.CANCELED
+
+
+def test_a_coroutine_is_ended_when_its_time_is_over() -> None:
+    with pytest.raises(JobTimeout):
+        asyncio.run(AtOnceCoroutine.aexecute_now(sleeps=60, job_timeout=0.05, raises=True))
+
+
+# --- an isolated job, an outage
+
+
+class AtOnceIsolated(Job):
+    """Runs in a process of its own."""
+
+    isolate = True
+
+    def run(self, queue: Any) -> int:
+        return os.getpid()
+
+    def on_success(self, queue: Any, result: Any) -> None:
+        calls.append(result)
+
+
+def test_an_isolated_job_runs_in_a_process_of_its_own() -> None:
+    AtOnceIsolated.execute_now()
+
+    assert calls and calls[0] != os.getpid()
+
+
+class AtOnceImpatient(Job):
+    """Gives up soon."""
+
+    retry_for = 0.1
+
+    def run(self, queue: Any) -> None:
+        calls.append("run")
+
+
+def test_an_end_that_cannot_be_recorded_is_tried_for_as_long_as_a_producer_tries(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def send(client: Any, call: Any) -> Any:
+        if call.script == "finish":
+            calls.append("finish")
+            raise ConnectionError("gone")
+        return plain_send(client, call)
+
+    plain_send = transitions.send
+    monkeypatch.setattr(transitions, "send", send)
+
+    with pytest.raises(ConnectionError, match="gone"):
+        AtOnceImpatient.execute_now("a")
+
+    (job,) = AtOnceImpatient.collection(identifier="a").instances()
+    assert calls[0] == "run" and len(calls) > 2
+    assert job.status.hget() == STATUSES.RUNNING  # until its lease lapses
 
 
 # --- a process that dies
