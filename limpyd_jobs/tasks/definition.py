@@ -142,7 +142,8 @@ class Task(Addable[P, R], Generic[P, C, R]):
         self.run_options = task_options.of_runs(self.task_options)
         self.signature = _readable(inspect.signature(function))
         self.call_signature = _without_job(owner, self.signature) if is_bound else self.signature
-        check_template(owner, self.task_options.get("identifier"), self.call_signature)
+        for option in task_options.OF_THE_ARGUMENTS:
+            check_template(owner, option, self.task_options.get(option), self.call_signature)
         update_wrapper(self, function)
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> C:
