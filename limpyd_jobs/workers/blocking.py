@@ -34,6 +34,7 @@ from .doorbell import Doorbell
 from .hands import Hands
 from .isolation import IsolatedRun
 from .life import JobLife, StatusChanged, has_method, run_now
+from .private_loop import private_loop
 from .time_limit import TimeLimit, can_limit_time
 
 POLL_SECONDS = 1  # how often the waiting lists themselves are looked at, for programs that fill them and do not ring
@@ -43,8 +44,8 @@ SAME_INTERRUPT_SECONDS = 1.0  # within which a SIGINT that follows another one i
 
 
 def finished(result: Any) -> Any:
-    """What a function answered; that of a coroutine function is run to its end, in an event loop of its own."""
-    return asyncio.run(result) if type(result) is CoroutineType else result
+    """What a function answered; that of a coroutine function is run to its end, in the event loop of this thread."""
+    return private_loop.run(result) if type(result) is CoroutineType else result
 
 
 async def _limited(work: Coroutine[Any, Any, Any], seconds: float, make_timeout: Callable[[], BaseException]) -> Any:
@@ -293,6 +294,7 @@ class Worker(JobLife):
     def _close(self) -> None:
         heartbeat, self._heartbeat = self._heartbeat, None
         doorbell, self._doorbell = self._doorbell, None
+        private_loop.close()
         if heartbeat is not None:
             heartbeat.stop()
         if doorbell is not None:
