@@ -38,12 +38,12 @@ class Addable(Generic[P, R]):
             WrongArguments: (a TypeError) the function does not take them.
             NotSerializable, TooLarge: they cannot be stored; with the path to the value.
         """
-        job: TaskJob[R] = TaskJob.add_job(**self._spec(args, kwargs))
+        job: TaskJob[R] = TaskJob.add_call(self._spec(args, kwargs))
         return job
 
     async def aadd(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskJob[R]:
         """As `add`, for a coroutine."""
-        job: TaskJob[R] = await TaskJob.aadd_job(**self._spec(args, kwargs))
+        job: TaskJob[R] = await TaskJob.aadd_call(self._spec(args, kwargs))
         return job
 
     def add_many(self, calls: Iterable[Any]) -> additions.AddedJobs:
