@@ -36,6 +36,12 @@ def spec_of(
     text = serializers.encode_arguments(serializers.get(serializer or serializers.DEFAULT), args, kwargs, max_size)
     spec = task_options.of_adding(of_task, options)
     spec["identifier"] = identifier_of(name, of_task, options, bound, text)
+    if "max_concurrency" in spec or "rate_limit" in spec:
+        spec["limit_key"] = _of_arguments("limit_key", spec["limit_key"], bound) if "limit_key" in spec else name
+    is_chosen = any("identifier" in said or "unique" in said for said in (of_task, options))
+    for option in () if is_chosen else ("unique_for", "if_queued"):
+        if option in spec:
+            raise InvalidArgument(option, spec[option], "given with identifier or unique: else no call is like another")
     spec["task"], spec["arguments"] = name, text
     if serializer not in (None, serializers.DEFAULT):
         spec["serializer"] = serializer
@@ -76,23 +82,32 @@ def identifier_of(
     said = of_call if "identifier" in of_call or "unique" in of_call else of_task
     chosen = said.get("identifier")
     if chosen is not None:
-        return f"{name}:{chosen if isinstance(chosen, str) and bound is None else _chosen(chosen, bound)}"
+        return f"{name}:{_of_arguments('identifier', chosen, bound)}"
     if said.get("unique") == "args":
         return f"{name}:{_digest(bound, arguments)}"
     return f"{name.rpartition(':')[2]}:{urlsafe_b64encode(os.urandom(RANDOM_BYTES)).decode()}"
 
 
-def _chosen(chosen: Any, bound: inspect.BoundArguments | None) -> str:
+def _of_arguments(option: str, chosen: Any, bound: inspect.BoundArguments | None) -> str:
+    """A text, what a template makes of the arguments, or what a function does.
+
+    Args:
+        bound: None where the code of the task is not: then a text is not looked into.
+    Raises:
+        InvalidArgument: it does not fit the arguments.
+    """
+    if bound is None and isinstance(chosen, str):
+        return chosen
     if bound is None:
-        raise InvalidArgument("identifier", chosen, "a text, for a task whose code is not here")
+        raise InvalidArgument(option, chosen, "a text, for a task whose code is not here")
     bound.apply_defaults()
     try:
         found = chosen.format_map(bound.arguments) if isinstance(chosen, str) else chosen(*bound.args, **bound.kwargs)
     except Exception as error:  # of the user's function, or of the format of a value
         reason = f"something that these arguments fit: {type(error).__name__}: {error}"
-        raise InvalidArgument("identifier", chosen, reason) from error
+        raise InvalidArgument(option, chosen, reason) from error
     if not isinstance(found, str) or not found:
-        raise InvalidArgument("identifier", found, "a text that is not empty")
+        raise InvalidArgument(option, found, "a text that is not empty")
     return found
 
 
@@ -113,8 +128,8 @@ def _ordered(value: Any) -> Any:
     return [_ordered(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
-def check_template(owner: str, template: Any, signature: inspect.Signature) -> None:
-    """Look whether all names in the template of an identifier are parameters.
+def check_template(owner: str, option: str, template: Any, signature: inspect.Signature) -> None:
+    """Look whether all names in the template of an option are parameters.
 
     Raises:
         ConfigurationException: one is not, or the template cannot be read.
@@ -124,9 +139,8 @@ def check_template(owner: str, template: Any, signature: inspect.Signature) -> N
     try:
         fields = [field for _, field, _, _ in Formatter().parse(template) if field is not None]
     except ValueError as error:
-        raise ConfigurationException(f"{owner}: Invalid identifier {template!r}: {error}") from None
+        raise ConfigurationException(f"{owner}: Invalid {option} {template!r}: {error}") from None
     for field in fields:
         name = field.partition(".")[0].partition("[")[0]
         if name not in signature.parameters:
-            accepted = f"{owner} has no parameter {name!r}"
-            raise ConfigurationException(f"{owner}: Invalid identifier {template!r}: {accepted}")
+            raise ConfigurationException(f"{owner}: Invalid {option} {template!r}: it has no parameter {name!r}")

@@ -39,12 +39,12 @@ class Addable(Generic[P, R]):
             WrongArguments: (a TypeError) the function does not take them.
             NotSerializable, TooLarge: they cannot be stored; with the path to the value.
         """
-        job: TaskJob[R] = TaskJob.add_job(**self._spec(args, kwargs))
+        job: TaskJob[R] = TaskJob.add_call(self._spec(args, kwargs))
         return job
 
     async def aadd(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskJob[R]:
         """As `add`, for a coroutine."""
-        job: TaskJob[R] = await TaskJob.aadd_job(**self._spec(args, kwargs))
+        job: TaskJob[R] = await TaskJob.aadd_call(self._spec(args, kwargs))
         return job
 
     def add_many(self, calls: Iterable[Any]) -> additions.AddedJobs:
@@ -161,7 +161,8 @@ class Task(Addable[P, R], Generic[P, C, R]):
         self.run_options = task_options.of_runs(self.task_options)
         self.signature = _readable(inspect.signature(function))
         self.call_signature = _without_job(owner, self.signature) if is_bound else self.signature
-        check_template(owner, self.task_options.get("identifier"), self.call_signature)
+        for option in task_options.OF_THE_ARGUMENTS:
+            check_template(owner, option, self.task_options.get(option), self.call_signature)
         update_wrapper(self, function)
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> C:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, overload
 
-from .. import recipes, retries, serializers
+from .. import outcomes, recipes, retries, serializers
 from ..exceptions import TaskNotFound, WrongArguments
 from ..fields import InstanceHashField
-from ..models import Job
+from ..models import NOT_GIVEN, Job
 from ..retries import Retries
 from .registry import KnownTask, describe, get_task, registry
 
+D = TypeVar("D")
 R = TypeVar("R")
 
 # What another try does not mend, unless somebody says that it does: by `retry_on`.
@@ -34,6 +36,21 @@ class TaskJob(Job, Generic[R]):
     keep_errors = "30d"
 
     _stored: tuple[str, str, str] | None = None
+    _known_name: str | None = None  # of its task, as far as whoever has added it knows
+
+    @classmethod
+    def add_call(cls, spec: Mapping[str, Any]) -> Any:
+        """Add a job by the arguments of `add_job`."""
+        job = cls.add_job(**spec)
+        job._known_name = spec["task"]
+        return job
+
+    @classmethod
+    async def aadd_call(cls, spec: Mapping[str, Any]) -> Any:
+        """As `add_call`, for a coroutine."""
+        job = await cls.aadd_job(**spec)
+        job._known_name = spec["task"]
+        return job
 
     # --- What is called
 
@@ -48,7 +65,7 @@ class TaskJob(Job, Generic[R]):
     @property
     def task_name(self) -> str:
         """The name of the task."""
-        return self._read()[0]
+        return self._read()[0] if self._known_name is None else self._known_name
 
     @property
     def args(self) -> list[Any]:
@@ -109,6 +126,39 @@ class TaskJob(Job, Generic[R]):
         wanted = found.retry_on or ()
         left = tuple(name for kind in NOT_RETRIED if (name := retries.name_of(kind)) not in wanted)
         return replace(found, no_retry_on=(*(found.no_retry_on or ()), *left))
+
+    # --- Its result
+
+    def _result_text(self, value: Any) -> str:
+        return outcomes.result_text(value, self._read()[2] or serializers.DEFAULT)
+
+    @overload  # type: ignore[override]  # of a Job it is of any type
+    def get_result(self, *, annotation: Any = None, error_model: Any = None) -> R: ...
+    @overload
+    def get_result(self, default: D, annotation: Any = None, error_model: Any = None) -> R | D: ...
+    def get_result(self, default: Any = NOT_GIVEN, annotation: Any = None, error_model: Any = None) -> Any:
+        """What the task returned, if that is saved; arguments and errors as `Job.get_result`.
+
+        Args:
+            annotation: a type hint; that of the function when None, if this process has it.
+        """
+        return super().get_result(default, self._result_hint(annotation), error_model)
+
+    @overload  # type: ignore[override]
+    async def aget_result(self, *, annotation: Any = None, error_model: Any = None) -> R: ...
+    @overload
+    async def aget_result(self, default: D, annotation: Any = None, error_model: Any = None) -> R | D: ...
+    async def aget_result(self, default: Any = NOT_GIVEN, annotation: Any = None, error_model: Any = None) -> Any:
+        """As `get_result`, for a coroutine."""
+        if annotation is None and self._known_name is None and self._stored is None:
+            annotation = await asyncio.to_thread(self._result_hint, None)
+        return await super().aget_result(default, self._result_hint(annotation), error_model)
+
+    def _result_hint(self, given: Any) -> Any:
+        if given is not None:
+            return given
+        task = self._find_task()
+        return Any if task is None else task.result_hint
 
     # --- For producers without the code
 

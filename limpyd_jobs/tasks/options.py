@@ -37,6 +37,16 @@ class CallOptions(TypedDict, total=False):
     backoff: Any
     retry_on: Any
     no_retry_on: Any
+    save_result: Any
+    keep_success: Any
+    keep_errors: Any
+    unique_for: float | timedelta
+    if_queued: str
+    max_concurrency: int
+    rate_limit: str
+    limit_key: str | Callable[..., str]
+    after: Any
+    if_parent_fails: str
 
 
 class TaskOptions(CallOptions, total=False):
@@ -47,10 +57,21 @@ class TaskOptions(CallOptions, total=False):
 
 
 ALIASES = {"queue": "queue_name", "timeout": "job_timeout"}
-NOT_OF_A_TASK = ("delayed_until",)  # a moment is that of one call
-OWN = ("identifier", "unique", "serializer", "max_size")  # they make the arguments of `add_job`
-# Of a task these are said of each new job; all other options of runs are looked up by the worker, in the code it has.
-STORED = ("expires",)
+NOT_OF_A_TASK = ("delayed_until", "after")  # what is said of a single job
+OWN = ("identifier", "unique", "serializer", "max_size", "name", "isolate")  # these are no arguments of `add_job`
+# What a task says of these is not stored with each call: the worker looks it up, in the code that it has.
+LOOKED_UP = (
+    "job_timeout",
+    "requeue_times",
+    "requeue_delay_delta",
+    "backoff",
+    "retry_on",
+    "no_retry_on",
+    "save_result",
+    "keep_success",
+    "keep_errors",
+)
+OF_THE_ARGUMENTS = ("identifier", "limit_key")  # these may be templates of them, or functions
 
 
 def of_call(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,10 +115,10 @@ def _checked(given: Mapping[str, Any], accepted: Any) -> dict[str, Any]:
 
 
 def _check(name: str, value: Any) -> None:
-    if name in run_options.NAMES:
-        run_options.check(name, value)
-    elif name in CHECKS:
+    if name in CHECKS:
         CHECKS[name](value)
+    elif name in run_options.NAMES:
+        run_options.check(name, value)
 
 
 def _is_bool(name: str) -> Callable[[Any], None]:
@@ -113,9 +134,12 @@ def _check_unique(value: Any) -> None:
         raise InvalidArgument("unique", value, '"args"')
 
 
-def _check_identifier(value: Any) -> None:
-    if not callable(value) and (not isinstance(value, str) or not value):
-        raise InvalidArgument("identifier", value, "a text, a template like user:{id}, or a function of the arguments")
+def _is_of_arguments(name: str) -> Callable[[Any], None]:
+    def check(value: Any) -> None:
+        if not callable(value) and (not isinstance(value, str) or not value):
+            raise InvalidArgument(name, value, "a text, a template like user:{id}, or a function of the arguments")
+
+    return check
 
 
 def _check_size(value: Any) -> None:
@@ -130,7 +154,7 @@ CHECKS: dict[str, Callable[[Any], Any]] = {
     "isolate": _is_bool("isolate"),
     "delayed_for": lambda value: compute_delayed_until(delayed_for=value),
     "delayed_until": lambda value: compute_delayed_until(delayed_until=value),
-    "identifier": _check_identifier,
+    **{name: _is_of_arguments(name) for name in OF_THE_ARGUMENTS},
     "unique": _check_unique,
     "serializer": serializers.get,
     "max_size": _check_size,
@@ -139,14 +163,12 @@ CHECKS: dict[str, Callable[[Any], Any]] = {
 
 def of_runs(options: Mapping[str, Any]) -> dict[str, Any]:
     """What the options of a task say of its runs, for a worker: checked, and in uniform kinds."""
-    names = [name for name in run_options.NAMES if name in options and name != "expires"]
-    return {name: run_options.check(name, options[name]) for name in names}
+    return {name: run_options.check(name, options[name]) for name in LOOKED_UP if name in options}
 
 
 def of_adding(of_task: Mapping[str, Any], of_call: Mapping[str, Any]) -> dict[str, Any]:
     """The options that go to `add_job`: those of the call, and of the task what a worker does not look up."""
-    skipped = {*OWN, "name", "isolate", *run_options.NAMES} - {*STORED}
-    found = {name: value for name, value in of_task.items() if name not in skipped}
+    found = {name: value for name, value in of_task.items() if name not in (*OWN, *LOOKED_UP)}
     if of_call:
         if "delayed_until" in of_call:
             found.pop("delayed_for", None)

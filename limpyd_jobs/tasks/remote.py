@@ -37,7 +37,7 @@ def call(
         TaskNotFound: with `verify`, nobody has registered it; the message has names that are near.
         WrongArguments, NotSerializable, TooLarge, InvalidArgument: nothing was written.
     """
-    job: TaskJob[Any] = TaskJob.add_job(**_spec(name, args, kwargs, verify, options))
+    job: TaskJob[Any] = TaskJob.add_call(_spec(name, args, kwargs, verify, options))
     return job
 
 
@@ -54,7 +54,7 @@ async def acall(
         spec = await asyncio.to_thread(_spec, name, args, kwargs, verify, options)
     else:
         spec = _spec(name, args, kwargs, verify, options)
-    job: TaskJob[Any] = await TaskJob.aadd_job(**spec)
+    job: TaskJob[Any] = await TaskJob.aadd_call(spec)
     return job
 
 

@@ -43,12 +43,12 @@ class Signature(Generic[R]):
 
     def add(self, *given: Any) -> TaskJob[R]:
         """Add the job; arguments and errors as `spec`."""
-        job: TaskJob[R] = TaskJob.add_job(**self.spec(*given))
+        job: TaskJob[R] = TaskJob.add_call(self.spec(*given))
         return job
 
     async def aadd(self, *given: Any) -> TaskJob[R]:
         """As `add`, for a coroutine."""
-        job: TaskJob[R] = await TaskJob.aadd_job(**self.spec(*given))
+        job: TaskJob[R] = await TaskJob.aadd_call(self.spec(*given))
         return job
 
     def set(self, **options: Any) -> Signature[R]:

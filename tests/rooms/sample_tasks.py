@@ -95,5 +95,11 @@ def late() -> None: ...
 
 
 @task(queue="test", serializer="msgpack", max_size=100)
-def pack(data: bytes) -> None:
+def pack(data: bytes) -> bytes:
     calls.append(data)
+    return data * 2
+
+
+@task(queue="test", save_result=60)
+def weigh(weight: float) -> Parcel:
+    return Parcel(weight, Size.LARGE)

@@ -19,6 +19,7 @@ from limpyd_jobs import STATUSES, Error, Job, Queue, Worker, admin
 from limpyd_jobs.exceptions import (
     ConfigurationException,
     InvalidArgument,
+    JobFailed,
     NotSerializable,
     TaskAlreadyDefined,
     TaskNotFound,
@@ -505,6 +506,52 @@ def test_an_option_is_found_by_the_job() -> None:
     job = tasks.fail.options(job_timeout=7).add()
 
     assert (job.run_option("requeue_times"), job.run_option("job_timeout")) == (2, 7)
+
+
+# --- Results
+
+
+@pytest.mark.parametrize("worker_class", [Worker, AsyncWorker])
+def test_what_a_task_returns_is_kept_if_it_says_so(worker_class: type[Worker]) -> None:
+    kept, other = tasks.weigh.add(2), tasks.send.add("a")
+    called = call(tasks.send.name, ["b"], save_result="1h")
+
+    work(3, worker_class=worker_class)
+
+    assert kept.get_result() == tasks.Parcel(2.0, tasks.Size.LARGE)
+    assert other.get_result(default="nothing") == "nothing"
+    assert called.get_result() == 2
+
+
+def test_the_hints_of_the_function_restore_its_result_for_whoever_asks() -> None:
+    job = tasks.weigh.add(2)
+    work(1)
+
+    async def ask(found: Any) -> Any:
+        return await found.aget_result()
+
+    found = TaskJob.get(job.pk.get())
+    assert asyncio.run(ask(job)) == asyncio.run(ask(found)) == tasks.Parcel(2.0, tasks.Size.LARGE)
+    assert found.get_result(annotation=dict) == {"weight": 2.0, "size": "l"}
+
+
+def test_a_result_is_packed_as_the_arguments() -> None:
+    job = tasks.pack.options(save_result=True).add(b"x")
+
+    work(1)
+
+    assert client().get(job.saved_result.key).startswith("msgpack:")
+    assert job.get_result() == b"xx"
+
+
+def test_a_task_that_fails_has_no_result() -> None:
+    job = tasks.fail.add("KeyError")
+
+    work(1)
+
+    with pytest.raises(JobFailed, match="KeyError") as caught:
+        job.get_result(None)
+    assert "sample_tasks.py" in caught.value.traceback
 
 
 # --- Unknown tasks

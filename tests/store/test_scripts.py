@@ -107,6 +107,7 @@ SAMPLES = {
     "fail": lambda: transitions.fail("jobs", Claim("a:1", "t", "w", "jobs:queue:1"), NOW, 1, ""),
     "execute": lambda: transitions.execute("jobs", ScriptJob._class_subject(), "t", 30, "{}"),
     "retry": lambda: transitions.retry("jobs", Claim("a:1", "t", "w", ""), "t-2", NOW),
+    "update": lambda: transitions.update("jobs", ScriptJob._class_subject("1"), "t", "{}"),
     "skip": lambda: transitions.skip("jobs", Claim("a:1", "t", "w", "jobs:queue:1")),
     "move": lambda: transitions.move(ScriptJob._class_subject("1"), target(), False, False, Delay(), "", Hold()),
     "cancel": lambda: transitions.cancel(ScriptJob._class_subject("1"), "jobs", "{}", "canceled"),

@@ -30,6 +30,7 @@ send.options(priority="high")  # error
 send.si()  # error
 count.add("3")  # error
 count(3)  # error
+wrong: str = send.add("a").get_result()  # error
 task(requeue_tims=3)  # error
 
 

@@ -52,6 +52,12 @@ assert_type(send.options(queue="urgent", priority=3, delayed_for=60).add("a@b.c"
 assert_type(send.add_many([("a@b.c",), {"to": "d@e.f"}]), AddedJobs)
 assert_type(call("shop.mails:send", ["a@b.c"], queue="mail", verify=True), TaskJob[Any])
 
+# results
+assert_type(send.add("a@b.c").get_result(), int)
+assert_type(send.add("a@b.c").get_result(None), int | None)
+assert_type(send.add("a@b.c").get_result(default="later"), int | str)
+assert_type(fetch.add("/").get_result(), bytes)
+
 # calls for later
 assert_type(send.s(subject="x"), Signature[int])
 assert_type(fetch.si("/"), Signature[bytes])
@@ -62,3 +68,5 @@ async def later() -> None:
     assert_type(await send.aadd("a@b.c"), TaskJob[int])
     assert_type(await fetch.options(timeout=3).aadd("/"), TaskJob[bytes])
     assert_type(await fetch("/"), bytes)
+    assert_type(await (await send.aadd("a@b.c")).aget_result(), int)
+    assert_type(await fetch.add("/").aget_result(None), bytes | None)
