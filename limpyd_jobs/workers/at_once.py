@@ -25,6 +25,7 @@ from .blocking import Worker
 from .life import JobLife
 
 NOT_OF_THE_JOB = (KeyboardInterrupt, asyncio.CancelledError)  # they are meant for whoever called, too
+RESULT_SECONDS = 3600.0
 # What `add_job` takes that says something of a place in a queue, of others that are queued, or of a turn to wait for.
 IN_QUEUES_ONLY = (
     "after",
@@ -88,6 +89,7 @@ class _AtOnce(JobLife):
         super().__init__([order.queue_name or "-"], queue_model=order.queue_model, terminate_gracefuly=False)
         self._order = order
         self._may_claim_early = False  # by anybody who asks
+        self.run_defaults.setdefault("save_result", RESULT_SECONDS)  # whoever waits for its end wants to know
         self._next: Claim | None = None  # of the job, which is to run again
         self.error: BaseException | None = None  # that the job ended with
 

@@ -24,6 +24,7 @@ def test_a_task_is_run_now() -> None:
 
     assert isinstance(job, TaskJob)
     assert job.status.hget() == STATUSES.SUCCESS
+    assert job.get_result() == 1
     assert tasks.calls == [("a@b.c", "x")]
     assert testing.queued() == []
 

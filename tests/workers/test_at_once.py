@@ -14,8 +14,9 @@ import pytest
 from redis.exceptions import ConnectionError
 
 from limpyd_jobs import STATUSES, Error, Job, Queue, Retry, admin, transitions
-from limpyd_jobs.exceptions import InvalidArgument, JobTimeout
+from limpyd_jobs.exceptions import InvalidArgument, JobFailed, JobTimeout, NoResult
 from limpyd_jobs.fields import InstanceHashField
+from limpyd_jobs.models import current_job
 
 from ..base import ROOT, RedisServer, wait_until
 from .base import Log, work
@@ -94,6 +95,9 @@ class AtOnceAct(Job):
         client = self.database.connection
         calls.append((self.status.hget(), self.queued.hget(), client.hexists("jobs:claims", self.ident)))
 
+    def note_current(self) -> None:
+        calls.append(current_job().identifier.hget())
+
     def ask_for_a_cancel(self) -> None:
         self.cancel("enough")
 
@@ -121,6 +125,19 @@ def test_a_job_is_run_here_with_the_hooks_of_a_worker() -> None:
     assert isinstance(job, AtOnceJob)
     assert job.hmget("identifier", "status", "tries", "queued") == ["a", STATUSES.SUCCESS, "1", None]
     assert job.duration is not None
+
+
+def test_what_it_answered_is_known_for_an_hour_unless_something_else_is_said() -> None:
+    assert AtOnceJob.execute_now().get_result() == "done"
+    job = AtOnceJob.execute_now(save_result=60)
+    assert 0 < job.saved_result.ttl() <= 60
+    with pytest.raises(NoResult):
+        AtOnceJob.execute_now(save_result=False).get_result()
+
+
+def test_the_error_of_a_job_is_known_too() -> None:
+    with pytest.raises(JobFailed, match="try 1"):
+        AtOnceJob.execute_now(failures=1).get_result()
 
 
 def test_a_job_without_an_identifier_gets_one_of_its_own() -> None:
@@ -263,6 +280,13 @@ def test_the_level_of_the_logger_stays_as_it_is(log: Log) -> None:
     AtOnceJob.execute_now("a")
 
     assert log.messages == []
+
+
+def test_current_job_is_the_one_that_is_executed() -> None:
+    AtOnceAct.execute_now("a", act="note_current")
+
+    assert calls == ["a"]
+    assert current_job() is None
 
 
 def test_a_coroutine_function_runs_without_a_loop_of_the_caller() -> None:
