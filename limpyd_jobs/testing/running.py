@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import inspect
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial, wraps
 from typing import Any, TypeVar
 from unittest import mock
@@ -20,6 +21,7 @@ from . import clock
 T = TypeVar("T")
 
 MAX_JOBS = 1000
+ADDING = ((Job, "add_job"), (Job, "add_jobs"), (Job, "aadd_job"), (Job, "aadd_jobs"))  # what is followed by a run
 END_SECONDS = 30.0  # for the job of a worker in the background, when it is to end
 
 
@@ -147,36 +149,34 @@ def eager(raises: bool = False, delayed: bool = False, **options: Any) -> Iterat
         raises, delayed, options: as for `run_until_empty`.
     """
     run = partial(run_until_empty, raises=raises, delayed=delayed, **options)
-    with mock.patch.multiple(
-        Job,
-        add_job=_followed(Job.add_job, run),
-        add_jobs=_followed(Job.add_jobs, run),
-        aadd_job=_afollowed(Job.aadd_job, run),
-        aadd_jobs=_afollowed(Job.aadd_jobs, run),
-    ):
+    with ExitStack() as patches:
+        for owner, name in ADDING:
+            patches.enter_context(mock.patch.object(owner, name, _followed(vars(owner)[name], run)))
         yield
 
 
 def _followed(method: Any, run: Callable[..., Any]) -> Any:
-    """A class method, after which what it has added is run."""
+    """A method, after which what it has added is run: of a class or of instances, a coroutine function or none."""
+    function = getattr(method, "__func__", method)
 
-    @wraps(method)
-    def add(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        result = method.__func__(cls, *args, **kwargs)
-        run(queue_model=kwargs.get("queue_model") or cls.queue_model)
+    @wraps(function)
+    def add(owner: Any, *args: Any, **kwargs: Any) -> Any:
+        result = function(owner, *args, **kwargs)
+        run(queue_model=_queue_model_of(owner, kwargs))
         return result
 
-    return classmethod(add)
-
-
-def _afollowed(method: Any, run: Callable[..., Any]) -> Any:
-    @wraps(method)
-    async def add(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        result = await method.__func__(cls, *args, **kwargs)
-        await asyncio.to_thread(run, queue_model=kwargs.get("queue_model") or cls.queue_model)
+    @wraps(function)
+    async def aadd(owner: Any, *args: Any, **kwargs: Any) -> Any:
+        result = await function(owner, *args, **kwargs)
+        await asyncio.to_thread(run, queue_model=_queue_model_of(owner, kwargs))
         return result
 
-    return classmethod(add)
+    wrapped = aadd if inspect.iscoroutinefunction(function) else add
+    return classmethod(wrapped) if isinstance(method, classmethod) else wrapped
+
+
+def _queue_model_of(owner: Any, kwargs: dict[str, Any]) -> Any:
+    return kwargs.get("queue_model") or getattr(owner, "queue_model", Queue)
 
 
 @contextmanager

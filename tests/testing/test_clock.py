@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from limpyd_jobs import STATUSES, Job, Queue, lua, testing
+from limpyd_jobs import STATUSES, Job, Queue, Worker, lua, testing
 from limpyd_jobs.exceptions import InvalidArgument
 from limpyd_jobs.fields import InstanceHashField
 from limpyd_jobs.utils import datetime_to_score, utcnow
@@ -131,8 +131,6 @@ def test_a_job_expires_when_the_clock_says_so() -> None:
 
 
 def test_a_lease_lapses_when_the_clock_says_so() -> None:
-    from limpyd_jobs import Worker
-
     with testing.fake_clock(START) as clock:
         job = ClockJob.add_job("a")
         Worker("mail", terminate_gracefuly=False)._take_job()  # and nobody hears of it again
