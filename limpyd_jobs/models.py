@@ -36,7 +36,17 @@ from .exceptions import (
     JobNotInStatus,
     LimpydJobsException,
 )
-from .fields import CancelReasonField, InstanceHashField, Loaded, RunOptionsField, Writes, needs_limpyd, upgrade, write
+from .fields import (
+    CancelReasonField,
+    FollowUpField,
+    InstanceHashField,
+    Loaded,
+    RunOptionsField,
+    Writes,
+    needs_limpyd,
+    upgrade,
+    write,
+)
 from .modules import allowed_modules, is_dotted_name
 from .retries import Retries
 from .statuses import STATUSES, Cancellation
@@ -526,6 +536,7 @@ class Job(BaseJobsModel):
     recoveries = InstanceHashField()  # how often the lease lapsed while it ran, or may have
     cancel_reason = CancelReasonField()  # "canceled", "expired", or what `cancel` was told
     run_options = RunOptionsField()  # what `add_job` was told of its runs, as JSON; read it with `run_option`
+    follow_up = FollowUpField()  # who is to be told of its end: `w`, those who wait for it; `c`, jobs that wait for it
 
     queue_model: Any = Queue
     queue_name: str | None = None

@@ -19,7 +19,7 @@ local due = due_time(ARGV[9], ARGV[10])
 
 allow_when_full(namespace)
 if redis.call('SISMEMBER', recipe.key .. ':collection', pk) == 0 then return {'GONE'} end
-local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'status', 'priority', 'queued')
+local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'status', 'priority', 'queued', 'follow_up')
 local holder = redis.call('HGET', namespace .. ':claims', ident)
 local is_repeated = hold ~= '' and holder == hold
 if redis.call('GET', namespace .. ':done:' .. worker) == token .. ident .. '/requeue' then
@@ -29,6 +29,7 @@ end
 if values[1] == 'c' and holder and holder == token then  -- canceled between its error and this
   write_fields(recipe, pk, {'queued'}, {false})
   drop_lease(namespace, ident, token)
+  note_end(namespace, recipe, pk, 'c', values[4])
 end
 if values[1] ~= 'e' and not is_repeated then return {'NOT_IN_STATUS', values[1] or ''} end
 if holder and holder ~= token and not is_repeated then return {'RUNNING'} end
