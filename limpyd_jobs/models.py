@@ -556,6 +556,10 @@ class Job(BaseJobsModel):
     retry_on: Any
     no_retry_on: Any
 
+    # How an identifier is unique, where `add_job` does not say (see docs/uniqueness.md).
+    unique_for: float | timedelta | None
+    if_queued: str | None
+
     # What this process knows from the transition that gave it the job; not stored.
     _claim: Claim | None = None
     _moved: transitions.Moved | None = None
@@ -730,11 +734,12 @@ class Job(BaseJobsModel):
                 that gets no reply ends with the timeout of the socket (5 seconds).
             fields_if_new: further fields of a new job, and options of its runs (`job_timeout`, `expires`,
                 `requeue_times`, `requeue_delay_delta`, `backoff`, `retry_on`, `no_retry_on`: see docs/retries.md);
-                ignored when it exists.
+                ignored when it exists. `unique_for` and `if_queued` say how the identifier is unique: see
+                docs/uniqueness.md.
         Raises:
             LimpydJobsException: no queue name.
             InvalidArgument: a value is not accepted. JobAlreadyExists: a unique value is taken. WrongKeyType: something
-                else is under the keys of the queue. Nothing was written.
+                else is under the keys of the queue. JobAlreadyQueued: `if_queued="raise"`. Nothing was written.
         Redis: add.lua.
         """
         way = cls._way(queue_model, queue_name, priority)
@@ -879,7 +884,8 @@ class Job(BaseJobsModel):
         target, record = queue_model._target(name, priority)
         is_late = bool(record and record.late)
         is_held, expires = cls._has_own_placing(queue_model), recipes.class_run_options(model).get("expires")
-        way = Way(model, queue_model, name, target, cls._class_subject(), is_held, is_late, expires)
+        unique = recipes.class_uniqueness(model)
+        way = Way(model, queue_model, name, target, cls._class_subject(), is_held, is_late, expires, unique)
         if len(_ways) >= MAX_WAYS:
             _ways.clear()
         return _ways.setdefault(key, way)
