@@ -603,6 +603,10 @@ class Job(BaseJobsModel):
     keep_errors: float | timedelta | str | None  # also of a canceled one
     save_result: bool | float | timedelta | str | None
 
+    # How an identifier is unique, where `add_job` does not say (see docs/uniqueness.md).
+    unique_for: float | timedelta | None
+    if_queued: str | None
+
     # What this process knows from the transition that gave it the job; not stored.
     _claim: Claim | None = None
     _moved: transitions.Moved | None = None
@@ -784,11 +788,12 @@ class Job(BaseJobsModel):
             fields_if_new: further fields of a new job, and options of its runs (`job_timeout`, `expires`,
                 `requeue_times`, `requeue_delay_delta`, `backoff`, `retry_on`, `no_retry_on`: see docs/retries.md;
                 `save_result`: see docs/results.md; `keep_success`, `keep_errors`: see docs/retention.md);
-                ignored when it exists.
+                ignored when it exists. `unique_for` and `if_queued` say how the identifier is unique: see
+                docs/uniqueness.md.
         Raises:
             LimpydJobsException: no queue name.
             InvalidArgument: a value is not accepted. JobAlreadyExists: a unique value is taken. WrongKeyType: something
-                else is under the keys of the queue. Nothing was written.
+                else is under the keys of the queue. JobAlreadyQueued: `if_queued="raise"`. Nothing was written.
         Redis: add.lua.
         """
         way = cls._way(queue_model, queue_name, priority)
@@ -933,7 +938,8 @@ class Job(BaseJobsModel):
         target, record = queue_model._target(name, priority)
         is_late = bool(record and record.late)
         is_held, expires = cls._has_own_placing(queue_model), recipes.class_run_options(model).get("expires")
-        way = Way(model, queue_model, name, target, cls._class_subject(), is_held, is_late, expires)
+        unique = recipes.class_uniqueness(model)
+        way = Way(model, queue_model, name, target, cls._class_subject(), is_held, is_late, expires, unique)
         if len(_ways) >= MAX_WAYS:
             _ways.clear()
         return _ways.setdefault(key, way)

@@ -19,6 +19,7 @@ from limpyd_jobs import STATUSES, Error, Job, Queue, Worker, admin
 from limpyd_jobs.exceptions import (
     ConfigurationException,
     InvalidArgument,
+    JobAlreadyQueued,
     JobFailed,
     NotSerializable,
     TaskAlreadyDefined,
@@ -350,6 +351,38 @@ def test_equal_arguments_are_unique_however_they_are_given() -> None:
 
     assert len({job.pk.get() for job in jobs[:3]}) == 1
     assert jobs[3].pk.get() != jobs[0].pk.get()
+
+
+def test_a_call_that_is_unique_for_a_time_is_made_once_in_it() -> None:
+    once = tasks.once.options(unique_for=60)
+    first = once.add("a")
+    work(1)
+
+    assert once.add(what="a").pk.get() == first.pk.get()
+    assert once.add("b").pk.get() != first.pk.get()
+
+
+def test_a_call_that_waits_can_get_the_arguments_of_another() -> None:
+    first = tasks.refresh.options(serializer="msgpack").add(3, depth=1)
+    second = tasks.refresh.options(if_queued="replace").add(3, depth=2)
+
+    work(1)
+
+    assert first.pk.get() == second.pk.get()
+    assert tasks.calls == [(3, 2)]
+
+
+def test_a_call_like_one_that_waits_can_be_refused() -> None:
+    tasks.refresh.add(3)
+
+    with pytest.raises(JobAlreadyQueued):
+        tasks.refresh.options(if_queued="raise").add(3)
+
+
+@pytest.mark.parametrize("options", [{"unique_for": 60}, {"if_queued": "raise"}])
+def test_calls_that_are_never_alike_cannot_be_unique(options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidArgument, match="given with identifier or unique"):
+        tasks.send.options(**options).add("a")
 
 
 # --- Running

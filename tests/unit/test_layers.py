@@ -20,6 +20,7 @@ LAYERS: dict[str, list[str]] = {
         "modules",
         "retries",
         "run_options",
+        "uniqueness",
         "serializers",
         "outcomes",
         "version",
