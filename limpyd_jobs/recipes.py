@@ -189,12 +189,18 @@ def class_run_options(model: Any) -> dict[str, Any]:
         value = inspect.getattr_static(model, name, None)
         if value is not None and not model.has_field(name) and not hasattr(type(value), "__get__"):
             found[name] = run_options.check_on(model.__name__, name, value)
-    if "expires" in found and not has_run_options(model):
+    stored = [name for name in run_options.OF_NEW_JOBS if name in found]
+    if stored and not has_run_options(model):
         raise ConfigurationException(
-            f"Invalid {model.__name__}.expires: it is stored in the field run_options, which {model.__name__} declares"
-            " for something else"
+            f"Invalid {model.__name__}.{stored[0]}: it is stored in the field run_options, which {model.__name__}"
+            " declares for something else"
         )
     return found
+
+
+def options_of_new_jobs(model: Any) -> dict[str, Any]:
+    """What a class says of its runs that is stored with each new job."""
+    return {name: value for name, value in class_run_options(model).items() if name in run_options.OF_NEW_JOBS}
 
 
 def guessed_job_recipe(job_model: Any, namespace: str, model_repr: str) -> str:
