@@ -3,7 +3,9 @@
     LimpydJobsException
     ├── ConfigurationException      a worker or a model is set up in a way that cannot work
     ├── InvalidArgument             (also ValueError) a value was given that is not accepted
-    │   └── InvalidDatabaseURL      a database was named in a way that cannot be read
+    │   ├── InvalidDatabaseURL      a database was named in a way that cannot be read
+    │   ├── NotSerializable         an argument or a result has something in it that cannot be stored
+    │   └── TooLarge                an argument or a result takes more room than it may
     ├── DatabaseException           the server cannot be used
     │   ├── ServerTooOld            it runs, but lacks what our scripts need
     │   └── EmbeddedServerError     the private server cannot be started
@@ -13,6 +15,7 @@
     ├── JobClassError               an ident names a class that cannot be used
     ├── JobProcessDied              the process in which the job was isolated ended before the job
     ├── LeaseLost                   the job belongs to another worker by now
+    ├── NotDecodable                a stored argument or result is not what its serializer writes
     ├── QueueDeleted                the job was to be given back to a queue that is gone
     ├── Retry                       raised by a job: try it again, later
     ├── WorkerLost                  the job was given back too often: each worker that ran it was lost
@@ -65,6 +68,37 @@ class InvalidDatabaseURL(InvalidArgument):
     def __init__(self, shown: str, reason: str) -> None:
         self.argument, self.value, self.accepted = "database", shown, reason
         LimpydJobsException.__init__(self, f"Invalid database {shown!r}: {reason}")
+
+
+class NotSerializable(InvalidArgument):
+    """An argument or a result has something in it that cannot be stored; nothing was written.
+
+    Attributes:
+        steps: the way to it: `("arguments", ".users", "[3]")`; `argument` is that as one text.
+        kind: the name of its class.
+    """
+
+    def __init__(self, steps: tuple[str, ...], kind: str, reason: str) -> None:
+        self.steps, self.kind, self.reason = steps, kind, reason
+        self.argument, self.value, self.accepted = "".join(steps), kind, "something that can be stored"
+        LimpydJobsException.__init__(self, f"{self.argument}: {kind} cannot be stored: {reason}")
+
+    def without_step(self, place: int) -> NotSerializable:
+        """The same error with a shorter way, for a container that the user did not write."""
+        return NotSerializable((*self.steps[:place], *self.steps[place + 1 :]), self.kind, self.reason)
+
+
+class TooLarge(InvalidArgument):
+    """An argument or a result takes more room than it may; nothing was written.
+
+    Attributes:
+        size, limit: in bytes.
+    """
+
+    def __init__(self, argument: str, size: int, limit: int) -> None:
+        self.argument, self.value, self.accepted = argument, size, f"{limit} bytes at most"
+        self.size, self.limit = size, limit
+        LimpydJobsException.__init__(self, f"{argument}: {size} bytes are too many, {limit} at most can be stored")
 
 
 class DatabaseException(LimpydJobsException):
@@ -130,6 +164,14 @@ class LeaseLost(LimpydJobsException):
     def __init__(self, ident: str) -> None:
         self.ident = ident
         super().__init__(f"The lease of {ident} is lost: its end is not recorded by this worker")
+
+
+class NotDecodable(LimpydJobsException):
+    """What is stored as an argument or a result is not what its serializer writes."""
+
+    def __init__(self, text: str, reason: str) -> None:
+        self.text, self.reason = shorten(text), reason
+        super().__init__(f"Unable to decode {self.text}: {reason}")
 
 
 class WorkerLost(LimpydJobsException):

@@ -36,7 +36,11 @@ class Loaded:
     def __init__(self, values: Mapping[str, str], thread: int) -> None:
         self.values = dict(values)
         self._thread = thread
-        self._old = {"status"}  # what others write meanwhile, and what this process has written since
+        self._old = {
+            "status",
+            "follow_up",
+            "progress",
+        }  # what others write meanwhile, and what this process has written since
 
     def knows(self, *names: str) -> bool:
         """Can these be read here, by who asks?"""
@@ -82,6 +86,18 @@ class CancelReasonField(InstanceHashField):
     holds_cancel_reason = True
 
 
+class ProgressField(InstanceHashField):
+    """Holds how far a job has come, as JSON (see outcomes.py). Another field of this name is left alone."""
+
+    holds_progress = True
+
+
+class FollowUpField(InstanceHashField):
+    """Holds who is to be told of the end of a job: `w`, whoever waits for it; `c`, the jobs that wait for it."""
+
+    holds_follow_up = True
+
+
 def needs_limpyd(model: Any, name: str, *values: Any) -> bool:
     """Must limpyd write a field?
 
@@ -118,7 +134,9 @@ def write(instance: Any, command: str, names: Sequence[str], names_and_values: l
     must_exist = bool(instance._pk) and (instance.must_exist or not instance.connected)
     pk = instance.pk.get()
     model: Any = type(instance)
-    call = transitions.write(instance.key, recipes.recipe(model), pk, must_exist, command, names_and_values)
+    may_end = "status" in names and recipes.has_follow_up(model)
+    ends_in = model.queue_model.namespace or "" if may_end else None
+    call = transitions.write(instance.key, recipes.recipe(model), pk, must_exist, command, names_and_values, ends_in)
     client = instance.connection
     foreign = [name for name in names if recipes.has_foreign_index(model, name)]
     if isinstance(client, Pipeline):

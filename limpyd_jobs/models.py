@@ -11,7 +11,7 @@ import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields as dataclass_fields
 from dataclasses import replace
@@ -23,6 +23,7 @@ from typing import Any, ClassVar, TypeVar, cast
 from limpyd import fields
 from limpyd.contrib.indexes import SimpleDateTimeIndex
 from limpyd.contrib.related import RelatedModel
+from limpyd.exceptions import DoesNotExist
 from redis.exceptions import RedisError, ResponseError
 
 from . import aio, recipes, run_options, transitions
@@ -36,8 +37,20 @@ from .exceptions import (
     JobNotInStatus,
     LimpydJobsException,
 )
-from .fields import CancelReasonField, InstanceHashField, Loaded, RunOptionsField, Writes, needs_limpyd, upgrade, write
+from .fields import (
+    CancelReasonField,
+    FollowUpField,
+    InstanceHashField,
+    Loaded,
+    ProgressField,
+    RunOptionsField,
+    Writes,
+    needs_limpyd,
+    upgrade,
+    write,
+)
 from .modules import allowed_modules, is_dotted_name
+from .outcomes import Progress, Track, progress_text, read_progress, total_of
 from .retries import Retries
 from .statuses import STATUSES, Cancellation
 from .transitions import Added, Addition, Changes, Claim, Delay, Hold, Subject, Target
@@ -126,7 +139,10 @@ class BaseJobsModel(RelatedModel):
             raise AttributeError(f"{cls.__name__!r} object has no attribute {name!r}")
         if name == "pk" and name not in cls._fields:
             return getattr(self, cls._redis_attr_pk.name)
-        field = _copied(getattr(cls, f"_redis_attr_{name}"))
+        return self._attached_field(name)
+
+    def _attached_field(self, name: str) -> Any:
+        field = _copied(getattr(type(self), f"_redis_attr_{name}"))
         field._attach_to_instance(self)
         self.__dict__[name] = field
         return field
@@ -474,6 +490,26 @@ class Queue(BaseJobsModel):
         return [(ident, _missing(ident)) for ident in gone] + failures
 
 
+class _GivingWay:
+    """A method or a property of ours that gives way to a field of its name, which a subclass may have had before."""
+
+    def __init__(self, ours: Any) -> None:
+        self._ours = ours
+        self.__doc__ = ours.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: Any, owner: Any) -> Any:
+        if instance is not None and self._name in owner._fields:
+            return instance._attached_field(self._name)
+        return self._ours.__get__(instance, owner)
+
+
+def _giving_way(ours: T) -> T:
+    return cast(T, _GivingWay(ours))
+
+
 def _number(text: str | None) -> float:
     try:
         return float(text or 0)
@@ -538,6 +574,8 @@ class Job(BaseJobsModel):
     recoveries = InstanceHashField()  # how often the lease lapsed while it ran, or may have
     cancel_reason = CancelReasonField()  # "canceled", "expired", or what `cancel` was told
     run_options = RunOptionsField()  # what `add_job` was told of its runs, as JSON; read it with `run_option`
+    progress = ProgressField()  # how far it has come, as JSON; written by `update`, read by `get_progress`
+    follow_up = FollowUpField()  # who is to be told of its end: `w`, those who wait for it; `c`, jobs that wait for it
 
     queue_model: Any = Queue
     queue_name: str | None = None
@@ -963,6 +1001,7 @@ class Job(BaseJobsModel):
                 logger.warning("The field run_options of %s cannot be read, and is ignored: %r", self.ident, text[:100])
         return self._said[1]
 
+    @_giving_way
     def cancel(self, reason: str | None = None, queue_model: Any = None) -> Cancellation:
         """See to it that the job is not run.
 
@@ -993,6 +1032,70 @@ class Job(BaseJobsModel):
         Writes.count += 1  # whoever has claimed jobs ahead looks at them again
         repair_indexes(changes)
         return cancellation  # type: ignore[no-any-return]
+
+    def _state(self) -> str:
+        """Its status in a word: "waiting", "delayed", "running", "success", "error", "canceled".
+
+        Raises:
+            DoesNotExist: the record is gone.
+        """
+        status = self.status.hget()
+        if status is None:
+            raise DoesNotExist(f"No job found with ident {self.ident}")
+        return STATUSES.by_value(status, status).lower()
+
+    state: str = cast(Any, _GivingWay(property(_state)))
+
+    @_giving_way
+    def update(self, percent: float | None = None, note: str | None = None) -> bool:
+        """Say how far the job has come: from its run, or from wherever it is done.
+
+        What is None stays as it was said before. All of it is forgotten when the job is put in a queue again, or given
+        back.
+
+        Args:
+            percent: 0 to 100.
+            note: what it does, for people.
+        Returns:
+            False when nothing was written, because this process runs the job no more, or its record is gone.
+        Raises:
+            InvalidArgument: a value is not accepted. LimpydJobsException: the class has a field `progress` of its own.
+        Redis: update.lua.
+        """
+        return bool(self._send(self._update_call(percent, note), self.retry_for))
+
+    async def aupdate(self, percent: float | None = None, note: str | None = None) -> bool:
+        """As `update`, for a coroutine."""
+        return await self._asend(self._update_call(percent, note), self.retry_for)
+
+    def _update_call(self, percent: float | None, note: str | None) -> transitions.Call[bool]:
+        if not recipes.has_progress(type(self)):
+            raise LimpydJobsException(f"{type(self).__name__} has a field progress of its own, where nothing is noted")
+        claim = self._claim or self._last_claim
+        namespace, text = self._get_queue_model().namespace or "", progress_text(percent, note)
+        return transitions.update(namespace, self._subject(), claim.token if claim else "", text)
+
+    def get_progress(self) -> Progress | None:
+        """How far the job has come; None when it has not said."""
+        return read_progress(self.progress.hget()) if recipes.has_progress(type(self)) else None
+
+    async def aget_progress(self) -> Progress | None:
+        """As `get_progress`, for a coroutine."""
+        client: Any = await aio.async_connection(self.database)
+        return read_progress(await client.hget(self.key, "progress")) if recipes.has_progress(type(self)) else None
+
+    @_giving_way
+    def track(self, items: Iterable[T] | AsyncIterable[T], total: int | None = None) -> Track[T]:
+        """The same items, for a loop that is reported as the percentage of the job: `for user in job.track(users)`.
+
+        A few times a second at most, and at the end. `async for` takes both kinds of iterables.
+
+        Args:
+            total: how many there are; the length of the iterable when None.
+        Raises:
+            InvalidArgument: there is neither.
+        """
+        return Track(items, total_of(items, total), self.update, self.aupdate)
 
     @property
     def duration(self) -> timedelta | None:

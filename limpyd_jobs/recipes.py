@@ -156,6 +156,10 @@ def job_recipe(model: Any) -> str:
         given["has_own_run_options"] = True
     if not has_cancel_reason(model):
         given["has_own_cancel_reason"] = True
+    if not has_follow_up(model):
+        given["has_own_follow_up"] = True
+    if not has_progress(model):
+        given["has_own_progress"] = True
     return json.dumps({**json.loads(recipe(model, TRANSITION_FIELDS)), **given}, sort_keys=True)
 
 
@@ -167,6 +171,16 @@ def has_run_options(model: Any) -> bool:
 def has_cancel_reason(model: Any) -> bool:
     """As `has_run_options`, for `cancel_reason`: a field that is the user's own is not written."""
     return model.has_field("cancel_reason") and hasattr(model.get_field("cancel_reason"), "holds_cancel_reason")
+
+
+def has_follow_up(model: Any) -> bool:
+    """As `has_run_options`, for `follow_up`: a field that is the user's own says nothing to us."""
+    return model.has_field("follow_up") and hasattr(model.get_field("follow_up"), "holds_follow_up")
+
+
+def has_progress(model: Any) -> bool:
+    """As `has_run_options`, for `progress`: a field that is the user's own is not written."""
+    return model.has_field("progress") and hasattr(model.get_field("progress"), "holds_progress")
 
 
 @cache

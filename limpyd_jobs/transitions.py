@@ -494,9 +494,19 @@ def create(model_key: str, record: str) -> Call[str]:
 
 
 def write(
-    hash_key: str, recipe: str, pk: str, must_exist: bool, command: str, names_and_values: Sequence[str]
+    hash_key: str,
+    recipe: str,
+    pk: str,
+    must_exist: bool,
+    command: str,
+    names_and_values: Sequence[str],
+    ends_in: str | None = None,
 ) -> Call[Any]:
-    """Change fields of a record. Raises DoesNotExist on reading."""
+    """Change fields of a record. Raises DoesNotExist on reading.
+
+    Args:
+        ends_in: the namespace of the queues, when this may be the end of a job that others follow.
+    """
 
     def read(reply: Any) -> Any:
         return _exists(reply, f"record found with pk {pk}")
@@ -505,6 +515,8 @@ def write(
         "recipe": recipe,
         "pk": pk,
         "must_exist": "1" if must_exist else "0",
+        "namespace": ends_in or "",
+        "may_end": "0" if ends_in is None else "1",
         "command": command,
         "names_and_values": names_and_values,
     }
@@ -875,6 +887,22 @@ def begin(namespace: str, held: Claim, start: str) -> Call[Ended]:
         return Ended(kind, changes=_changes(reply[1:]))
 
     return Call("begin", _keys(namespace), args, read)
+
+
+def update(namespace: str, subject: Subject, token: str, progress: str) -> Call[bool]:
+    """Note how far a job has come. Answers whether that is written: not when the job is gone, or held by another.
+
+    Args:
+        progress: as outcomes.progress_text makes it.
+    """
+    args = {
+        "namespace": namespace,
+        "ident": f"{subject.repr}:{subject.pk}",
+        "key": subject.key,
+        "token": token,
+        "progress": progress,
+    }
+    return Call("update", _keys(namespace), args, lambda reply: bool(reply[0] == "OK"))
 
 
 def skip(namespace: str, held: Claim) -> Call[Ended]:

@@ -13,6 +13,8 @@
 --   jobs:doorbell:queue:<name>   list: one item for each thing that a waiting worker may want to look at
 --   jobs:job:last_queued         hash: identifier -> pk of the job queued last, where `identifier` has no plain index, or
 --                                hundreds of records
+--   jobs:job:<pk>:events         channel: `status r` when a job begins that somebody waits for, `status s`, e or c at its end;
+--                                `update {"percent":40,...}` when it says how far it has come
 --   jobs:limits:jobs             hash: ident of a job with limits -> JSON: it is parked, called or held (see `park`), under which key
 --   jobs:limits:due              sorted set: key of a limit under which jobs are parked -> when to look at them
 --   jobs:limit:<key>:parked      sorted set: number and ident of a job that may not start yet -> its priority, negated
@@ -163,14 +165,15 @@ local function broken_index(recipe, field, old, new)
 end
 
 -- Write several fields of a record, hash and indexes; false deletes. `names` and `values` have the same length.
--- `known`: what they are, if the caller has just read it. A `cancel_reason` that is a field of the user's own is left alone.
+-- `known`: what they are, if the caller has just read it. What is a field of the user's own is left alone, where it may be.
+local MAY_BE_OWN = {cancel_reason = 'has_own_cancel_reason', progress = 'has_own_progress'}
 local function write_fields(recipe, pk, names, values, known)
   local hash = recipe.key .. ':' .. pk .. ':hash'
   local old = known or redis.call('HMGET', hash, unpack(names))
   local sets, deletes = {}, {}
   for position, name in ipairs(names) do
     local value = values[position]
-    if value ~= old[position] and not (name == 'cancel_reason' and recipe.has_own_cancel_reason) then
+    if value ~= old[position] and not (MAY_BE_OWN[name] and recipe[MAY_BE_OWN[name]]) then
       reindex(recipe, pk, name, old[position], value)
       if value then
         sets[#sets + 1] = name
@@ -600,6 +603,32 @@ local function forget_past_expiry(recipe, pk)
   write_fields(recipe, pk, {'run_options'}, {rest ~= '{}' and rest})
 end
 
+-- Tell whoever listens to a job what has become of it; whether anybody does, or may, is not ours to know.
+local function publish(recipe, pk, message)
+  redis.pcall('PUBLISH', recipe.key .. ':' .. pk .. ':events', message)
+end
+
+local function is_told(recipe, follow_up, letter)
+  return follow_up and not recipe.has_own_follow_up and string.find(follow_up, letter, 1, true)
+end
+
+-- Note that a job runs now. `follow_up` is what its field says, here and below.
+local function note_begin(recipe, pk, follow_up)
+  if is_told(recipe, follow_up, 'w') then publish(recipe, pk, 'status r') end
+end
+
+-- Go on with the jobs that wait for one that has ended: 's', 'e' or 'c'.
+local function tell_children(namespace, recipe, pk, status)
+end
+
+-- Tell those who are to know that a job has ended for good: in SUCCESS, in ERROR and not to be requeued, or CANCELED
+-- and in no place; another status, or none, is no end. It is written by then. For some ends this is called twice.
+local function note_end(namespace, recipe, pk, status, follow_up)
+  if status ~= 's' and status ~= 'e' and status ~= 'c' then return end
+  if is_told(recipe, follow_up, 'w') then publish(recipe, pk, 'status ' .. status) end
+  if is_told(recipe, follow_up, 'c') then tell_children(namespace, recipe, pk, status) end
+end
+
 local function equal_index(recipe, field)
   local index = (recipe.indexes[field] or {})[1]
   return index and index[1] == 'equal' and index[2]
@@ -641,11 +670,12 @@ end
 -- Make an end of a queued job that has expired, and that no worker has come to yet: it must not stand for another one.
 local function end_expired(namespace, queue_recipe, recipe, pk)
   local ident = recipe.repr .. ':' .. pk
-  local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'status', 'run_options')
+  local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'status', 'run_options', 'follow_up')
   local expires = (values[1] == 'w' or values[1] == 'd') and expiry_of(recipe, values[2])
   if not expires or expires > now() or redis.call('HEXISTS', namespace .. ':claims', ident) == 1 then return false end
   leave_anywhere(namespace, queue_recipe, recipe, pk, ident)
   write_fields(recipe, pk, {'status', 'queued', 'cancel_reason'}, {'c', false, 'expired'})
+  note_end(namespace, recipe, pk, 'c', values[3])
   return true
 end
 
@@ -774,12 +804,14 @@ end
 -- written. Answers 'OK'; 'ENDED' (there was nothing to put back); or, with the lease kept, 'HOMELESS' (its queue was
 -- deleted) or 'BROKEN' (something else is under the keys of the queue).
 local function give_back(namespace, queue_model, recipe, pk, ident, token)
-  local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'status', 'queued', 'queue_key', 'delayed_until')
+  local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'status', 'queued', 'queue_key', 'delayed_until',
+    'follow_up')
   local status, queue = values[1], values[3]
   local is_to_run = status == 'r' or status == 'w' or status == 'd' or (status == 'e' and values[2])
   if not is_to_run then
     if values[2] then write_fields(recipe, pk, {'queued'}, {false}) end  -- canceled, or somebody has begun to delete it
     drop_lease(namespace, ident, token)
+    note_end(namespace, recipe, pk, status, values[5])
     return 'ENDED'
   end
   local is_ours = queue and string.sub(queue, 1, #queue_model + 1) == queue_model .. ':'
@@ -790,10 +822,10 @@ local function give_back(namespace, queue_model, recipe, pk, ident, token)
   local due = status == 'd' and (parse_date(values[4]) or now() + 60)
   local is_late = due and due > now()
   if is_late then
-    write_fields(recipe, pk, {'delayed_until'}, {format_date(due)})
+    write_fields(recipe, pk, {'delayed_until', 'progress'}, {format_date(due), false})
     enter(namespace, owner, name, queue, ident, due)
   else
-    write_fields(recipe, pk, {'status', 'start', 'end', 'delayed_until'}, {'w', false, false, false})
+    write_fields(recipe, pk, {'status', 'start', 'end', 'delayed_until', 'progress'}, {'w', false, false, false, false})
     enter(namespace, owner, name, queue, ident, nil, true)
   end
   drop_lease(namespace, ident, token, not is_late)
@@ -834,8 +866,8 @@ local function record_success(namespace, ident, token, worker, queue, start, end
   local repr, pk = split_ident(ident)
   local recipe = recipe_of(namespace, repr)
   local hash = recipe.key .. ':' .. pk .. ':hash'
-  local values = redis.call('HMGET', hash, 'status', 'end', 'queued', 'start', 'tries')
-  local status, old_end, old_queued, old_start, old_tries = unpack(values, 1, 5)
+  local values = redis.call('HMGET', hash, 'status', 'end', 'queued', 'start', 'tries', 'follow_up')
+  local status, old_tries, follow_up = values[1], values[5], values[6]
   if not status and redis.call('EXISTS', hash) == 0 then
     drop_lease(namespace, ident, token)
     return {'GONE'}
@@ -855,6 +887,7 @@ local function record_success(namespace, ident, token, worker, queue, start, end
   drop_lease(namespace, ident, token)
   local length, keep = push_history(queue, 'success', ident)
   if steps then steps[#steps + 1] = token .. '/finish' else mark_done(namespace, token, worker, '/finish') end
+  if follow_up then note_end(namespace, recipe, pk, 's', follow_up) end
   return {'OK', tostring(length), keep, unpack(changed)}
 end
 
@@ -939,7 +972,7 @@ local function claim_first(wanted)
   end
 
   local FIELDS = {'status', 'tries', 'identifier', 'priority', 'cancel_on_error', 'start', 'queue_key', 'recoveries',
-    'run_options'}
+    'run_options', 'follow_up'}
 
   local again = redis.call('HGET', claims, token)
   if again then
@@ -1018,6 +1051,7 @@ local function claim_first(wanted)
       values[2] = next_count(old_tries)
       write_fields(recipe, pk, {'status', 'tries', 'start', 'queue_key'}, {'r', values[2], wanted.start, queue},
         {status, old_tries, values[6], values[7]})
+      if values[10] then note_begin(recipe, pk, values[10]) end
     else
       write_fields(recipe, pk, {'queue_key'}, {queue}, {values[7]})
     end
@@ -1027,6 +1061,7 @@ local function claim_first(wanted)
   leave_parking(namespace, ident)
   if status == 'GONE' then return {status, ident, queue, name, next_due()} end
   if status ~= 'r' then write_fields(recipe, pk, {'queued'}, {false}) end
+  note_end(namespace, recipe, pk, status, values[10])
   return {'STALE', ident, queue, name, next_due(), status}
 end
 

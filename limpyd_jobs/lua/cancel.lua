@@ -12,7 +12,7 @@ local namespace, pk, ident, reason = ARGV[1], ARGV[4], ARGV[2] .. ':' .. ARGV[4]
 local recipe, queue_recipe = cjson.decode(ARGV[3]), cjson.decode(ARGV[5])
 if redis.call('SISMEMBER', recipe.key .. ':collection', pk) == 0 then return {'GONE'} end
 allow_when_full(namespace)
-local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'status', 'queued')
+local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'status', 'queued', 'follow_up')
 local status, is_leased = values[1], redis.call('HEXISTS', namespace .. ':claims', ident) == 1
 if status == 's' or (status == 'e' and not is_leased) then return {'ENDED'} end
 local broken = broken_index(recipe, 'status', status, 'c') or broken_index(recipe, 'queued', '1')
@@ -25,4 +25,5 @@ if status == 'c' and not values[2] then return {'CANCELED'} end
 local was_in_queue = leave_anywhere(namespace, queue_recipe, recipe, pk, ident)
 if status == 'c' and not was_in_queue then return {'REQUESTED'} end  -- version 2's worker, or one that vanished, had it
 write_fields(recipe, pk, {'status', 'queued', 'cancel_reason'}, {'c', false, reason})
+note_end(namespace, recipe, pk, 'c', values[3])
 return {'CANCELED', unpack(changed)}

@@ -38,9 +38,9 @@ local function end_quickly(ident, token, queue, begun, ended)
   local holders = redis.call('HMGET', claims_key, ident, '*' .. ident)
   if holders[1] ~= token or holders[2] then return nil end  -- who holds a place, too, goes the other way
   local hash = CLASS.key .. ':' .. pk .. ':hash'
-  local values = redis.call('HMGET', hash, 'status', 'queued', 'tries')
+  local values = redis.call('HMGET', hash, 'status', 'queued', 'tries', 'follow_up')
   local status = values[1]
-  if values[2] ~= '1' or not (status == 'r' and begun == '' or status == 'w' and begun ~= '') then return nil end
+  if values[4] or values[2] ~= '1' or not (status == 'r' and begun == '' or status == 'w' and begun ~= '') then return nil end
   redis.call('SREM', CLASS.status .. status, pk)
   redis.call('SADD', CLASS.status .. 's', pk)
   redis.call('SREM', CLASS.queued .. '1', pk)
@@ -71,8 +71,8 @@ local function claim_quickly(token, is_ahead)
   if holders[1] or holders[2] then return nil end
   local hash = CLASS.key .. ':' .. pk .. ':hash'
   local values = redis.pcall('HMGET', hash, 'status', 'tries', 'identifier', 'priority', 'cancel_on_error', 'recoveries', 'queue_key',
-    'run_options')
-  if values[1] ~= 'w' or values[6] then return nil end
+    'run_options', 'follow_up')
+  if values[1] ~= 'w' or values[6] or values[9] then return nil end
   local said = values[8]  -- the other way looks at the time, and for a place
   if said and (string.find(said, '"expires"', 1, true) or string.find(said, '"limits"', 1, true)) then return nil end
   local has_next = (CLASS.max_recoveries or max_recoveries) > 0

@@ -21,16 +21,18 @@ local due = due_time(ARGV[9], ARGV[10])
 if redis.call('SISMEMBER', recipe.key .. ':collection', pk) == 0 then return {'GONE'} end
 local holder = redis.call('HGET', namespace .. ':claims', ident)
 local is_repeated = hold ~= '' and holder == hold
-local status = redis.call('HGET', recipe.key .. ':' .. pk .. ':hash', 'status')
+local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'status', 'priority', 'follow_up')
+local status = values[1]
 -- RUNNING without a lease here: for a worker of version 2, or for queues of another namespace
 local is_running = status == 'r' and not holder
 if is_running or (holder and holder ~= token and not is_repeated) then return {'RUNNING'} end
 if status == 'c' and (holder or token ~= '') then  -- without a holder: this is repeated
   write_fields(recipe, pk, {'queued'}, {false})
   if holder then drop_lease(namespace, ident, holder) end
+  note_end(namespace, recipe, pk, status, values[3])
   return {'NOT_IN_STATUS', status}
 end
-local priority = ARGV[8] ~= '' and ARGV[8] or redis.call('HGET', recipe.key .. ':' .. pk .. ':hash', 'priority') or '0'
+local priority = ARGV[8] ~= '' and ARGV[8] or values[2] or '0'
 local queue = find_queue(namespace, queue_recipe, name, priority)
 local queue_record = cjson.decode(ARGV[6])
 if not queue and not unusable and (ARGV[8] == '' or queue_record == cjson.null) then return {'NO_QUEUE', priority} end
@@ -42,8 +44,8 @@ if rival then return {'QUEUED', rival} end
 queue = queue or remember_queue(namespace, queue_recipe, name, priority, create(queue_record))
 register(namespace, repr, ARGV[3])
 if holder then drop_lease(namespace, ident, holder) else leave_anywhere(namespace, queue_recipe, recipe, pk, ident) end
-write_fields(recipe, pk, {'status', 'queued', 'priority', 'delayed_until', 'queue_key', 'cancel_reason'},
-  {due and 'd' or 'w', '1', priority, due and format_date(due) or false, queue, false})
+write_fields(recipe, pk, {'status', 'queued', 'priority', 'delayed_until', 'queue_key', 'cancel_reason', 'progress'},
+  {due and 'd' or 'w', '1', priority, due and format_date(due) or false, queue, false, false})
 if status == 's' or status == 'e' then write_fields(recipe, pk, {'start', 'end', 'recoveries'}, {false, false, false}) end
 if not holder and (status == 's' or status == 'e' or status == 'c') then forget_past_expiry(recipe, pk) end
 if hold ~= '' then

@@ -32,7 +32,7 @@ if status == 's' or status == 'e' then
   if not holder then forget_past_expiry(recipe, pk) end
 end
 if status ~= 'c' then status = due and 'd' or 'w' end
-write_fields(recipe, pk, {'status', 'queued', 'delayed_until', 'queue_key'},
-  {status, '1', due and format_date(due) or false, queue})
+write_fields(recipe, pk, {'status', 'queued', 'delayed_until', 'queue_key', 'progress'},
+  {status, '1', due and format_date(due) or false, queue, false})
 enter(namespace, queue_recipe.key, name, queue, ident, due, prepend)
 return {'OK', unpack(changed)}

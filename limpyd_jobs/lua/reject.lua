@@ -16,9 +16,10 @@ allow_when_full(ARGV[1])
 local function end_record()
   local _, pk = split_ident(ident)
   if not recipe or not pk then return end
-  local values = redis.pcall('HMGET', recipe.key .. ':' .. pk .. ':hash', 'status', 'queued')
+  local values = redis.pcall('HMGET', recipe.key .. ':' .. pk .. ':hash', 'status', 'queued', 'follow_up')
   if values.err or not values[2] or (values[1] ~= 'w' and values[1] ~= 'd') then return end
   write_fields(recipe, pk, {'status', 'end', 'queued'}, {'e', ARGV[5], false})
+  note_end(ARGV[1], recipe, pk, 'e', values[3])
 end
 
 local conflict = record and taken(record)

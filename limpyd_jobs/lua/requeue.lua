@@ -19,7 +19,7 @@ local due = due_time(ARGV[9], ARGV[10])
 
 allow_when_full(namespace)
 if redis.call('SISMEMBER', recipe.key .. ':collection', pk) == 0 then return {'GONE'} end
-local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'status', 'priority', 'queued')
+local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'status', 'priority', 'queued', 'follow_up')
 local holder = redis.call('HGET', namespace .. ':claims', ident)
 local is_repeated = hold ~= '' and holder == hold
 if redis.call('GET', namespace .. ':done:' .. worker) == token .. ident .. '/requeue' then
@@ -29,6 +29,7 @@ end
 if values[1] == 'c' and holder and holder == token then  -- canceled between its error and this
   write_fields(recipe, pk, {'queued'}, {false})
   drop_lease(namespace, ident, token)
+  note_end(namespace, recipe, pk, 'c', values[4])
 end
 if values[1] ~= 'e' and not is_repeated then return {'NOT_IN_STATUS', values[1] or ''} end
 if holder and holder ~= token and not is_repeated then return {'RUNNING'} end
@@ -49,8 +50,8 @@ elseif values[3] then
   leave_anywhere(namespace, queue_recipe, recipe, pk, ident)  -- somebody wrote ERROR on a job that waits
 end
 write_fields(recipe, pk, {'status', 'queued', 'priority', 'delayed_until', 'queue_key', 'start', 'end', 'recoveries',
-  'cancel_reason'},
-  {due and 'd' or 'w', '1', priority, due and format_date(due) or false, queue, false, false, false, false})
+  'cancel_reason', 'progress'},
+  {due and 'd' or 'w', '1', priority, due and format_date(due) or false, queue, false, false, false, false, false})
 if not holder then forget_past_expiry(recipe, pk) end
 if hold ~= '' then
   take_lease(namespace, ident, hold, now() + lease_seconds)

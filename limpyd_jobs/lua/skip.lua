@@ -12,7 +12,8 @@ local state = guard(namespace, ident, token, worker, '/skip')
 if state ~= 'OK' then return {state} end
 local repr, pk = split_ident(ident)
 local recipe = recipe_of(namespace, repr)
-local status = redis.call('HGET', recipe.key .. ':' .. pk .. ':hash', 'status')
+local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'status', 'queued', 'follow_up')
+local status = values[1]
 if token ~= '' then
   drop_lease(namespace, ident, token)
   mark_done(namespace, token, worker, '/skip')
@@ -21,4 +22,5 @@ elseif status == 'r' or status == 'w' or status == 'd' then
 end
 if not status and redis.call('EXISTS', recipe.key .. ':' .. pk .. ':hash') == 0 then return {'GONE'} end
 write_fields(recipe, pk, {'queued'}, {false})
+if values[2] then note_end(namespace, recipe, pk, status, values[3]) end  -- else it was told by then
 return {'OK', unpack(changed)}

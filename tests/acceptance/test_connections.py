@@ -132,8 +132,8 @@ FORBIDDEN = [
     "SHUTDOWN NOSAVE",
     "REPLICAOF no one",
     "MIGRATE localhost 1 jobs:models 0 1",
-    "PUBLISH jobs:news hello",
-    "SUBSCRIBE jobs:news",
+    "PUBLISH news hello",
+    "SUBSCRIBE news",
 ]
 
 

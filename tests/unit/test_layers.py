@@ -13,7 +13,18 @@ PACKAGE = "limpyd_jobs"
 
 # From the first layer to the last; a module imports only from layers before its own, and inside it without cycles.
 LAYERS: dict[str, list[str]] = {
-    "words": ["exceptions", "statuses", "utils", "modules", "retries", "run_options", "limits", "outcomes", "version"],
+    "words": [
+        "exceptions",
+        "statuses",
+        "utils",
+        "modules",
+        "retries",
+        "run_options",
+        "limits",
+        "serializers",
+        "outcomes",
+        "version",
+    ],
     "store": ["lua", "wire", "database", "embedded", "aio", "recipes", "transitions", "additions", "fields"],
     "models": ["models"],
     "work": ["workers", "admin"],
