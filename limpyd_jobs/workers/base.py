@@ -35,6 +35,7 @@ FLUSH_SECONDS = 1.0  # for what is left to be logged, before a process ends at o
 MAX_PREFETCH = 1000
 MAX_THREADS = 1000  # each claims a job in the same call of a script
 LOGGER_METHODS = (logging.Logger.callHandlers, logging.Logger.handle)  # before anybody has replaced them
+LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 LONGEST_LINE = 20_000  # of the log, in characters
 
 
@@ -515,8 +516,9 @@ class BaseWorker:
 
     def _is_heard(self, level: str) -> bool:
         """Does anybody listen to messages of a level? If not, they are not made."""
-        has_own_log = type(self).log is not BaseWorker.log or "log" in vars(self)
-        return has_own_log or has_listener(self.logger, getattr(logging, level.upper(), logging.CRITICAL))
+        has_own_log = type(self).log is not BaseWorker.log or "log" in self.__dict__
+        number = LEVELS.get(level, logging.CRITICAL)
+        return has_own_log or has_listener(self.logger, number)
 
     def log(self, message: str, level: str = "info") -> None:
         """Log a message, as one line, with the id of the worker in front."""
@@ -645,13 +647,14 @@ def has_listener(logger: Any, level: int) -> bool:
     if not logger.isEnabledFor(level):
         return False
     current: logging.Logger | None = logger
-    handlers: list[logging.Handler] = []
+    has_handlers = False
     while current is not None:
-        handlers += current.handlers
+        for handler in current.handlers:
+            has_handlers = True
+            if level >= handler.level and type(handler) is not logging.NullHandler:
+                return True
         current = current.parent if current.propagate else None
-    if not handlers and logging.lastResort is not None:
-        handlers.append(logging.lastResort)
-    return any(level >= one.level and type(one) is not logging.NullHandler for one in handlers)
+    return not has_handlers and logging.lastResort is not None and level >= logging.lastResort.level
 
 
 def format_trace(error: BaseException | None = None) -> str:

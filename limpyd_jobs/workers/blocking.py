@@ -674,11 +674,15 @@ class Worker(JobLife):
         """
         if not self._claims_next(job):
             return await super()._finish(job, end)
-        with self._ahead.sending():
-            done = [Done(job, None, None, end)]
-            exchange = self._exchange_call(done, 1, self._looks_at_keys())
-            self._note_exchanged(done, await self._until_answered(lambda: self._send(exchange)), 1)
-            outcome = self._ahead.sent.pop().outcome
+        ahead, done = self._ahead, Done(job, None, None, end)
+        with ahead.lock:  # as `sending`, in fewer steps
+            ahead.is_sending = True
+            try:
+                exchange = self._exchange_call([done], 1, self._looks_at_keys(), start=end.end)
+                self._note_exchanged([done], await self._until_answered(lambda: self._send(exchange)), 1)
+                outcome = ahead.sent.pop().outcome
+            finally:
+                ahead.is_sending = False
         if isinstance(outcome, Exception):
             raise outcome
         assert outcome is not None

@@ -144,7 +144,8 @@ class JobLife(Claiming):
     async def _run_job(self, queue: Any, job: Any) -> None:
         if job._is_ahead and not await self._begin(job, queue):
             return
-        await self._call_hook(job, queue, self.job_started)
+        if self._looks_at_start(job):
+            await self._call_hook(job, queue, self.job_started)
         is_ours = job._claim is not None
         self._was_interrupted = False
         try:
@@ -164,6 +165,11 @@ class JobLife(Claiming):
             if not self._is_this_process:
                 raise SystemExit  # a process that the job has forked: the end of the job is not its business
             await self._end_in_success(queue, job, result, is_ours)
+
+    def _looks_at_start(self, job: Any) -> bool:
+        """Does anybody learn that a job begins? Most often nobody does, and these steps are left out."""
+        is_told = self._has_own_start or self._is_heard("info") or has_method(job, "on_started")
+        return is_told or job._claim is None
 
     async def _end_in_error(
         self, queue: Any, job: Any, exception: BaseException, trace: str | None, is_ours: bool
@@ -368,8 +374,7 @@ class JobLife(Claiming):
         if job._claim is None:  # taken by an override of wait_for_job
             await self._apart(lambda: self._write_start(job))
         await self._log_message(job, self.job_started_message, queue)
-        if has_method(job, "on_started"):
-            await self._call_job_hook(job, "on_started", queue)
+        await self._call_job_hook(job, "on_started", queue)
 
     @staticmethod
     def _write_start(job: Any) -> None:
@@ -382,7 +387,8 @@ class JobLife(Claiming):
 
     async def _succeed(self, job: Any, queue: Any, job_result: Any) -> None:
         await self._write_success(job, queue)
-        await self._log_message(job, self.job_success_message, queue, job_result)
+        if self._is_heard("info"):
+            await self._log_message(job, self.job_success_message, queue, job_result)
         if has_method(job, "on_success"):
             await self._call_job_hook(job, "on_success", queue, job_result)
 
