@@ -213,10 +213,11 @@ def class_run_options(model: Any) -> dict[str, Any]:
             f"Invalid {model.__name__}.save_result: it is stored in the field saved_result, which {model.__name__}"
             " declares for something else"
         )
-    if "expires" in found and not has_run_options(model):
+    stored = [name for name in run_options.OF_NEW_JOBS if name in found]
+    if stored and not has_run_options(model):
         raise ConfigurationException(
-            f"Invalid {model.__name__}.expires: it is stored in the field run_options, which {model.__name__} declares"
-            " for something else"
+            f"Invalid {model.__name__}.{stored[0]}: it is stored in the field run_options, which {model.__name__}"
+            " declares for something else"
         )
     return found
 
@@ -240,6 +241,11 @@ def class_uniqueness(model: Any) -> dict[str, Any]:
 def uniqueness_names(model: Any) -> frozenset[str]:
     """The options of uniqueness that `add_job` takes for a class of jobs: those that are no fields of it."""
     return frozenset(name for name in uniqueness.NAMES if not model.has_field(name))
+
+
+def options_of_new_jobs(model: Any) -> dict[str, Any]:
+    """What a class says of its runs that is stored with each new job."""
+    return {name: value for name, value in class_run_options(model).items() if name in run_options.OF_NEW_JOBS}
 
 
 def guessed_job_recipe(job_model: Any, namespace: str, model_repr: str) -> str:

@@ -248,12 +248,12 @@ class Moved:
 
 
 class Taken(NamedTuple):
-    """What `claim` found: `kind` is CLAIMED, STALE, GONE, UNKNOWN, UNREADABLE, BROKEN or EMPTY.
+    """What `claim` found: `kind` is CLAIMED, STALE, GONE, UNKNOWN, UNREADABLE, BROKEN, PARKED or EMPTY.
 
     Attributes:
         queue_key: of BROKEN, the key that is to be left alone.
         broken_key: of BROKEN and UNREADABLE, where something of another type is.
-        next_due: seconds until the first delayed job is due, None when there is none.
+        next_due: seconds until the first delayed job is due, or a parked one may start, None when there is none.
         is_ahead: leased, and still WAITING.
     """
 
@@ -687,6 +687,8 @@ def _taken(reply: Reply, token: str, worker: str, start: str) -> Taken:
         return Taken(kind, _seconds(due), ident, queue_key, name, status, held, "", how == "1")
     if kind == "EMPTY":
         return Taken(kind, _seconds(reply[1]))
+    if kind == "PARKED":
+        return Taken(kind)
     if kind == "BROKEN":
         return Taken(kind, queue_key=reply[1], broken_key=reply[-1])
     if kind == "UNREADABLE":

@@ -5,7 +5,7 @@
 -- Keys beside the models' own, all under the namespace:
 --   jobs:models                  hash: class of a job -> recipe
 --   jobs:leases                  sorted set: ident -> deadline by the clock of Redis
---   jobs:claims                  hash: ident -> token, and token -> ident
+--   jobs:claims                  hash: ident -> token, and token -> ident; also `*` and the ident of a job that holds a place
 --   jobs:done:<worker>           string: the last end that this worker recorded; expires
 --   jobs:ready:queue:<name>      sorted set: pk of a queue that may hold work -> its priority
 --   jobs:due:queue:<name>        sorted set: pk of a queue -> when its first delayed job is due
@@ -16,12 +16,20 @@
 --   jobs:unique:<class>:<identifier>   string: pk of the job that has the identifier, as long as it is unique; expires
 --   jobs:job:<pk>:events         channel: `status r` when a job begins that somebody waits for, `status s`, e or c at its end;
 --                                `update {"percent":40,...}` when it says how far it has come
+--   jobs:limits:jobs             hash: ident of a job with limits -> JSON: it is parked, called or held (see `park`), under which key
+--   jobs:limits:due              sorted set: key of a limit under which jobs are parked -> when to look at them
+--   jobs:limit:<key>:parked      sorted set: number and ident of a job that may not start yet -> its priority, negated
+--   jobs:limit:<key>:held        sorted set: ident that holds a place -> when its lease was last seen
+--   jobs:limit:<key>:rate        sorted set: token -> when its job started; '' -> the longest time that is looked back; expires
 
 local NOTHING = {}
 local RERUN = '\0rerun'  -- after an identifier: of the job that is to run after the one that is queued
 local MAX_RINGS = 100
 local DONE_SECONDS = 3600
 local MANY_RECORDS = 1000  -- of one identifier, and that are queued
+local LOOK_SECONDS = 30  -- after which parked jobs are looked at again, even if nothing calls them
+local MAX_LOOKS = 100  -- at parked jobs
+local EPOCH = 100000000  -- any time in a sorted set of starts is later, any duration shorter
 local LAST_SECOND = 253402300799  -- of the year 9999, the last one that dates are written for
 
 local changed = {}  -- repr, pk, field, old, new: what indexes that no recipe describes have yet to learn
@@ -354,6 +362,207 @@ local function broken_key(namespace, queue_model, name, queue, is_delayed)
   return nil
 end
 
+-- The limits of a job, by its field `run_options`: their key, `most` at the same time, and `rate`, {count, seconds}; nil for
+-- none. What cannot be read says nothing.
+local function limits_of(recipe, text)
+  if not text or not string.find(text, '"limits"', 1, true) or recipe.has_own_run_options then return nil end
+  local is_json, found = pcall(cjson.decode, text)
+  local limits = is_json and type(found) == 'table' and found.limits
+  if type(limits) ~= 'table' or type(limits.limit_key) ~= 'string' then return nil end
+  local most, rate = tonumber(limits.max_concurrency), limits.rate_limit
+  local is_rate = type(rate) == 'table' and (tonumber(rate[1]) or 0) >= 1 and tonumber(rate[2])
+  return {key = limits.limit_key, most = most and most >= 1 and most or nil, rate = is_rate and rate or nil}
+end
+
+local function of_limit(namespace, key, part)
+  return namespace .. ':limit:' .. key .. ':' .. part
+end
+
+-- The key that makes it impossible to look at a limit, because something of another type is there; or nil.
+local function broken_limit(namespace, key)
+  local wanted = {zset = {namespace .. ':limits:due', of_limit(namespace, key, 'parked'), of_limit(namespace, key, 'held'),
+    of_limit(namespace, key, 'rate')}, hash = {namespace .. ':limits:jobs'}}
+  for kind, names in pairs(wanted) do
+    for _, name in ipairs(names) do
+      local found = redis.call('TYPE', name).ok
+      if found ~= kind and found ~= 'none' then return name end
+    end
+  end
+  return nil
+end
+
+-- What is noted of a job with limits, or nil: its `state`, the `key`; where it is parked, `rank` and `number`.
+local function place_of(namespace, ident)
+  local text = redis.call('HGET', namespace .. ':limits:jobs', ident)
+  return text and cjson.decode(text) or nil
+end
+
+local function note_place(namespace, ident, place)
+  redis.call('HSET', namespace .. ':limits:jobs', ident, cjson.encode(place))
+end
+
+local function parked_name(place, ident)
+  return string.format('%016.0f', place.number) .. ' ' .. ident
+end
+
+-- Places end with leases. Should somebody have deleted those, look at some: at each once a second at most.
+local function drop_dead_holders(namespace, held, current)
+  for _, ident in ipairs(redis.call('ZRANGEBYSCORE', held, '-inf', score(current - 1), 'LIMIT', 0, 10)) do
+    if redis.call('HEXISTS', namespace .. ':claims', ident) == 1 then
+      redis.call('ZADD', held, score(current), ident)
+    else
+      redis.call('ZREM', held, ident)
+      redis.call('HDEL', namespace .. ':limits:jobs', ident)
+    end
+  end
+end
+
+-- When to ask again whether a job with these limits may start, after `others`; nil: it may now.
+local function refused_until(namespace, limits, others, current)
+  local held = of_limit(namespace, limits.key, 'held')
+  if limits.most and redis.call('ZCARD', held) + others >= limits.most then
+    drop_dead_holders(namespace, held, current)
+    if redis.call('ZCARD', held) + others >= limits.most then return current + LOOK_SECONDS end
+  end
+  if not limits.rate then return nil end
+  local count, seconds = limits.rate[1], limits.rate[2]
+  if others >= count then return current + math.min(seconds, LOOK_SECONDS) end
+  local at = count - 1 - others
+  local start = redis.call('ZREVRANGE', of_limit(namespace, limits.key, 'rate'), at, at, 'WITHSCORES')
+  local free_at = start[1] and tonumber(start[2]) + seconds
+  return free_at and free_at > current and free_at or nil
+end
+
+-- A job that is leased by now starts: it holds a place until its lease ends, and its start counts.
+local function take_place(namespace, ident, token, limits, current)
+  if limits.rate then
+    local starts = of_limit(namespace, limits.key, 'rate')
+    redis.call('ZADD', starts, 'GT', limits.rate[2], '')
+    redis.call('ZADD', starts, score(current), token)
+    local longest = tonumber(redis.call('ZSCORE', starts, ''))
+    for _, old in ipairs(redis.call('ZRANGEBYSCORE', starts, EPOCH, score(current - longest), 'LIMIT', 0, 10)) do
+      redis.call('ZREM', starts, old)
+    end
+    redis.call('PEXPIRE', starts, math.ceil(longest * 1000))
+  end
+  if limits.most then
+    redis.call('ZADD', of_limit(namespace, limits.key, 'held'), score(current), ident)
+    redis.call('HSET', namespace .. ':claims', '*' .. ident, '1')
+    note_place(namespace, ident, {state = 'held', key = limits.key})
+  else
+    redis.call('HDEL', namespace .. ':limits:jobs', ident)
+  end
+end
+
+-- Put a job that may not start yet aside, behind those of its priority that were put there before; one that was called comes
+-- where it was. It is *parked* until `call_parked` moves it to the head of its waiting list; then it is *called*, until it
+-- starts: *held*, if it takes a place.
+local function park(namespace, ident, queue, limits, current, look_at)
+  local parked = of_limit(namespace, limits.key, 'parked')
+  local place = place_of(namespace, ident) or {}
+  local priority = tonumber(redis.call('HGET', queue .. ':hash', 'priority') or 0) or 0
+  local rank = score(priority == priority and -priority or 0)
+  if not place.number then
+    local last = redis.call('ZREVRANGEBYSCORE', parked, rank, rank, 'LIMIT', 0, 1)[1]
+    place.number = math.max(math.floor(current * 1000000), last and tonumber(string.match(last, '^%d+')) + 1 or 0)
+  end
+  local text = string.format('%.0f', place.number)
+  redis.call('ZADD', parked, rank, parked_name(place, ident))
+  note_place(namespace, ident, {state = 'parked', key = limits.key, number = text, queue = queue, limits = limits})
+  redis.call('ZADD', namespace .. ':limits:due', 'LT', score(look_at), limits.key)
+end
+
+-- The queue model and the name of the queue that a parked job goes back to; nil when it was deleted.
+local function home_of(place)
+  local queue_model = string.match(place.queue, '^(.*):[^:]*$')
+  local name = queue_model and redis.call('HGET', place.queue .. ':hash', 'name')
+  if name then return queue_model, name end
+end
+
+local function call_to_waiting(namespace, ident, place, queue_model, name)
+  redis.call('ZREM', of_limit(namespace, place.key, 'parked'), parked_name(place, ident))
+  note_place(namespace, ident, {state = 'called', key = place.key, number = place.number})
+  enter(namespace, queue_model, name, place.queue, ident, nil, true)
+end
+
+-- Move the first jobs that are parked under a key, and may start now, to the heads of their waiting lists: `most` of them.
+-- What was parked for a queue that is deleted goes with it. Answers how many there were, and when to look at the others.
+local function call_parked(namespace, key, most)
+  local parked, current = of_limit(namespace, key, 'parked'), now()
+  local called, look_at = {}, nil
+  for _, entry in ipairs(redis.call('ZRANGE', parked, 0, most > 1 and MAX_LOOKS or 10)) do
+    if #called == most then
+      look_at = current
+      break
+    end
+    local ident = string.match(entry, '^%d+ (.*)$')
+    local place = place_of(namespace, ident)
+    local queue_model, name
+    if place then queue_model, name = home_of(place) end
+    local refused = name and refused_until(namespace, place.limits, #called, current)
+    if name and broken_key(namespace, queue_model, name, place.queue, false) then refused = current + LOOK_SECONDS end
+    if refused then
+      look_at = math.min(look_at or refused, refused)
+    elseif name then
+      called[#called + 1] = {ident, place, queue_model, name}
+    else
+      redis.call('ZREM', parked, entry)
+      redis.call('HDEL', namespace .. ':limits:jobs', ident)
+    end
+  end
+  for position = #called, 1, -1 do call_to_waiting(namespace, unpack(called[position])) end
+  if redis.call('EXISTS', parked) == 0 then redis.call('ZREM', namespace .. ':limits:due', key) end
+  return #called, look_at or current + LOOK_SECONDS
+end
+
+-- Look at the parked jobs whose time has come; answers how many may start.
+local function call_due(namespace)
+  local due, current, found = namespace .. ':limits:due', now(), 0
+  local keys = redis.pcall('ZRANGEBYSCORE', due, '-inf', score(current), 'LIMIT', 0, MAX_LOOKS)
+  for _, key in ipairs(keys) do
+    if found >= MAX_LOOKS then break end
+    local is_done, count, look_at = pcall(call_parked, namespace, key, MAX_LOOKS)
+    redis.call('ZADD', due, 'XX', score(is_done and look_at or current + LOOK_SECONDS), key)
+    found = found + (is_done and count or 0)
+  end
+  return found
+end
+
+-- When to look at parked jobs next, or nil.
+local function next_look(namespace)
+  local first = redis.pcall('ZRANGE', namespace .. ':limits:due', 0, 0, 'WITHSCORES')
+  return first[2] and tonumber(first[2])
+end
+
+-- A job no longer waits for its start: it is moved, canceled or gone. Answers whether it was parked.
+local function leave_parking(namespace, ident)
+  local is_known, place = pcall(place_of, namespace, ident)
+  if not is_known or not place or place.state == 'held' then return false end
+  redis.call('HDEL', namespace .. ':limits:jobs', ident)
+  if place.state == 'called' then
+    pcall(call_parked, namespace, place.key, 1)
+    return false
+  end
+  local parked = of_limit(namespace, place.key, 'parked')
+  redis.call('ZREM', parked, parked_name(place, ident))
+  if redis.call('EXISTS', parked) == 0 then redis.call('ZREM', namespace .. ':limits:due', place.key) end
+  return true
+end
+
+-- The lease of a job that held a place ends: the next one may have it. One that `waits` again, at the head of its list, is
+-- that itself.
+local function free_place(namespace, ident, waits)
+  local place = place_of(namespace, ident)
+  if not place or place.state ~= 'held' then return end
+  redis.call('ZREM', of_limit(namespace, place.key, 'held'), ident)
+  if waits then
+    note_place(namespace, ident, {state = 'called', key = place.key, number = 0})
+  else
+    redis.call('HDEL', namespace .. ':limits:jobs', ident)
+    call_parked(namespace, place.key, 1)
+  end
+end
+
 -- What is of another type holds no ident.
 local function leave(queue, ident)
   local waited, delayed = redis.pcall('LREM', queue .. ':waiting', 0, ident), redis.pcall('ZREM', queue .. ':delayed', ident)
@@ -362,7 +571,8 @@ end
 
 -- Take an ident out of wherever it waits, and say whether it was there. Jobs of version 2 do not say where: then look at
 -- the queues of their priority, then at all of them.
-local function leave_anywhere(queue_recipe, recipe, pk, ident)
+local function leave_anywhere(namespace, queue_recipe, recipe, pk, ident)
+  if leave_parking(namespace, ident) then return true end
   local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'queue_key', 'priority', 'queued', 'status')
   if values[1] and leave(values[1], ident) > 0 then return true end
   if not values[3] and values[4] ~= 'w' and values[4] ~= 'd' then return false end
@@ -473,7 +683,7 @@ local function end_expired(namespace, queue_recipe, recipe, pk)
   local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'status', 'run_options', 'follow_up')
   local expires = (values[1] == 'w' or values[1] == 'd') and expiry_of(recipe, values[2])
   if not expires or expires > now() or redis.call('HEXISTS', namespace .. ':claims', ident) == 1 then return false end
-  leave_anywhere(queue_recipe, recipe, pk, ident)
+  leave_anywhere(namespace, queue_recipe, recipe, pk, ident)
   write_fields(recipe, pk, {'status', 'queued', 'cancel_reason'}, {'c', false, 'expired'})
   note_end(namespace, recipe, pk, 'c', values[3])
   return true
@@ -503,9 +713,11 @@ local function take_lease(namespace, ident, token, deadline)
   redis.call('HSET', namespace .. ':claims', ident, token, token, ident)
 end
 
-local function drop_lease(namespace, ident, token)
+-- `waits`: the job is at the head of its waiting list again.
+local function drop_lease(namespace, ident, token, waits)
   redis.call('ZREM', namespace .. ':leases', ident)
-  redis.call('HDEL', namespace .. ':claims', ident, token)
+  local removed = redis.call('HDEL', namespace .. ':claims', ident, token, '*' .. ident)
+  if removed > 2 then pcall(free_place, namespace, ident, waits) end  -- whatever is under the keys of its limit, its lease is over
 end
 
 -- What jobs are added by: their class, and the queue by its name and priority.
@@ -556,7 +768,7 @@ local function raise_or_move(way, job, pk)
   local wanted = is_higher and way.priority or values[2] or '0'
   local queue, refusal = queue_for(way, wanted, job.due)
   if not queue then return refusal end
-  leave_anywhere(way.queue_recipe, recipe, pk, ident)
+  leave_anywhere(way.namespace, way.queue_recipe, recipe, pk, ident)
   write_fields(recipe, pk, {'status', 'queued', 'priority', 'delayed_until', 'queue_key', 'cancel_reason'},
     {job.due and 'd' or 'w', '1', wanted, job.due and format_date(job.due) or false, queue, false})
   put_added(way, job, ident, queue)
@@ -700,14 +912,15 @@ local function give_back(namespace, queue_model, recipe, pk, ident, token)
   if not owner or not name then return 'HOMELESS' end
   if broken_key(namespace, owner, name, queue) then return 'BROKEN' end
   local due = status == 'd' and (parse_date(values[4]) or now() + 60)
-  if due and due > now() then
+  local is_late = due and due > now()
+  if is_late then
     write_fields(recipe, pk, {'delayed_until', 'progress'}, {format_date(due), false})
     enter(namespace, owner, name, queue, ident, due)
   else
     write_fields(recipe, pk, {'status', 'start', 'end', 'delayed_until', 'progress'}, {'w', false, false, false, false})
     enter(namespace, owner, name, queue, ident, nil, true)
   end
-  drop_lease(namespace, ident, token)
+  drop_lease(namespace, ident, token, not is_late)
   return 'OK'
 end
 
@@ -785,10 +998,8 @@ local function record_success(namespace, ident, token, worker, queue, start, end
   return {'OK', tostring(length), keep, unpack(changed)}
 end
 
--- Take the next job; see claim.lua. `wanted` holds what that gets, and `is_ahead`: it will wait for another one;
--- `is_after`: others are claimed in the same call.
--- Answers the reply, nil for none, and whether another job may be claimed after this one.
-local function claim_next(wanted)
+-- Take the first job; as `claim_next`, which see. Answers a third value, true, when it was parked instead.
+local function claim_first(wanted)
   local namespace, queue_model, token = wanted.namespace, wanted.queue_model, wanted.token
   local claims = namespace .. ':claims'
   local found_broken
@@ -810,6 +1021,8 @@ local function claim_next(wanted)
       local found = ask('ZRANGE', side(namespace, 'due', queue_model, wanted.names[position]), 0, 0, 'WITHSCORES') or NOTHING
       if found[1] and (not earliest or tonumber(found[2]) < earliest) then earliest = tonumber(found[2]) end
     end
+    local look_at = next_look(namespace)
+    if look_at and (not earliest or look_at < earliest) then earliest = look_at end
     return earliest and score(earliest - now()) or ''
   end
 
@@ -882,8 +1095,14 @@ local function claim_next(wanted)
     drop_lease(namespace, again, token)  -- the record was deleted meanwhile
   end
 
-  local queue, name, ident = first_of_keys()
-  if not wanted.by_keys then queue, name, ident = first_of_names() end
+  local function first()
+    local queue, name, ident = first_of_keys()
+    if wanted.by_keys then return queue, name, ident end
+    return first_of_names()
+  end
+
+  local queue, name, ident = first()
+  if not queue and not found_broken and not wanted.looks_around and call_due(namespace) > 0 then queue, name, ident = first() end
   if found_broken then return {'BROKEN', found_broken} end
   if not queue then
     for position = 1, #wanted.names do
@@ -902,6 +1121,7 @@ local function claim_next(wanted)
 
   ident = recipe.repr .. ':' .. pk
   local status, has_next = values[1] or '', false
+  local limits = limits_of(recipe, values[9])
   if status == '' and redis.call('EXISTS', hash) == 0 then
     status = 'GONE'
   elseif redis.call('HEXISTS', claims, ident) == 1 then
@@ -909,14 +1129,27 @@ local function claim_next(wanted)
   elseif status == 'w' or status == 'd' or status == 'c' then  -- the lease first: the job is never in no place
     has_next = status == 'w' and not values[8] and (recipe.max_recoveries or wanted.max_recoveries or 0) > 0
     local expires = status == 'w' and expiry_of(recipe, values[9])
-    if wanted.is_ahead and (not has_next or expires) then return nil end
+    if wanted.is_ahead and (not has_next or expires or limits) then return nil end
     if wanted.is_after and status == 'w' and is_last_chance(recipe, values[8]) then return nil end
     local index = status == 'w' and wanted.looks_around and (broken_index(recipe, 'status', 'w', 'r')
       or broken_index(recipe, 'status', 's', 'e') or broken_index(recipe, 'queued', '1')
       or expires and broken_index(recipe, 'status', 'c') or nil)
+    index = index or limits and broken_limit(namespace, limits.key)
     if index then return {'BROKEN', waiting, index} end
+    local starts = limits and status == 'w' and not (expires and expires <= now())
+    local look_at = starts and refused_until(namespace, limits, 0, now())
+    if look_at then
+      park(namespace, ident, queue, limits, now(), look_at)
+      redis.call('LPOP', waiting)
+      return nil, false, true
+    end
     take_lease(namespace, ident, token, now() + (recipe.lease_seconds or wanted.lease_seconds))
     redis.call('LPOP', waiting)
+    if starts then
+      take_place(namespace, ident, token, limits, now())
+    elseif limits then
+      leave_parking(namespace, ident)
+    end
     if expires and expires <= now() then
       write_fields(recipe, pk, {'status', 'cancel_reason', 'queue_key'}, {'c', 'expired', queue})
       status, values[1], has_next = 'c', 'c', false
@@ -932,8 +1165,22 @@ local function claim_next(wanted)
     return answer(ident, queue, name, recipe, values, status == 'w' and wanted.is_ahead), has_next
   end
   redis.call('LPOP', waiting)
+  leave_parking(namespace, ident)
   if status == 'GONE' then return {status, ident, queue, name, next_due()} end
   if status ~= 'r' then write_fields(recipe, pk, {'queued'}, {false}) end
   note_end(namespace, recipe, pk, status, values[10])
   return {'STALE', ident, queue, name, next_due(), status}
+end
+
+-- Take the next job; see claim.lua. `wanted` holds what that gets, and `is_ahead`: it will wait for another one;
+-- `is_after`: others are claimed in the same call. Jobs whose limits do not let them start are parked.
+-- Answers the reply, nil for none, and whether another job may be claimed after this one.
+local function claim_next(wanted)
+  if wanted.looks_around then call_due(wanted.namespace) end
+  for _ = 1, MAX_LOOKS do
+    local reply, has_next, is_parked = claim_first(wanted)
+    if not is_parked then return reply, has_next end
+    if not wanted.by_keys then wanted.keys = NOTHING end
+  end
+  return {'PARKED'}
 end

@@ -444,7 +444,7 @@ class Claiming(BaseWorker):
             self._reject_ident(taken, WrongKeyType(taken.broken_key))
         elif taken.kind == "BROKEN":
             self._set_aside(taken.queue_key, taken.broken_key)
-        else:
+        elif taken.kind != "PARKED":  # then there is more to look at
             self.log(f"Unable to get job: no record of {taken.ident}", level="error")
 
     def _looks_at_keys(self) -> bool:
