@@ -245,7 +245,7 @@ class _Books:
         return found
 
     def _check_keys(self) -> Iterator[Problem]:
-        self.owned |= {f"{self.namespace}:{name}" for name in ("models", "leases", "claims")}
+        self.owned |= {f"{self.namespace}:{name}" for name in ("models", "leases", "claims", "expiring")}
         done = f"{self.namespace}:done:"
         self.owned |= {key for key in self.keys if key.startswith(done) and self.client.ttl(key) != -1}
         for model in self.models:

@@ -13,7 +13,7 @@ from typing import Any
 
 from .exceptions import ConfigurationException, InvalidArgument
 from .retries import NO_LIMIT, exception_names, parse_backoff, seconds_of
-from .utils import check_datetime, datetime_to_score
+from .utils import check_datetime, datetime_to_score, parse_keep
 
 
 def _timeout(argument: str, value: Any) -> float:
@@ -39,6 +39,15 @@ def _expiry(argument: str, value: Any) -> float | timedelta | datetime:
         raise InvalidArgument(argument, value, accepted) from None
 
 
+def _kept_for(argument: str, value: Any) -> float:
+    accepted = "a number of seconds, a timedelta (0 or more), or a duration like 45s, 30m, 12h, 7d, 2w"
+    try:
+        is_text = isinstance(value, str) and value[-1:].isalpha()  # else it would be a number of jobs
+        return seconds_of(argument, parse_keep(argument, value) if is_text else value)
+    except InvalidArgument:
+        raise InvalidArgument(argument, value, accepted) from None
+
+
 # How the value of each is checked and made uniform.
 CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "expires": _expiry,
@@ -48,6 +57,8 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "backoff": parse_backoff,
     "retry_on": exception_names,
     "no_retry_on": exception_names,
+    "keep_success": _kept_for,
+    "keep_errors": _kept_for,
 }
 NAMES = tuple(CHECKS)
 FIELD = "run_options"
@@ -56,8 +67,8 @@ FIELD = "run_options"
 def check(argument: str, value: Any) -> Any:
     """The value of an option in its uniform kind.
 
-    Seconds for `job_timeout` and `requeue_delay_delta`, a timedelta (from the adding on) or a naive UTC datetime for
-    `expires`, a `retries.Backoff`, names of exceptions.
+    Seconds for `job_timeout`, `requeue_delay_delta`, `keep_success` and `keep_errors`, a timedelta (from the adding on)
+    or a naive UTC datetime for `expires`, a `retries.Backoff`, names of exceptions.
 
     Raises:
         InvalidArgument: it is not accepted.
