@@ -283,7 +283,7 @@ class _Books:
         return found
 
     def _check_keys(self) -> Iterator[Problem]:
-        self.owned |= {f"{self.namespace}:{name}" for name in ("models", "tasks", "leases", "claims")}
+        self.owned |= {f"{self.namespace}:{name}" for name in ("models", "tasks", "leases", "claims", "expiring")}
         expiring = tuple(f"{self.namespace}:{kind}:" for kind in ("done", "unique"))
         self.owned |= {key for key in self.keys if key.startswith(expiring) and self.client.ttl(key) != -1}
         for model in self.models:

@@ -44,6 +44,7 @@ TRANSITION_FIELDS = (
 )
 MOST_SHAPES = 20  # sets of names for which scripts are made for a class
 MOST_ALIKE = 50  # fields that a script of add_alike writes: Lua cannot hold more than some 120 in one expression
+KEPT = ("keep_success", "keep_errors")  # how long the records of ended jobs are kept, for scripts in seconds
 JOB_OPTIONS = ("lease_seconds", "max_recoveries")  # attributes of a class of jobs that scripts must know
 QUEUE_FIELDS = ("name", "priority")
 
@@ -142,7 +143,7 @@ def recipe(model: Any, only: tuple[str, ...] | None = None) -> str:
 
 @cache
 def job_recipe(model: Any) -> str:
-    """The recipe of a class of jobs, as the registry holds it: with its own `lease_seconds` and `max_recoveries`.
+    """The recipe of a class of jobs, as the registry holds it: with its own `lease_seconds`, `max_recoveries` and KEPT.
 
     Raises:
         ConfigurationException: one of these is not accepted.
@@ -150,9 +151,10 @@ def job_recipe(model: Any) -> str:
     options = {name: getattr(model, name, None) for name in JOB_OPTIONS}
     for name, value in options.items():
         check_job_option(model.__name__, name, value)
-    class_run_options(model)  # checked as soon as the class is used
+    said = class_run_options(model)  # checked as soon as the class is used
     class_uniqueness(model)
     given = {name: value for name, value in options.items() if value is not None}
+    given |= {name: said[name] for name in KEPT if name in said}
     if not has_run_options(model):
         given["has_own_run_options"] = True
     if not has_cancel_reason(model):
@@ -508,6 +510,8 @@ def plain_life(model: Any, queue_model: Any) -> str:
         parts.append(f"lease_seconds = {lua.quoted(repr(model.lease_seconds))}")
     if model.max_recoveries is not None:
         parts.append(f"max_recoveries = {model.max_recoveries}")
+    if "keep_success" in class_run_options(model):
+        parts.append(f"keep_success = {class_run_options(model)['keep_success']!r}")
     return f"local CLASS = {{{', '.join(parts)}}}\n"
 
 

@@ -56,6 +56,15 @@ def _saving(argument: str, value: Any) -> bool | float:
     return seconds
 
 
+def _kept_for(argument: str, value: Any) -> float:
+    accepted = "a number of seconds, a timedelta (0 or more), or a duration like 45s, 30m, 12h, 7d, 2w"
+    try:
+        is_text = isinstance(value, str) and value[-1:].isalpha()  # else it would be a number of jobs
+        return seconds_of(argument, parse_keep(argument, value) if is_text else value)
+    except InvalidArgument:
+        raise InvalidArgument(argument, value, accepted) from None
+
+
 # How the value of each is checked and made uniform.
 CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "expires": _expiry,
@@ -69,6 +78,8 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "max_concurrency": limits.max_concurrency,
     "rate_limit": limits.rate_limit,
     "limit_key": limits.limit_key,
+    "keep_success": _kept_for,
+    "keep_errors": _kept_for,
 }
 NAMES = tuple(CHECKS)
 OF_NEW_JOBS = ("expires", *limits.NAMES)  # what a class says is stored with each job that is added
@@ -78,9 +89,9 @@ FIELD = "run_options"
 def check(argument: str, value: Any) -> Any:
     """The value of an option in its uniform kind.
 
-    Seconds for `job_timeout` and `requeue_delay_delta`, a timedelta (from the adding on) or a naive UTC datetime for
-    `expires`, a `retries.Backoff`, names of exceptions, a `limits.RateLimit`; for `save_result` False, True (for as
-    long as the record) or seconds.
+    Seconds for `job_timeout`, `requeue_delay_delta`, `keep_success` and `keep_errors`, a timedelta (from the adding on)
+    or a naive UTC datetime for `expires`, a `retries.Backoff`, names of exceptions, a `limits.RateLimit`; for
+    `save_result` False, True (for as long as the record) or seconds.
 
     Raises:
         InvalidArgument: it is not accepted.

@@ -1017,16 +1017,19 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
+def _entry(past: Past, more: Mapping[str, Any]) -> list[str]:
+    """What is to be removed, as `purge` and `forget` get it."""
+    pairs = [(name, "" if value is None else f"={value}") for name, value in past.values.items()]
+    texts = [text for pair in pairs for text in pair]
+    return [past.ident, _json({"job": past.job, "errors": past.errors, **more}), str(len(pairs)), *texts]
+
+
 def purge(namespace: str, queue_key: str, history: str, past: Iterable[Past]) -> Call[tuple[int, frozenset[str]]]:
     """Remove the oldest entries of a history, `success` or `errors`, with what goes with them.
 
     Answers how many were removed, and of which of them the record was kept, because it has changed.
     """
-    entries = []
-    for one in past:
-        pairs = [(name, "" if value is None else f"={value}") for name, value in one.values.items()]
-        texts = [text for pair in pairs for text in pair]
-        entries += [one.ident, _json({"job": one.job, "errors": one.errors}), str(len(pairs)), *texts]
+    entries = [text for one in past for text in _entry(one, {})]
 
     def read(reply: Reply) -> tuple[int, frozenset[str]]:
         return int(reply[1]), frozenset(reply[2:])
@@ -1038,6 +1041,23 @@ def purge(namespace: str, queue_key: str, history: str, past: Iterable[Past]) ->
         "entries": entries,
     }
     return Call("purge", _keys(namespace), args, read)
+
+
+def forget(namespace: str, past: Iterable[tuple[Past, bool]]) -> Call[tuple[int, frozenset[str]]]:
+    """Remove ended jobs that were kept for a time of their own.
+
+    Answers to how many it came, and which of them were removed.
+
+    Args:
+        past: each with whether these are all of its errors.
+    """
+
+    def read(reply: Reply) -> tuple[int, frozenset[str]]:
+        return int(reply[1]), frozenset(reply[2:])
+
+    entries = [text for one, is_all in past for text in _entry(one, {"is_all": is_all})]
+    args: dict[str, str | Sequence[str]] = {"namespace": namespace, "entries": entries}
+    return Call("forget", _keys(namespace), args, read)
 
 
 def renew(namespace: str, held: Iterable[Claim], asks_canceled: bool = False) -> Call[Renewed]:

@@ -6,6 +6,7 @@
 --   jobs:models                  hash: class of a job -> recipe
 --   jobs:leases                  sorted set: ident -> deadline by the clock of Redis
 --   jobs:claims                  hash: ident -> token, and token -> ident; also `*` and the ident of a job that holds a place
+--   jobs:expiring                sorted set: ident of an ended job that is kept for a time of its own -> when that is over
 --   jobs:done:<worker>           string: the last end that this worker recorded; expires
 --   jobs:ready:queue:<name>      sorted set: pk of a queue that may hold work -> its priority
 --   jobs:due:queue:<name>        sorted set: pk of a queue -> when its first delayed job is due
@@ -623,12 +624,56 @@ end
 local function tell_children(namespace, recipe, pk, status)
 end
 
+-- Note until when the record of a job that has ended is kept, if it or its class says so.
+local function note_expiring(namespace, recipe, pk, status, run_options)
+  local name = status == 's' and 'keep_success' or 'keep_errors'
+  local seconds = recipe[name]
+  if run_options and not recipe.has_own_run_options and string.find(run_options, '"' .. name .. '"', 1, true) then
+    local is_json, found = pcall(cjson.decode, run_options)
+    local own = is_json and type(found) == 'table' and found[name]
+    if type(own) == 'number' then seconds = own end
+  end
+  if seconds then redis.pcall('ZADD', namespace .. ':expiring', score(now() + seconds), recipe.repr .. ':' .. pk) end
+end
+
 -- Tell those who are to know that a job has ended for good: in SUCCESS, in ERROR and not to be requeued, or CANCELED
 -- and in no place; another status, or none, is no end. It is written by then. For some ends this is called twice.
-local function note_end(namespace, recipe, pk, status, follow_up)
+-- `run_options`: what this field says, nil if it was not read.
+local function note_end(namespace, recipe, pk, status, follow_up, run_options)
   if status ~= 's' and status ~= 'e' and status ~= 'c' then return end
+  if run_options == nil then run_options = redis.call('HGET', recipe.key .. ':' .. pk .. ':hash', 'run_options') end
+  note_expiring(namespace, recipe, pk, status, run_options)
   if is_told(recipe, follow_up, 'w') then publish(recipe, pk, 'status ' .. status) end
   if is_told(recipe, follow_up, 'c') then tell_children(namespace, recipe, pk, status) end
+end
+
+-- Remove a record, as recipes.removal describes it.
+local function remove_record(record)
+  for _, command in ipairs(record.index) do redis.pcall(unpack(command)) end  -- under a key of another type is no entry
+  for _, name in ipairs(record.keys) do redis.call('DEL', record.key .. ':' .. record.pk .. ':' .. name) end
+  redis.call('DEL', record.key .. ':' .. record.pk .. ':hash')
+  redis.call('SREM', record.key .. ':collection', record.pk)
+end
+
+-- Is a job that had ended in the books again?
+local function is_queued_or_held(namespace, ident, hash)
+  return redis.call('HEXISTS', namespace .. ':claims', ident) == 1 or redis.call('HEXISTS', hash, 'queued') == 1
+end
+
+-- The first of some fields that has another value than when it was read, or nil: they are in ARGV from `first` on, each
+-- followed by '=' and the value, or by ''.
+local function changed_since_read(hash, first, fields)
+  for position = first, first + 2 * fields - 1, 2 do
+    local value = redis.call('HGET', hash, ARGV[position])
+    if (value and '=' .. value or '') ~= ARGV[position + 1] then return ARGV[position] end
+  end
+end
+
+local function forget_queued(job)
+  local last = job.key .. ':last_queued'
+  for _, name in ipairs(job.identifier and {job.identifier, job.identifier .. RERUN} or NOTHING) do
+    if redis.call('HGET', last, name) == job.pk then redis.call('HDEL', last, name) end
+  end
 end
 
 local function equal_index(recipe, field)
@@ -972,7 +1017,7 @@ local function record_success(namespace, ident, token, worker, queue, start, end
   local repr, pk = split_ident(ident)
   local recipe = recipe_of(namespace, repr)
   local hash = recipe.key .. ':' .. pk .. ':hash'
-  local values = redis.call('HMGET', hash, 'status', 'end', 'queued', 'start', 'tries', 'follow_up')
+  local values = redis.call('HMGET', hash, 'status', 'end', 'queued', 'start', 'tries', 'follow_up', 'run_options')
   local status, old_tries, follow_up = values[1], values[5], values[6]
   if not status and redis.call('EXISTS', hash) == 0 then
     drop_lease(namespace, ident, token)
@@ -994,7 +1039,7 @@ local function record_success(namespace, ident, token, worker, queue, start, end
   drop_lease(namespace, ident, token)
   local length, keep = push_history(queue, 'success', ident)
   if steps then steps[#steps + 1] = token .. '/finish' else mark_done(namespace, token, worker, '/finish') end
-  if follow_up then note_end(namespace, recipe, pk, 's', follow_up) end
+  note_end(namespace, recipe, pk, 's', follow_up, values[7])
   return {'OK', tostring(length), keep, unpack(changed)}
 end
 

@@ -38,8 +38,9 @@ local function end_quickly(ident, token, queue, begun, ended)
   local holders = redis.call('HMGET', claims_key, ident, '*' .. ident)
   if holders[1] ~= token or holders[2] then return nil end  -- who holds a place, too, goes the other way
   local hash = CLASS.key .. ':' .. pk .. ':hash'
-  local values = redis.call('HMGET', hash, 'status', 'queued', 'tries', 'follow_up')
+  local values = redis.call('HMGET', hash, 'status', 'queued', 'tries', 'follow_up', 'run_options')
   local status = values[1]
+  if values[5] and string.find(values[5], '"keep_success"', 1, true) then return nil end
   if values[4] or values[2] ~= '1' or not (status == 'r' and begun == '' or status == 'w' and begun ~= '') then return nil end
   redis.call('SREM', CLASS.status .. status, pk)
   redis.call('SADD', CLASS.status .. 's', pk)
@@ -52,6 +53,9 @@ local function end_quickly(ident, token, queue, begun, ended)
   redis.call('HDEL', hash, 'queued')
   redis.call('ZREM', leases_key, ident)
   redis.call('HDEL', claims_key, ident, token)
+  if CLASS.keep_success then
+    redis.pcall('ZADD', namespace .. ':expiring', string.format('%.6f', now_text + CLASS.keep_success), ident)
+  end
   local length, keep = push_history(queue, 'success', ident)
   steps[#steps + 1] = token .. '/finish'
   return {'OK', tostring(length), keep}
