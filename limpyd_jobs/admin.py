@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ class Problem:
     """Something that is wrong in the books.
 
     Attributes:
-        kind: `place` (a job is nowhere, in several places, or where its status does not belong), `lease`, `index`,
+        kind: `place` (a job is nowhere, in several places, or where its status does not belong), `lease`, `limit`
+            (who is parked or holds a place is not noted so), `index`,
             `queue` (a worker would find its jobs late), `identifier` (queued twice) or `key` (nothing owns it).
         subject: the ident or the key that it is about.
         detail: what is wrong, in a sentence.
@@ -68,12 +70,12 @@ SIDE_KINDS = ("doorbell", "ready", "due", "queues")  # what is kept for a name o
 
 # Where a job may be, by its status; `None` is nowhere.
 PLACES: dict[str, tuple[str | None, ...]] = {
-    STATUSES.WAITING: ("waiting", "leased"),
-    STATUSES.DELAYED: ("delayed", "waiting", "leased"),
+    STATUSES.WAITING: ("waiting", "parked", "leased"),
+    STATUSES.DELAYED: ("delayed", "waiting", "parked", "leased"),
     STATUSES.RUNNING: ("leased",),
     STATUSES.SUCCESS: (None,),
     STATUSES.ERROR: (None, "leased"),
-    STATUSES.CANCELED: (None, "waiting", "delayed", "leased"),
+    STATUSES.CANCELED: (None, "waiting", "delayed", "parked", "leased"),
 }
 
 
@@ -89,6 +91,7 @@ class _Books:
         self.keys = set(self.client.scan_iter(match=f"{_escaped(self.namespace)}:*", count=1000))
         self.owned: set[str] = set()
         self.pks = {model: self.client.smembers(f"{model._name}:collection") for model in self.models}
+        self.holders: set[str] = set()
         self.places: dict[str, list[tuple[str, str]]] = defaultdict(list)
 
     def _find_models(self) -> Iterator[Any]:
@@ -105,6 +108,7 @@ class _Books:
     def problems(self) -> Iterator[Problem]:
         yield from self._check_queues()
         yield from self._check_leases()
+        yield from self._check_limits()
         for model in self.models:
             if issubclass(model, Job):
                 yield from self._check_jobs(model)
@@ -156,6 +160,8 @@ class _Books:
 
     def _check_leases(self) -> Iterator[Problem]:
         claims = self.client.hgetall(f"{self.namespace}:claims")
+        self.holders = {name[1:] for name in claims if name.startswith("*")}
+        claims = {name: value for name, value in claims.items() if not name.startswith("*")}
         for ident in self.client.zrange(f"{self.namespace}:leases", 0, -1):
             self.places[ident].append(("leased", f"{self.namespace}:leases"))
             token = claims.pop(ident, None)
@@ -164,21 +170,53 @@ class _Books:
         for left, right in claims.items():
             yield Problem("lease", left, f"it is noted with {right}, and not leased")
 
+    def _check_limits(self) -> Iterator[Problem]:
+        noted = {}
+        for ident, text in self.client.hgetall(f"{self.namespace}:limits:jobs").items():
+            place = json.loads(text)
+            noted[ident] = (place["state"], place["key"])
+        due = set(self.client.zrange(f"{self.namespace}:limits:due", 0, -1))
+        found = {}
+        for limit in sorted({key for _, key in noted.values()} | due):
+            prefix = f"{self.namespace}:limit:{limit}"
+            for name in self.client.zrange(f"{prefix}:parked", 0, -1):
+                ident = name.partition(" ")[2]
+                self.places[ident].append(("parked", f"{prefix}:parked"))
+                found[ident] = ("parked", limit)
+                if limit not in due:
+                    yield Problem("limit", ident, f"it is parked under {limit!r}, and nobody looks at that")
+            for ident in self.client.zrange(f"{prefix}:held", 0, -1):
+                found[ident] = ("held", limit)
+            self.owned |= {f"{prefix}:parked", f"{prefix}:held"}
+        self.owned |= {f"{self.namespace}:limits:{name}" for name in ("jobs", "due")}
+        self.owned |= {key for key in self.keys if self._is_rate(key)}
+        for ident in sorted(found.keys() | noted):
+            state, limit = noted.get(ident, (None, None))
+            if state != "called" and found.get(ident) != noted.get(ident):
+                yield Problem("limit", ident, f"it is noted as {state} under {limit!r}, and found {found.get(ident)}")
+            elif (state == "held") != (ident in self.holders):
+                yield Problem("limit", ident, f"it is noted as {state} under {limit!r}, which its lease does not say")
+
+    def _is_rate(self, key: str) -> bool:
+        is_one = key.startswith(f"{self.namespace}:limit:") and key.endswith(":rate")
+        return is_one and bool(self.client.ttl(key) != -1)
+
     # --- Jobs
 
     def _check_jobs(self, model: Any) -> Iterator[Problem]:
         names = ("status", "queued", "queue_key", "identifier")
         pks = sorted(self.pks[model])
-        queued: dict[str, str] = {}
+        queued: dict[tuple[str, bool], str] = {}
         hashes = self._ask("hmget", ((f"{model._name}:{pk}:hash", names) for pk in pks))
         for pk, (status, is_queued, queue_key, identifier) in zip(pks, hashes, strict=True):
             ident = f"{model.get_model_repr()}:{pk}"
             yield from self._check_job(ident, status, is_queued, queue_key)
             self.places.pop(ident, None)
             if is_queued and identifier is not None:
-                if identifier in queued:
-                    yield Problem("identifier", ident, f"{identifier!r} is queued already, as {queued[identifier]}")
-                queued[identifier] = ident
+                name = (identifier, status == "b")  # one may wait for the end of the one that runs
+                if name in queued:
+                    yield Problem("identifier", ident, f"{identifier!r} is queued already, as {queued[name]}")
+                queued[name] = ident
 
     def _check_job(
         self, ident: str, status: str | None, queued: str | None, queue_key: str | None
@@ -247,9 +285,9 @@ class _Books:
         return found
 
     def _check_keys(self) -> Iterator[Problem]:
-        self.owned |= {f"{self.namespace}:{name}" for name in ("models", "tasks", "leases", "claims")}
-        done = f"{self.namespace}:done:"
-        self.owned |= {key for key in self.keys if key.startswith(done) and self.client.ttl(key) != -1}
+        self.owned |= {f"{self.namespace}:{name}" for name in ("models", "tasks", "leases", "claims", "expiring")}
+        expiring = tuple(f"{self.namespace}:{kind}:" for kind in ("done", "unique"))
+        self.owned |= {key for key in self.keys if key.startswith(expiring) and self.client.ttl(key) != -1}
         for model in self.models:
             self.owned |= {f"{model._name}:{name}" for name in ("collection", "max_pk", "last_queued")}
             names = ["hash", *(name for name in model._fields if name not in model._instancehash_fields)]

@@ -161,11 +161,18 @@ class JobNotInStatus(LimpydJobsException):
 
 
 class JobAlreadyQueued(LimpydJobsException):
-    """Another job with the identifier of this one is queued, and one at most may be; nothing was written."""
+    """Another job with the identifier of this one is queued, and one at most may be; nothing was written.
 
-    def __init__(self, ident: str, queued_ident: str) -> None:
-        self.ident, self.queued_ident = ident, queued_ident
-        super().__init__(f"Unable to queue {ident}: {queued_ident} is queued with the same identifier")
+    Attributes:
+        is_queued: False: the other one has ended, and its identifier is unique for longer.
+    """
+
+    def __init__(self, ident: str, queued_ident: str, is_queued: bool = True) -> None:
+        self.ident, self.queued_ident, self.is_queued = ident, queued_ident, is_queued
+        how = (
+            "is queued with the same identifier" if is_queued else "has the same identifier, which is unique for longer"
+        )
+        super().__init__(f"Unable to queue {ident}: {queued_ident} {how}")
 
 
 class JobAlreadyExists(LimpydJobsException, UniquenessError):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -20,7 +20,7 @@ from limpyd.contrib.indexes import MultiIndexes
 from limpyd.fields import FieldLock
 from limpyd.indexes import BaseIndex, EqualIndex, NumberRangeIndex, TextRangeIndex
 
-from . import lua, run_options
+from . import lua, run_options, uniqueness
 from .exceptions import ConfigurationException, InvalidArgument
 from .statuses import STATUSES
 
@@ -44,6 +44,7 @@ TRANSITION_FIELDS = (
 )
 MOST_SHAPES = 20  # sets of names for which scripts are made for a class
 MOST_ALIKE = 50  # fields that a script of add_alike writes: Lua cannot hold more than some 120 in one expression
+KEPT = ("keep_success", "keep_errors")  # how long the records of ended jobs are kept, for scripts in seconds
 JOB_OPTIONS = ("lease_seconds", "max_recoveries")  # attributes of a class of jobs that scripts must know
 QUEUE_FIELDS = ("name", "priority")
 
@@ -142,7 +143,7 @@ def recipe(model: Any, only: tuple[str, ...] | None = None) -> str:
 
 @cache
 def job_recipe(model: Any) -> str:
-    """The recipe of a class of jobs, as the registry holds it: with its own `lease_seconds` and `max_recoveries`.
+    """The recipe of a class of jobs, as the registry holds it: with its own `lease_seconds`, `max_recoveries` and KEPT.
 
     Raises:
         ConfigurationException: one of these is not accepted.
@@ -150,8 +151,10 @@ def job_recipe(model: Any) -> str:
     options = {name: getattr(model, name, None) for name in JOB_OPTIONS}
     for name, value in options.items():
         check_job_option(model.__name__, name, value)
-    class_run_options(model)  # checked as soon as the class is used
+    said = class_run_options(model)  # checked as soon as the class is used
+    class_uniqueness(model)
     given = {name: value for name, value in options.items() if value is not None}
+    given |= {name: said[name] for name in KEPT if name in said}
     if not has_run_options(model):
         given["has_own_run_options"] = True
     if not has_cancel_reason(model):
@@ -206,22 +209,45 @@ def class_run_options(model: Any) -> dict[str, Any]:
     Raises:
         ConfigurationException: a value is not accepted.
     """
-    found = {}
-    for name in run_options.NAMES:
-        value = inspect.getattr_static(model, name, None)
-        if value is not None and not model.has_field(name) and not hasattr(type(value), "__get__"):
-            found[name] = run_options.check_on(model.__name__, name, value)
+    found = _class_options(model, run_options.NAMES, run_options.check_on)
     if found.get("save_result") and not has_saved_result(model):
         raise ConfigurationException(
             f"Invalid {model.__name__}.save_result: it is stored in the field saved_result, which {model.__name__}"
             " declares for something else"
         )
-    if "expires" in found and not has_run_options(model):
+    stored = [name for name in run_options.OF_NEW_JOBS if name in found]
+    if stored and not has_run_options(model):
         raise ConfigurationException(
-            f"Invalid {model.__name__}.expires: it is stored in the field run_options, which {model.__name__} declares"
-            " for something else"
+            f"Invalid {model.__name__}.{stored[0]}: it is stored in the field run_options, which {model.__name__}"
+            " declares for something else"
         )
     return found
+
+
+def _class_options(model: Any, names: Iterable[str], check_on: Callable[[str, str, Any], Any]) -> dict[str, Any]:
+    found = {}
+    for name in names:
+        value = inspect.getattr_static(model, name, None)
+        if value is not None and not model.has_field(name) and not hasattr(type(value), "__get__"):
+            found[name] = check_on(model.__name__, name, value)
+    return found
+
+
+@cache
+def class_uniqueness(model: Any) -> dict[str, Any]:
+    """What a class of jobs says of how an identifier is unique. Raises ConfigurationException."""
+    return _class_options(model, uniqueness.NAMES, uniqueness.check_on)
+
+
+@cache
+def uniqueness_names(model: Any) -> frozenset[str]:
+    """The options of uniqueness that `add_job` takes for a class of jobs: those that are no fields of it."""
+    return frozenset(name for name in uniqueness.NAMES if not model.has_field(name))
+
+
+def options_of_new_jobs(model: Any) -> dict[str, Any]:
+    """What a class says of its runs that is stored with each new job."""
+    return {name: value for name, value in class_run_options(model).items() if name in run_options.OF_NEW_JOBS}
 
 
 def guessed_job_recipe(job_model: Any, namespace: str, model_repr: str) -> str:
@@ -484,6 +510,8 @@ def plain_life(model: Any, queue_model: Any) -> str:
         parts.append(f"lease_seconds = {lua.quoted(repr(model.lease_seconds))}")
     if model.max_recoveries is not None:
         parts.append(f"max_recoveries = {model.max_recoveries}")
+    if "keep_success" in class_run_options(model):
+        parts.append(f"keep_success = {class_run_options(model)['keep_success']!r}")
     return f"local CLASS = {{{', '.join(parts)}}}\n"
 
 
@@ -636,6 +664,28 @@ class Record:
             field.get_unique_index().check_uniqueness(None, value)
         else:
             self._add("unique", unique)
+
+    def be_unique(self, asked: Mapping[str, Any]) -> None:
+        """Say how its identifier is unique, in the words of add.lua."""
+        self._rest["uniqueness"] = asked
+
+    def replacement(self, names: Iterable[str]) -> dict[str, Any]:
+        """What gives some fields of another record the values of this one, in the words of add.lua.
+
+        Raises:
+            InvalidArgument: a script cannot do that to one of these fields.
+        """
+        in_hash, keys = [], []
+        for name in names:
+            field = self.model.get_field(name)
+            if isinstance(field, limpyd_fields.InstanceHashField):
+                in_hash.append(name)
+            elif name not in self.late and not field._indexes:
+                keys.append(name)
+            else:
+                raise InvalidArgument("if_queued", "replace", f"something else: {name!r} is indexed, and in no hash")
+        indexes = json.loads(recipe(self.model, tuple(in_hash)))["indexes"]
+        return {"names": in_hash, "indexes": indexes, "keys": keys}
 
     def write_late(self, instance: Any) -> None:
         """Write what the script left to limpyd."""

@@ -40,12 +40,14 @@ def seconds_now() -> float:
     return time.time() if _fixed is None else datetime_to_score(_fixed)
 
 
-def server_seconds(client: Any) -> float:
-    """Now by the clock of Redis, in seconds since the epoch: one round trip."""
-    if _fixed is not None:
-        return seconds_now()
-    seconds, micros = client.time()
-    return float(seconds + micros / 1_000_000)
+def server_seconds(reply: tuple[int, int]) -> float:
+    """Now by the clock of Redis, in seconds since the epoch.
+
+    Args:
+        reply: to the command TIME.
+    """
+    seconds, micros = reply
+    return seconds + micros / 1_000_000 if _fixed is None else seconds_now()
 
 
 def to_naive_utc(value: datetime) -> datetime:

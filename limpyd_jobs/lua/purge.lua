@@ -13,35 +13,13 @@ local namespace, list = ARGV[1], ARGV[2] .. ':' .. ARGV[3]
 local kept, count, position = {}, 0, 4
 allow_when_full(namespace)
 
-local function remove(record)
-  for _, command in ipairs(record.index) do redis.pcall(unpack(command)) end  -- under a key of another type is no entry
-  local keys = {record.key .. ':' .. record.pk .. ':hash'}
-  for _, name in ipairs(record.keys) do keys[#keys + 1] = record.key .. ':' .. record.pk .. ':' .. name end
-  redis.call('DEL', unpack(keys))
-  redis.call('SREM', record.key .. ':collection', record.pk)
-end
-
 -- 'same' as when it was read, begun 'anew', or 'written' to.
 local function state_of(ident, job, first, fields)
-  local hash, state = job.key .. ':' .. job.pk .. ':hash', 'same'
-  if redis.call('HEXISTS', namespace .. ':claims', ident) == 1 or redis.call('HEXISTS', hash, 'queued') == 1 then
-    return 'anew'
-  end
-  for field = 0, fields - 1 do
-    local name, value = ARGV[first + 2 * field], redis.call('HGET', hash, ARGV[first + 2 * field])
-    if (value and '=' .. value or '') ~= ARGV[first + 2 * field + 1] then
-      if name == 'status' or name == 'end' then return 'anew' end
-      state = 'written'
-    end
-  end
-  return state
-end
-
-local function forget_queued(job)
-  local last = job.key .. ':last_queued'
-  if job.identifier and redis.call('HGET', last, job.identifier) == job.pk then
-    redis.call('HDEL', last, job.identifier)
-  end
+  local hash = job.key .. ':' .. job.pk .. ':hash'
+  if is_queued_or_held(namespace, ident, hash) then return 'anew' end
+  local name = changed_since_read(hash, first, fields)
+  if name == 'status' or name == 'end' then return 'anew' end
+  return name and 'written' or 'same'
 end
 
 while position <= #ARGV do
@@ -54,10 +32,10 @@ while position <= #ARGV do
       kept[#kept + 1] = ident
     else
       forget_queued(what.job)
-      remove(what.job)
+      remove_record(what.job)
     end
   end
-  for _, record in ipairs(what.errors) do remove(record) end
+  for _, record in ipairs(what.errors) do remove_record(record) end
   redis.call('LPOP', list)
   count = count + 1
   position = position + 3 + 2 * fields

@@ -43,8 +43,9 @@ def spec_of(
         if option in spec:
             raise InvalidArgument(option, spec[option], "given with identifier or unique: else no call is like another")
     spec["task"], spec["arguments"] = name, text
-    if serializer not in (None, serializers.DEFAULT):
-        spec["serializer"] = serializer
+    is_told = serializer not in (None, serializers.DEFAULT)
+    if is_told or spec.get("if_queued") == "replace":  # also what the former call was encoded with is replaced
+        spec["serializer"] = serializer or serializers.DEFAULT
     return spec
 
 

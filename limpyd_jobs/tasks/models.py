@@ -55,7 +55,7 @@ class TaskJob(Job, Generic[R]):
     # --- What is called
 
     def _read(self) -> tuple[str, str, str]:
-        """The name of the task, the arguments, the serializer: read once, as none of them changes."""
+        """The name of the task, the arguments, the serializer: read once, as none changes in a job that has begun."""
         if self._stored is None:
             values = self._patiently(lambda client: self.hmget("task", "arguments", "serializer"), self.retry_for)
             self._stored = tuple(value or "" for value in values)  # type: ignore[assignment]

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from difflib import get_close_matches
 from typing import Any, TypedDict
 
-from .. import recipes, run_options, serializers
+from .. import recipes, run_options, serializers, uniqueness
 from ..exceptions import ConfigurationException, InvalidArgument
 from ..utils import compute_delayed_until
 
@@ -119,6 +119,8 @@ def _check(name: str, value: Any) -> None:
         CHECKS[name](value)
     elif name in run_options.NAMES:
         run_options.check(name, value)
+    elif name in uniqueness.NAMES:
+        uniqueness.check(name, value)
 
 
 def _is_bool(name: str) -> Callable[[Any], None]:

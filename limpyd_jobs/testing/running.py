@@ -33,6 +33,7 @@ class _Noting(Worker):
         self.handled: list[Any] = []
         self.error: BaseException | None = None  # the first one that a job ended with
         self._raises = raises
+        self._expiring._look_at = float("-inf")  # else it would end before it looks
 
     async def _process_taken(self, queue: Any, job: Any) -> None:
         await super()._process_taken(queue, job)
@@ -49,7 +50,7 @@ class _Noting(Worker):
 
     def look_around(self) -> None:
         """The clock was moved: see what is due by now."""
-        self._looked_at_keys = self._looked_at_delayed = self._recovered_at = float("-inf")
+        self._looked_at_keys = self._looked_at_delayed = self._recovered_at = self._expiring._look_at = float("-inf")
         self._wake()
 
 

@@ -618,7 +618,7 @@ class JobLife(Claiming):
         try:
             return parse_datetime(job.delayed_until.hget() or "")
         except ValueError:
-            return score_to_datetime(server_seconds(self.connection) + DELAY_SECONDS)
+            return score_to_datetime(server_seconds(self.connection.time()) + DELAY_SECONDS)
 
 
 # The hooks of most jobs, which need no call from outside where nobody has replaced them.

@@ -19,6 +19,7 @@ from limpyd_jobs import STATUSES, Error, Job, Queue, Worker, admin
 from limpyd_jobs.exceptions import (
     ConfigurationException,
     InvalidArgument,
+    JobAlreadyQueued,
     JobFailed,
     NotSerializable,
     TaskAlreadyDefined,
@@ -27,7 +28,19 @@ from limpyd_jobs.exceptions import (
     WrongArguments,
 )
 from limpyd_jobs.modules import allowed_modules
-from limpyd_jobs.tasks import KnownTask, TaskJob, acall, call, current_job, get_task, known_tasks, registry, task
+from limpyd_jobs.serializers import ResultOf
+from limpyd_jobs.tasks import (
+    KnownTask,
+    TaskJob,
+    acall,
+    call,
+    current_job,
+    get_task,
+    known_tasks,
+    references,
+    registry,
+    task,
+)
 from limpyd_jobs.workers import AsyncWorker
 
 from ..workers.base import Log, client, work
@@ -352,6 +365,38 @@ def test_equal_arguments_are_unique_however_they_are_given() -> None:
     assert jobs[3].pk.get() != jobs[0].pk.get()
 
 
+def test_a_call_that_is_unique_for_a_time_is_made_once_in_it() -> None:
+    once = tasks.once.options(unique_for=60)
+    first = once.add("a")
+    work(1)
+
+    assert once.add(what="a").pk.get() == first.pk.get()
+    assert once.add("b").pk.get() != first.pk.get()
+
+
+def test_a_call_that_waits_can_get_the_arguments_of_another() -> None:
+    first = tasks.refresh.options(serializer="msgpack").add(3, depth=1)
+    second = tasks.refresh.options(if_queued="replace").add(3, depth=2)
+
+    work(1)
+
+    assert first.pk.get() == second.pk.get()
+    assert tasks.calls == [(3, 2)]
+
+
+def test_a_call_like_one_that_waits_can_be_refused() -> None:
+    tasks.refresh.add(3)
+
+    with pytest.raises(JobAlreadyQueued):
+        tasks.refresh.options(if_queued="raise").add(3)
+
+
+@pytest.mark.parametrize("options", [{"unique_for": 60}, {"if_queued": "raise"}])
+def test_calls_that_are_never_alike_cannot_be_unique(options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidArgument, match="given with identifier or unique"):
+        tasks.send.options(**options).add("a")
+
+
 # --- Running
 
 
@@ -542,6 +587,67 @@ def test_a_result_is_packed_as_the_arguments() -> None:
 
     assert client().get(job.saved_result.key).startswith("msgpack:")
     assert job.get_result() == b"xx"
+
+
+@pytest.mark.parametrize("worker_class", [Worker, AsyncWorker])
+def test_the_result_of_a_job_can_be_an_argument_of_another(worker_class: type[Worker]) -> None:
+    first, second = tasks.weigh.add(2), tasks.weigh.add(3)
+    work(2)
+
+    tasks.note.add([ResultOf(first.ident), 7], parcel=ResultOf(second.ident))
+    tasks.note_later.add(ResultOf(first.ident))
+    work(2, worker_class=worker_class)
+
+    light, heavy = tasks.Parcel(2.0, tasks.Size.LARGE), tasks.Parcel(3.0, tasks.Size.LARGE)
+    assert ([{"weight": 2.0, "size": "l"}, 7], heavy) in tasks.calls and ("later", light) in tasks.calls
+
+
+def test_many_results_are_read_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[int] = []
+    read = references._read_together
+    monkeypatch.setattr(references, "CHUNK", 30)
+    monkeypatch.setattr(
+        references, "_read_together", lambda model, jobs: (reads.append(len(jobs)), read(model, jobs))[1]
+    )
+    tasks.weigh.add_many((number,) for number in range(70))
+    work(70)
+
+    tasks.note.add([ResultOf(job.ident) for job in tasks.weigh.jobs().instances()])
+    work(1)
+
+    ((found, _),) = tasks.calls
+    assert sorted(one["weight"] for one in found) == list(range(70))
+    assert reads == [30, 30, 10]
+
+
+def test_a_reference_to_a_job_without_a_result_is_an_error() -> None:
+    job = tasks.send.add("a")
+    work(1)
+
+    tasks.note.add([ResultOf(job.ident)])
+    work(1)
+
+    assert [kind for kind, _ in errors()] == ["NoResult"]
+
+
+# --- Limits
+
+
+def test_a_limit_of_a_task_counts_its_calls() -> None:
+    keys = [tasks.limited.add(number).run_option("limit_key") for number in range(2)]
+    other = tasks.limited_each.add("ann")
+
+    assert keys == [tasks.limited.name] * 2
+    assert other.run_option("limit_key") == "of ann"
+
+
+def test_the_calls_of_a_limited_task_run_one_after_the_other() -> None:
+    tasks.limited.add_many((number,) for number in range(10))
+
+    work(10, worker_class=AsyncWorker)
+
+    assert sorted(number for number, _ in tasks.calls) == list(range(10))
+    assert {count for _, count in tasks.calls} == {1}
 
 
 def test_a_task_that_fails_has_no_result() -> None:

@@ -154,6 +154,30 @@ def test_ended_jobs_go_when_the_clock_says_so() -> None:
     assert len(Queue.get_queue("mail").success.lmembers()) == 2
 
 
+def test_a_job_that_is_kept_for_a_time_of_its_own_goes_when_the_clock_says_so() -> None:
+    with testing.fake_clock(START) as clock:
+        job = ClockJob.add_job("a", keep_success="1h")
+        testing.run_until_empty()
+        clock.advance(minutes=59)
+        testing.run_until_empty()
+        assert job.status.hget() == STATUSES.SUCCESS
+        clock.advance(minutes=2)
+        testing.run_until_empty()
+
+    assert list(ClockJob.collection()) == []
+
+
+def test_a_rate_lets_the_next_job_start_when_the_clock_says_so() -> None:
+    with testing.fake_clock(START) as clock:
+        first, second = (ClockJob.add_job(name, rate_limit="1/m") for name in "ab")
+        testing.run_until_empty()
+        assert [job.status.hget() for job in (first, second)] == [STATUSES.SUCCESS, STATUSES.WAITING]
+        clock.advance(minutes=1)
+        testing.run_until_empty()
+
+    assert second.status.hget() == STATUSES.SUCCESS
+
+
 @pytest.mark.parametrize("worker_class", [None, AsyncWorker])
 def test_a_worker_in_the_background_sees_that_the_clock_was_moved(worker_class: Any) -> None:
     options = {"worker_class": worker_class} if worker_class else {}

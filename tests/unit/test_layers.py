@@ -20,6 +20,8 @@ LAYERS: dict[str, list[str]] = {
         "modules",
         "retries",
         "run_options",
+        "uniqueness",
+        "limits",
         "serializers",
         "outcomes",
         "version",

@@ -67,6 +67,13 @@ class AtOnceMail(AtOnceJob):
     queue_name = "mail"
 
 
+class AtOnceLimited(AtOnceJob):
+    """One that takes turns, where it is in a queue."""
+
+    queue_name = "mail"
+    max_concurrency = 1
+
+
 class AtOnceCoroutine(Job):
     """One whose run is a coroutine function, in the loop of the caller."""
 
