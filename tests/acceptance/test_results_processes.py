@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 
 from limpyd_jobs import STATUSES, Queue, admin
+from limpyd_jobs.outcomes import read_result
 
 from ..base import RedisServer, WorkerProcess, wait_until
 from .jobs import AnsweringJob
 
 pytestmark = pytest.mark.usefixtures("database")
 
-JOBS = 3000
-KILLS = 4
+JOBS = 1000
+KILLS = 3
 KINDS = {"plain": (), "prefetch": ("--prefetch=20",), "threads": ("--threads=4",), "event loop": ("--async",)}
 
 
@@ -30,12 +31,14 @@ def start(redis_server: RedisServer, *arguments: str) -> WorkerProcess:
 
 
 def assert_results_go_with_successes() -> None:
-    for pk in AnsweringJob.collection():
-        job: Any = AnsweringJob.from_pk(pk)
-        status, identifier = job.hmget("status", "identifier")
-        answer = job.saved_result.get()
+    jobs: list[Any] = [AnsweringJob.from_pk(pk) for pk in AnsweringJob.collection()]
+    pipeline = AnsweringJob.get_connection().pipeline()
+    for job in jobs:
+        pipeline.hmget(job.key, "status", "identifier").get(job.saved_result.key)
+    replies = iter(pipeline.execute())
+    for job, (status, identifier), answer in zip(jobs, replies, replies, strict=False):
         assert (answer is not None) == (status == STATUSES.SUCCESS)
-        assert answer is None or job.get_result() == {"answer": identifier}
+        assert answer is None or read_result(job.ident, answer, Any) == {"answer": identifier}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -45,7 +48,7 @@ def test_successes_and_results_are_stored_together_though_workers_are_killed(
     AnsweringJob.add_jobs(map(str, range(JOBS)))
     for number in range(1, KILLS + 1):
         with start(redis_server, *KINDS[kind]) as worker:
-            wanted = number * JOBS // (KILLS + 2) + random.randrange(50)
+            wanted = number * JOBS // (KILLS + 2) + random.randrange(20)
             wait_until(lambda wanted=wanted: ended() >= wanted, timeout=30)  # type: ignore[misc]
             worker.kill()
         assert_results_go_with_successes()

@@ -215,7 +215,8 @@ def callback(job, queue):
     queue.connection.rpush("ran", job.identifier.hget())
 Worker("mail", callback=callback, max_duration=2, timeout=1, terminate_gracefuly=False).run()
 """
-    other = subprocess.Popen([version_2.python, "-W", "ignore", "-c", program], stderr=subprocess.PIPE)
+    command = [version_2.python, "-I", "-W", "ignore", "-c", program]  # -I: else it imports ours, from where it is run
+    other = subprocess.Popen(command, stderr=subprocess.PIPE)
 
     def callback(job: Any, queue: Any) -> None:
         queue.connection.rpush("ran", job.identifier.hget())
