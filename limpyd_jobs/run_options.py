@@ -48,6 +48,22 @@ def _kept_for(argument: str, value: Any) -> float:
         raise InvalidArgument(argument, value, accepted) from None
 
 
+def _saving(argument: str, value: Any) -> bool | float:
+    accepted = "True, False, or a duration of more than 0: seconds, a timedelta, or like 45s, 30m, 12h, 7d, 2w"
+    if isinstance(value, bool):
+        return value
+    if value in ("yes", "no"):  # of the command line
+        return bool(value == "yes")
+    try:
+        kept = parse_keep(argument, value) if isinstance(value, str) else value
+        seconds = seconds_of(argument, kept)
+    except InvalidArgument:
+        raise InvalidArgument(argument, value, accepted) from None
+    if not seconds:
+        raise InvalidArgument(argument, value, accepted)
+    return seconds
+
+
 # How the value of each is checked and made uniform.
 CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "expires": _expiry,
@@ -57,6 +73,7 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "backoff": parse_backoff,
     "retry_on": exception_names,
     "no_retry_on": exception_names,
+    "save_result": _saving,
     "keep_success": _kept_for,
     "keep_errors": _kept_for,
 }
@@ -68,7 +85,8 @@ def check(argument: str, value: Any) -> Any:
     """The value of an option in its uniform kind.
 
     Seconds for `job_timeout`, `requeue_delay_delta`, `keep_success` and `keep_errors`, a timedelta (from the adding on)
-    or a naive UTC datetime for `expires`, a `retries.Backoff`, names of exceptions.
+    or a naive UTC datetime for `expires`, a `retries.Backoff`, names of exceptions; for `save_result` False, True (for
+    as long as the record) or seconds.
 
     Raises:
         InvalidArgument: it is not accepted.

@@ -438,8 +438,9 @@ end
 -- Remove a record, as recipes.removal describes it.
 local function remove_record(record)
   for _, command in ipairs(record.index) do redis.pcall(unpack(command)) end  -- under a key of another type is no entry
-  for _, name in ipairs(record.keys) do redis.call('DEL', record.key .. ':' .. record.pk .. ':' .. name) end
-  redis.call('DEL', record.key .. ':' .. record.pk .. ':hash')
+  local keys = {record.key .. ':' .. record.pk .. ':hash'}
+  for _, name in ipairs(record.keys) do keys[#keys + 1] = record.key .. ':' .. record.pk .. ':' .. name end
+  redis.call('DEL', unpack(keys))
   redis.call('SREM', record.key .. ':collection', record.pk)
 end
 
@@ -510,7 +511,7 @@ local function end_expired(namespace, queue_recipe, recipe, pk)
   if not expires or expires > now() or redis.call('HEXISTS', namespace .. ':claims', ident) == 1 then return false end
   leave_anywhere(queue_recipe, recipe, pk, ident)
   write_fields(recipe, pk, {'status', 'queued', 'cancel_reason'}, {'c', false, 'expired'})
-  note_end(namespace, recipe, pk, 'c', values[3])
+  note_end(namespace, recipe, pk, 'c', values[3], values[2])
   return true
 end
 
@@ -687,9 +688,23 @@ local function due_time(kind, value)
   return math.min(wanted, LAST_SECOND)
 end
 
+-- What a job answered, beside its record; what it answered before is replaced, and forgotten when it begins anew.
+local function save_result(recipe, pk, result, seconds)
+  local key = recipe.key .. ':' .. pk .. ':saved_result'
+  if type(seconds) == 'number' then
+    redis.call('SET', key, result, 'PX', string.format('%.0f', math.max(seconds * 1000, 1)))
+  else
+    redis.call('SET', key, result)
+  end
+end
+
+local function forget_result(recipe, pk)
+  if not recipe.has_own_saved_result then redis.call('DEL', recipe.key .. ':' .. pk .. ':saved_result') end
+end
+
 -- Record the success of a job; see finish.lua. `start` is '' when its record says that it runs. With `steps`, what is to be
 -- remembered of it is left to the caller.
-local function record_success(namespace, ident, token, worker, queue, start, ended, steps)
+local function record_success(namespace, ident, token, worker, queue, start, ended, extra, steps)
   local holder = token ~= '' and redis.call('HGET', namespace .. ':claims', ident)
   if token == '' or holder ~= token then  -- else this step cannot be recorded yet: it would have dropped the lease
     local state = guard(namespace, ident, token, worker, '/finish')
@@ -704,7 +719,7 @@ local function record_success(namespace, ident, token, worker, queue, start, end
     drop_lease(namespace, ident, token)
     return {'GONE'}
   end
-  local has_to_begin = start ~= '' and status ~= 'r'
+  local has_to_begin, more = start ~= '' and status ~= 'r', extra ~= '' and cjson.decode(extra)
   if status == 'c' or status == 'd' then
     if has_to_begin then write_fields(recipe, pk, {'start', 'tries'}, {start, next_count(old_tries)}) end
     return {'CHANGED', status}
@@ -716,6 +731,7 @@ local function record_success(namespace, ident, token, worker, queue, start, end
     write_fields(recipe, pk, {'status', 'end', 'queued', 'start', 'tries'},
       {'s', ended, false, start, next_count(old_tries)}, values)
   end
+  if more and more.result then save_result(recipe, pk, more.result, more.result_seconds) end
   drop_lease(namespace, ident, token)
   local length, keep = push_history(queue, 'success', ident)
   if steps then steps[#steps + 1] = token .. '/finish' else mark_done(namespace, token, worker, '/finish') end
@@ -872,6 +888,6 @@ local function claim_next(wanted)
   redis.call('LPOP', waiting)
   if status == 'GONE' then return {status, ident, queue, name, next_due()} end
   if status ~= 'r' then write_fields(recipe, pk, {'queued'}, {false}) end
-  note_end(namespace, recipe, pk, status, values[10])
+  note_end(namespace, recipe, pk, status, values[10], values[9])
   return {'STALE', ident, queue, name, next_due(), status}
 end

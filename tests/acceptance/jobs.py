@@ -63,6 +63,16 @@ class AwaitedJob(Job):
             raise ValueError("it fails")
 
 
+class AnsweringJob(Job):
+    """Answers with its identifier."""
+
+    queue_name = "answers"
+    save_result = True
+
+    def run(self, queue: Any) -> Any:
+        return {"answer": self._claim.identifier if self._claim else None}
+
+
 class RacesJob(Job):
     """Does nothing by itself: the workers of the races have a callback."""
 
