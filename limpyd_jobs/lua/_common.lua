@@ -658,8 +658,9 @@ end
 -- Remove a record, as recipes.removal describes it.
 local function remove_record(record)
   for _, command in ipairs(record.index) do redis.pcall(unpack(command)) end  -- under a key of another type is no entry
-  for _, name in ipairs(record.keys) do redis.call('DEL', record.key .. ':' .. record.pk .. ':' .. name) end
-  redis.call('DEL', record.key .. ':' .. record.pk .. ':hash')
+  local keys = {record.key .. ':' .. record.pk .. ':hash'}
+  for _, name in ipairs(record.keys) do keys[#keys + 1] = record.key .. ':' .. record.pk .. ':' .. name end
+  redis.call('DEL', unpack(keys))
   redis.call('SREM', record.key .. ':collection', record.pk)
 end
 
@@ -738,7 +739,7 @@ local function end_expired(namespace, queue_recipe, recipe, pk)
   if not expires or expires > now() or redis.call('HEXISTS', namespace .. ':claims', ident) == 1 then return false end
   leave_anywhere(namespace, queue_recipe, recipe, pk, ident)
   write_fields(recipe, pk, {'status', 'queued', 'cancel_reason'}, {'c', false, 'expired'})
-  note_end(namespace, recipe, pk, 'c', values[3])
+  note_end(namespace, recipe, pk, 'c', values[3], values[2])
   return true
 end
 
@@ -1217,7 +1218,7 @@ local function claim_first(wanted)
   leave_parking(namespace, ident)
   if status == 'GONE' then return {status, ident, queue, name, next_due()} end
   if status ~= 'r' then write_fields(recipe, pk, {'queued'}, {false}) end
-  note_end(namespace, recipe, pk, status, values[10])
+  note_end(namespace, recipe, pk, status, values[10], values[9])
   return {'STALE', ident, queue, name, next_due(), status}
 end
 

@@ -112,8 +112,8 @@ class ExpiringJobs:
         done, removed = transitions.send(client, call)
         for ident in removed:
             repair_removed(models[ident], ident.partition(":")[2], found[ident] or {})
-            for pk, values in errors.get(ident, ()):
-                repair_removed(self._error_model, pk, values)
+        for pk, values in (error for many in errors.values() for error in many):
+            repair_removed(self._error_model, pk, values)  # it looks which are gone
         return done
 
     def _errors_of(

@@ -482,6 +482,16 @@ class Books(RuleBasedStateMachine):
             self.worker(who)._retention._trim_history(queue.key.rpartition(":")[0], name, keep)
         assert unfinished == {job.ident for job in self.jobs() if job.queued.hget()}
 
+    @rule(number=picks, who=picks)
+    def forget_a_job(self, number: int, who: int) -> None:
+        """The time of being kept of a job is over: it goes if it has ended, and only then."""
+        if job := self.pick(number):
+            has_ended = not job.queued.hget() and not self.is_held(job)
+            MachineJob.database.connection.zadd("jobs:expiring", {job.ident: 1})
+            self.worker(who)._expiring.trim()
+            assert has_ended == (job.pk.get() not in type(job).collection())
+            assert not MachineJob.database.connection.exists("jobs:expiring")
+
     @precondition(lambda self: self.running)
     @rule(number=picks)
     def vanish_between_error_and_requeue(self, number: int) -> None:
