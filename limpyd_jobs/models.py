@@ -619,10 +619,9 @@ class Job(BaseJobsModel):
     backoff: Any
     retry_on: Any
     no_retry_on: Any
-    keep_success: (
-        float | timedelta | str | None
-    )  # for how long the record of an ended job is kept; see docs/retention.md
-    keep_errors: float | timedelta | str | None  # also of a canceled one
+    # for how long the record is kept after the end, in seconds or like "1d"; `keep_errors` also of canceled jobs
+    keep_success: float | timedelta | str | None
+    keep_errors: float | timedelta | str | None
     save_result: bool | float | timedelta | str | None
     max_concurrency: int | None  # this and what follows: see docs/limits.md
     rate_limit: str | None
