@@ -11,6 +11,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 HERE = "-- (what scripts share)\n"  # in a function that needs more than the rest of its script, to be made only there
+END = "\nend\n"  # of that function
 PLAIN = set(string.ascii_letters + string.digits + ' _.:,-+{}[]()"')
 NAMES = tuple(sorted(path.stem for path in FOLDER.glob("[a-z]*.lua")))
 
@@ -54,14 +55,30 @@ def load(name: str, made_for: str = "") -> Script:
         FileNotFoundError: no transition has this name.
     """
     body = (FOLDER / f"{name}.lua").read_text(encoding="utf-8")
-    front, mark, rest = body.partition(HERE)
-    inner, end, tail = rest.partition("\nend\n")
-    outer_parts = _needed(front + tail)
-    inner_parts = {name: part for name, part in _needed(inner).items() if name not in outer_parts}
-    text = "".join([made_for, *outer_parts.values(), front, mark, *inner_parts.values(), inner, end, tail]).replace(
-        TIME, _time
-    )
+    text = (made_for + _filled(body, frozenset())).replace(TIME, _time)
     return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
+def _filled(code: str, known: frozenset[str]) -> str:
+    """Some code with the definitions that it needs in front, but for those that are known there.
+
+    In a function that is made where it is needed (see HERE), those that nothing else needs.
+    """
+    outer_parts = _needed(_outside(code), known)
+    known |= outer_parts.keys()
+    return "".join([*(_with_inside(part, known) for part in outer_parts.values()), _with_inside(code, known)])
+
+
+def _with_inside(code: str, known: frozenset[str]) -> str:
+    front, mark, rest = code.partition(HERE)
+    inner, end, tail = rest.partition(END)
+    return "".join([front, mark, _filled(inner, known), end, tail]) if mark else code
+
+
+def _outside(code: str) -> str:
+    """Some code without what is in a function that is made where it is needed."""
+    front, _, rest = code.partition(HERE)
+    return front + rest.partition(END)[2] if rest else code
 
 
 @cache
@@ -73,14 +90,14 @@ def _common() -> dict[str, str]:
     return {name[1]: part for name, part in zip(names, parts, strict=True) if name}
 
 
-def _needed(code: str) -> dict[str, str]:
+def _needed(code: str, known: frozenset[str]) -> dict[str, str]:
     """The definitions that some code uses, and those that they use."""
     needed: set[str] = set()
     words = _words(code)
     for name, part in reversed(_common().items()):  # what is used is defined before
-        if name in words:
+        if name in words and name not in known:
             needed.add(name)
-            words |= _words(part)
+            words |= _words(_outside(part))
     return {name: part for name, part in _common().items() if name in needed}
 
 

@@ -383,158 +383,203 @@ local function limits_of(recipe, text)
   return {key = limits.limit_key, most = most and most >= 1 and most or nil, rate = is_rate and rate or nil}
 end
 
-local function of_limit(namespace, key, part)
-  return namespace .. ':limit:' .. key .. ':' .. part
-end
+local kit  -- what is done with limits, made for the first job that has any
 
--- The key that makes it impossible to look at a limit, because something of another type is there; or nil.
-local function broken_limit(namespace, key)
-  local wanted = {zset = {namespace .. ':limits:due', of_limit(namespace, key, 'parked'), of_limit(namespace, key, 'held'),
-    of_limit(namespace, key, 'rate')}, hash = {namespace .. ':limits:jobs'}}
-  for kind, names in pairs(wanted) do
-    for _, name in ipairs(names) do
-      local found = redis.call('TYPE', name).ok
-      if found ~= kind and found ~= 'none' then return name end
+-- Functions, by their names.
+local function limits_kit()
+  if kit then return kit end
+-- (what scripts share)
+  local function of_limit(namespace, key, part)
+    return namespace .. ':limit:' .. key .. ':' .. part
+  end
+
+  -- The key that makes it impossible to look at a limit, because something of another type is there; or nil.
+  local function broken_limit(namespace, key)
+    local wanted = {zset = {namespace .. ':limits:due', of_limit(namespace, key, 'parked'), of_limit(namespace, key, 'held'),
+      of_limit(namespace, key, 'rate')}, hash = {namespace .. ':limits:jobs'}}
+    for kind, names in pairs(wanted) do
+      for _, name in ipairs(names) do
+        local found = redis.call('TYPE', name).ok
+        if found ~= kind and found ~= 'none' then return name end
+      end
+    end
+    return nil
+  end
+
+  -- What is noted of a job with limits, or nil: its `state`, the `key`; where it is parked, `rank` and `number`.
+  local function place_of(namespace, ident)
+    local text = redis.call('HGET', namespace .. ':limits:jobs', ident)
+    return text and cjson.decode(text) or nil
+  end
+
+  local function note_place(namespace, ident, place)
+    redis.call('HSET', namespace .. ':limits:jobs', ident, cjson.encode(place))
+  end
+
+  local function parked_name(place, ident)
+    return string.format('%016.0f', place.number) .. ' ' .. ident
+  end
+
+  -- Places end with leases. Should somebody have deleted those, look at some: at each once a second at most.
+  local function drop_dead_holders(namespace, held, current)
+    for _, ident in ipairs(redis.call('ZRANGEBYSCORE', held, '-inf', score(current - 1), 'LIMIT', 0, 10)) do
+      if redis.call('HEXISTS', namespace .. ':claims', ident) == 1 then
+        redis.call('ZADD', held, score(current), ident)
+      else
+        redis.call('ZREM', held, ident)
+        redis.call('HDEL', namespace .. ':limits:jobs', ident)
+      end
     end
   end
-  return nil
-end
 
--- What is noted of a job with limits, or nil: its `state`, the `key`; where it is parked, `rank` and `number`.
-local function place_of(namespace, ident)
-  local text = redis.call('HGET', namespace .. ':limits:jobs', ident)
-  return text and cjson.decode(text) or nil
-end
+  -- When to ask again whether a job with these limits may start, after `others`; nil: it may now.
+  local function refused_until(namespace, limits, others, current)
+    local held = of_limit(namespace, limits.key, 'held')
+    if limits.most and redis.call('ZCARD', held) + others >= limits.most then
+      drop_dead_holders(namespace, held, current)
+      if redis.call('ZCARD', held) + others >= limits.most then return current + LOOK_SECONDS end
+    end
+    if not limits.rate then return nil end
+    local count, seconds = limits.rate[1], limits.rate[2]
+    if others >= count then return current + math.min(seconds, LOOK_SECONDS) end
+    local at = count - 1 - others
+    local start = redis.call('ZREVRANGE', of_limit(namespace, limits.key, 'rate'), at, at, 'WITHSCORES')
+    local free_at = start[1] and tonumber(start[2]) + seconds
+    return free_at and free_at > current and free_at or nil
+  end
 
-local function note_place(namespace, ident, place)
-  redis.call('HSET', namespace .. ':limits:jobs', ident, cjson.encode(place))
-end
-
-local function parked_name(place, ident)
-  return string.format('%016.0f', place.number) .. ' ' .. ident
-end
-
--- Places end with leases. Should somebody have deleted those, look at some: at each once a second at most.
-local function drop_dead_holders(namespace, held, current)
-  for _, ident in ipairs(redis.call('ZRANGEBYSCORE', held, '-inf', score(current - 1), 'LIMIT', 0, 10)) do
-    if redis.call('HEXISTS', namespace .. ':claims', ident) == 1 then
-      redis.call('ZADD', held, score(current), ident)
+  -- A job that is leased by now starts: it holds a place until its lease ends, and its start counts.
+  local function take_place(namespace, ident, token, limits, current)
+    if limits.rate then
+      local starts = of_limit(namespace, limits.key, 'rate')
+      redis.call('ZADD', starts, 'GT', limits.rate[2], '')
+      redis.call('ZADD', starts, score(current), token)
+      local longest = tonumber(redis.call('ZSCORE', starts, ''))
+      for _, old in ipairs(redis.call('ZRANGEBYSCORE', starts, EPOCH, score(current - longest), 'LIMIT', 0, 10)) do
+        redis.call('ZREM', starts, old)
+      end
+      redis.call('PEXPIRE', starts, math.ceil(longest * 1000))
+    end
+    if limits.most then
+      redis.call('ZADD', of_limit(namespace, limits.key, 'held'), score(current), ident)
+      redis.call('HSET', namespace .. ':claims', '*' .. ident, '1')
+      note_place(namespace, ident, {state = 'held', key = limits.key})
     else
-      redis.call('ZREM', held, ident)
       redis.call('HDEL', namespace .. ':limits:jobs', ident)
     end
   end
-end
 
--- When to ask again whether a job with these limits may start, after `others`; nil: it may now.
-local function refused_until(namespace, limits, others, current)
-  local held = of_limit(namespace, limits.key, 'held')
-  if limits.most and redis.call('ZCARD', held) + others >= limits.most then
-    drop_dead_holders(namespace, held, current)
-    if redis.call('ZCARD', held) + others >= limits.most then return current + LOOK_SECONDS end
-  end
-  if not limits.rate then return nil end
-  local count, seconds = limits.rate[1], limits.rate[2]
-  if others >= count then return current + math.min(seconds, LOOK_SECONDS) end
-  local at = count - 1 - others
-  local start = redis.call('ZREVRANGE', of_limit(namespace, limits.key, 'rate'), at, at, 'WITHSCORES')
-  local free_at = start[1] and tonumber(start[2]) + seconds
-  return free_at and free_at > current and free_at or nil
-end
-
--- A job that is leased by now starts: it holds a place until its lease ends, and its start counts.
-local function take_place(namespace, ident, token, limits, current)
-  if limits.rate then
-    local starts = of_limit(namespace, limits.key, 'rate')
-    redis.call('ZADD', starts, 'GT', limits.rate[2], '')
-    redis.call('ZADD', starts, score(current), token)
-    local longest = tonumber(redis.call('ZSCORE', starts, ''))
-    for _, old in ipairs(redis.call('ZRANGEBYSCORE', starts, EPOCH, score(current - longest), 'LIMIT', 0, 10)) do
-      redis.call('ZREM', starts, old)
+  -- Put a job that may not start yet aside, behind those of its priority that were put there before; one that was called comes
+  -- where it was. It is *parked* until `call_parked` moves it to the head of its waiting list; then it is *called*, until it
+  -- starts: *held*, if it takes a place.
+  local function park(namespace, ident, queue, limits, current, look_at)
+    local parked = of_limit(namespace, limits.key, 'parked')
+    local place = place_of(namespace, ident) or {}
+    local priority = tonumber(redis.call('HGET', queue .. ':hash', 'priority') or 0) or 0
+    local rank = score(priority == priority and -priority or 0)
+    if not place.number then
+      local last = redis.call('ZREVRANGEBYSCORE', parked, rank, rank, 'LIMIT', 0, 1)[1]
+      place.number = math.max(math.floor(current * 1000000), last and tonumber(string.match(last, '^%d+')) + 1 or 0)
     end
-    redis.call('PEXPIRE', starts, math.ceil(longest * 1000))
+    local text = string.format('%.0f', place.number)
+    redis.call('ZADD', parked, rank, parked_name(place, ident))
+    note_place(namespace, ident, {state = 'parked', key = limits.key, number = text, queue = queue, limits = limits})
+    redis.call('ZADD', namespace .. ':limits:due', 'LT', score(look_at), limits.key)
   end
-  if limits.most then
-    redis.call('ZADD', of_limit(namespace, limits.key, 'held'), score(current), ident)
-    redis.call('HSET', namespace .. ':claims', '*' .. ident, '1')
-    note_place(namespace, ident, {state = 'held', key = limits.key})
-  else
-    redis.call('HDEL', namespace .. ':limits:jobs', ident)
+
+  -- The queue model and the name of the queue that a parked job goes back to; nil when it was deleted.
+  local function home_of(place)
+    local queue_model = string.match(place.queue, '^(.*):[^:]*$')
+    local name = queue_model and redis.call('HGET', place.queue .. ':hash', 'name')
+    if name then return queue_model, name end
   end
-end
 
--- Put a job that may not start yet aside, behind those of its priority that were put there before; one that was called comes
--- where it was. It is *parked* until `call_parked` moves it to the head of its waiting list; then it is *called*, until it
--- starts: *held*, if it takes a place.
-local function park(namespace, ident, queue, limits, current, look_at)
-  local parked = of_limit(namespace, limits.key, 'parked')
-  local place = place_of(namespace, ident) or {}
-  local priority = tonumber(redis.call('HGET', queue .. ':hash', 'priority') or 0) or 0
-  local rank = score(priority == priority and -priority or 0)
-  if not place.number then
-    local last = redis.call('ZREVRANGEBYSCORE', parked, rank, rank, 'LIMIT', 0, 1)[1]
-    place.number = math.max(math.floor(current * 1000000), last and tonumber(string.match(last, '^%d+')) + 1 or 0)
+  local function call_to_waiting(namespace, ident, place, queue_model, name)
+    redis.call('ZREM', of_limit(namespace, place.key, 'parked'), parked_name(place, ident))
+    note_place(namespace, ident, {state = 'called', key = place.key, number = place.number})
+    enter(namespace, queue_model, name, place.queue, ident, nil, true)
   end
-  local text = string.format('%.0f', place.number)
-  redis.call('ZADD', parked, rank, parked_name(place, ident))
-  note_place(namespace, ident, {state = 'parked', key = limits.key, number = text, queue = queue, limits = limits})
-  redis.call('ZADD', namespace .. ':limits:due', 'LT', score(look_at), limits.key)
-end
 
--- The queue model and the name of the queue that a parked job goes back to; nil when it was deleted.
-local function home_of(place)
-  local queue_model = string.match(place.queue, '^(.*):[^:]*$')
-  local name = queue_model and redis.call('HGET', place.queue .. ':hash', 'name')
-  if name then return queue_model, name end
-end
-
-local function call_to_waiting(namespace, ident, place, queue_model, name)
-  redis.call('ZREM', of_limit(namespace, place.key, 'parked'), parked_name(place, ident))
-  note_place(namespace, ident, {state = 'called', key = place.key, number = place.number})
-  enter(namespace, queue_model, name, place.queue, ident, nil, true)
-end
-
--- Move the first jobs that are parked under a key, and may start now, to the heads of their waiting lists: `most` of them.
--- What was parked for a queue that is deleted goes with it. Answers how many there were, and when to look at the others.
-local function call_parked(namespace, key, most)
-  local parked, current = of_limit(namespace, key, 'parked'), now()
-  local called, look_at = {}, nil
-  for _, entry in ipairs(redis.call('ZRANGE', parked, 0, most > 1 and MAX_LOOKS or 10)) do
-    if #called == most then
-      look_at = current
-      break
+  -- Move the first jobs that are parked under a key, and may start now, to the heads of their waiting lists: `most` of them.
+  -- What was parked for a queue that is deleted goes with it. Answers how many there were, and when to look at the others.
+  local function call_parked(namespace, key, most)
+    local parked, current = of_limit(namespace, key, 'parked'), now()
+    local called, look_at = {}, nil
+    for _, entry in ipairs(redis.call('ZRANGE', parked, 0, most > 1 and MAX_LOOKS or 10)) do
+      if #called == most then
+        look_at = current
+        break
+      end
+      local ident = string.match(entry, '^%d+ (.*)$')
+      local place = place_of(namespace, ident)
+      local queue_model, name
+      if place then queue_model, name = home_of(place) end
+      local refused = name and refused_until(namespace, place.limits, #called, current)
+      if name and broken_key(namespace, queue_model, name, place.queue, false) then refused = current + LOOK_SECONDS end
+      if refused then
+        look_at = math.min(look_at or refused, refused)
+      elseif name then
+        called[#called + 1] = {ident, place, queue_model, name}
+      else
+        redis.call('ZREM', parked, entry)
+        redis.call('HDEL', namespace .. ':limits:jobs', ident)
+      end
     end
-    local ident = string.match(entry, '^%d+ (.*)$')
+    for position = #called, 1, -1 do call_to_waiting(namespace, unpack(called[position])) end
+    if redis.call('EXISTS', parked) == 0 then redis.call('ZREM', namespace .. ':limits:due', key) end
+    return #called, look_at or current + LOOK_SECONDS
+  end
+
+  -- Look at some keys with parked jobs; answers how many may start.
+  local function call_keys(namespace, keys)
+    local due, current, found = namespace .. ':limits:due', now(), 0
+    for _, key in ipairs(keys) do
+      if found >= MAX_LOOKS then break end
+      local is_done, count, look_at = pcall(call_parked, namespace, key, MAX_LOOKS)
+      redis.call('ZADD', due, 'XX', score(is_done and look_at or current + LOOK_SECONDS), key)
+      found = found + (is_done and count or 0)
+    end
+    return found
+  end
+
+  -- A job that is parked, or was called, leaves that. Answers whether it was parked.
+  local function leave_parking(namespace, ident)
     local place = place_of(namespace, ident)
-    local queue_model, name
-    if place then queue_model, name = home_of(place) end
-    local refused = name and refused_until(namespace, place.limits, #called, current)
-    if name and broken_key(namespace, queue_model, name, place.queue, false) then refused = current + LOOK_SECONDS end
-    if refused then
-      look_at = math.min(look_at or refused, refused)
-    elseif name then
-      called[#called + 1] = {ident, place, queue_model, name}
+    if not place or place.state == 'held' then return false end
+    redis.call('HDEL', namespace .. ':limits:jobs', ident)
+    if place.state == 'called' then
+      pcall(call_parked, namespace, place.key, 1)
+      return false
+    end
+    local parked = of_limit(namespace, place.key, 'parked')
+    redis.call('ZREM', parked, parked_name(place, ident))
+    if redis.call('EXISTS', parked) == 0 then redis.call('ZREM', namespace .. ':limits:due', place.key) end
+    return true
+  end
+
+  -- The lease of a job that held a place ends: the next one may have it. One that `waits` again, at the head of its list, is
+  -- that itself.
+  local function free_place(namespace, ident, waits)
+    local place = place_of(namespace, ident)
+    if not place or place.state ~= 'held' then return end
+    redis.call('ZREM', of_limit(namespace, place.key, 'held'), ident)
+    if waits then
+      note_place(namespace, ident, {state = 'called', key = place.key, number = 0})
     else
-      redis.call('ZREM', parked, entry)
       redis.call('HDEL', namespace .. ':limits:jobs', ident)
+      call_parked(namespace, place.key, 1)
     end
   end
-  for position = #called, 1, -1 do call_to_waiting(namespace, unpack(called[position])) end
-  if redis.call('EXISTS', parked) == 0 then redis.call('ZREM', namespace .. ':limits:due', key) end
-  return #called, look_at or current + LOOK_SECONDS
+
+  kit = {broken_limit = broken_limit, refused_until = refused_until, take_place = take_place, park = park,
+    call_keys = call_keys, leave_parking = leave_parking, free_place = free_place}
+  return kit
 end
 
 -- Look at the parked jobs whose time has come; answers how many may start.
 local function call_due(namespace)
-  local due, current, found = namespace .. ':limits:due', now(), 0
-  local keys = redis.pcall('ZRANGEBYSCORE', due, '-inf', score(current), 'LIMIT', 0, MAX_LOOKS)
-  for _, key in ipairs(keys) do
-    if found >= MAX_LOOKS then break end
-    local is_done, count, look_at = pcall(call_parked, namespace, key, MAX_LOOKS)
-    redis.call('ZADD', due, 'XX', score(is_done and look_at or current + LOOK_SECONDS), key)
-    found = found + (is_done and count or 0)
-  end
-  return found
+  local keys = redis.pcall('ZRANGEBYSCORE', namespace .. ':limits:due', '-inf', score(now()), 'LIMIT', 0, MAX_LOOKS)
+  return keys[1] and limits_kit().call_keys(namespace, keys) or 0
 end
 
 -- When to look at parked jobs next, or nil.
@@ -544,32 +589,9 @@ local function next_look(namespace)
 end
 
 -- A job no longer waits for its start: it is moved, canceled or gone. Answers whether it was parked.
-local function leave_parking(namespace, ident)
-  local is_known, place = pcall(place_of, namespace, ident)
-  if not is_known or not place or place.state == 'held' then return false end
-  redis.call('HDEL', namespace .. ':limits:jobs', ident)
-  if place.state == 'called' then
-    pcall(call_parked, namespace, place.key, 1)
-    return false
-  end
-  local parked = of_limit(namespace, place.key, 'parked')
-  redis.call('ZREM', parked, parked_name(place, ident))
-  if redis.call('EXISTS', parked) == 0 then redis.call('ZREM', namespace .. ':limits:due', place.key) end
-  return true
-end
-
--- The lease of a job that held a place ends: the next one may have it. One that `waits` again, at the head of its list, is
--- that itself.
-local function free_place(namespace, ident, waits)
-  local place = place_of(namespace, ident)
-  if not place or place.state ~= 'held' then return end
-  redis.call('ZREM', of_limit(namespace, place.key, 'held'), ident)
-  if waits then
-    note_place(namespace, ident, {state = 'called', key = place.key, number = 0})
-  else
-    redis.call('HDEL', namespace .. ':limits:jobs', ident)
-    call_parked(namespace, place.key, 1)
-  end
+local function stop_waiting(namespace, ident)
+  local noted = redis.pcall('HEXISTS', namespace .. ':limits:jobs', ident)
+  return noted == 1 and limits_kit().leave_parking(namespace, ident)
 end
 
 -- What is of another type holds no ident.
@@ -581,7 +603,7 @@ end
 -- Take an ident out of wherever it waits, and say whether it was there. Jobs of version 2 do not say where: then look at
 -- the queues of their priority, then at all of them.
 local function leave_anywhere(namespace, queue_recipe, recipe, pk, ident)
-  if leave_parking(namespace, ident) then return true end
+  if stop_waiting(namespace, ident) then return true end
   local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'queue_key', 'priority', 'queued', 'status')
   if values[1] and leave(values[1], ident) > 0 then return true end
   if not values[3] and values[4] ~= 'w' and values[4] ~= 'd' then return false end
@@ -771,7 +793,7 @@ end
 local function drop_lease(namespace, ident, token, waits)
   redis.call('ZREM', namespace .. ':leases', ident)
   local removed = redis.call('HDEL', namespace .. ':claims', ident, token, '*' .. ident)
-  if removed > 2 then pcall(free_place, namespace, ident, waits) end  -- whatever is under the keys of its limit, its lease is over
+  if removed > 2 then pcall(limits_kit().free_place, namespace, ident, waits) end  -- whatever is under the keys of its limit, its lease is over
 end
 
 -- What jobs are added by: their class, and the queue by its name and priority.
@@ -1184,21 +1206,21 @@ local function claim_first(wanted)
     local index = status == 'w' and wanted.looks_around and (broken_index(recipe, 'status', 'w', 'r')
       or broken_index(recipe, 'status', 's', 'e') or broken_index(recipe, 'queued', '1')
       or expires and broken_index(recipe, 'status', 'c') or nil)
-    index = index or limits and broken_limit(namespace, limits.key)
+    index = index or limits and limits_kit().broken_limit(namespace, limits.key)
     if index then return {'BROKEN', waiting, index} end
     local starts = limits and status == 'w' and not (expires and expires <= now())
-    local look_at = starts and refused_until(namespace, limits, 0, now())
+    local look_at = starts and limits_kit().refused_until(namespace, limits, 0, now())
     if look_at then
-      park(namespace, ident, queue, limits, now(), look_at)
+      limits_kit().park(namespace, ident, queue, limits, now(), look_at)
       redis.call('LPOP', waiting)
       return nil, false, true
     end
     take_lease(namespace, ident, token, now() + (recipe.lease_seconds or wanted.lease_seconds))
     redis.call('LPOP', waiting)
     if starts then
-      take_place(namespace, ident, token, limits, now())
+      limits_kit().take_place(namespace, ident, token, limits, now())
     elseif limits then
-      leave_parking(namespace, ident)
+      stop_waiting(namespace, ident)
     end
     if expires and expires <= now() then
       write_fields(recipe, pk, {'status', 'cancel_reason', 'queue_key'}, {'c', 'expired', queue})
@@ -1215,7 +1237,7 @@ local function claim_first(wanted)
     return answer(ident, queue, name, recipe, values, status == 'w' and wanted.is_ahead), has_next
   end
   redis.call('LPOP', waiting)
-  leave_parking(namespace, ident)
+  stop_waiting(namespace, ident)
   if status == 'GONE' then return {status, ident, queue, name, next_due()} end
   if status ~= 'r' then write_fields(recipe, pk, {'queued'}, {false}) end
   note_end(namespace, recipe, pk, status, values[10], values[9])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from limpyd_jobs import STATUSES, Cancellation, Job, Queue, admin, recipes, transitions
+from limpyd_jobs import STATUSES, Cancellation, Job, Queue, admin, lua, recipes, transitions
 from limpyd_jobs.exceptions import LeaseLost
 from limpyd_jobs.utils import utcnow
 
@@ -617,3 +617,12 @@ def test_the_check_of_the_books_sees_what_is_wrong_with_a_limit() -> None:
     client().hdel("jobs:claims", f"*{first.ident}")
     assert [problem.kind for problem in admin.check()] == ["limit"]
     client().hset("jobs:claims", f"*{first.ident}", "1")
+
+
+@pytest.mark.parametrize("name", ["claim", "exchange", "fail", "finish"])
+def test_what_is_done_with_limits_is_made_for_jobs_that_have_some(name: str) -> None:
+    before, mark, after = lua.load(name).text.partition(lua.HERE)
+
+    assert mark
+    assert "function call_parked" not in before
+    assert "function call_parked" in after

@@ -298,6 +298,19 @@ class Books(RuleBasedStateMachine):
                 assert answer is Cancellation.CANCELED
                 assert (job.status.hget(), job.queued.hget()) == (STATUSES.CANCELED, None)
 
+    @rule(who=picks)
+    def fill_a_limit(self, who: int) -> None:
+        for identifier in "abcd":
+            self.add(MachineJob, identifier, "mail", 10, True, None, retries=LIMITS[0])
+        self.take(who, 4)
+        self.take(who, 4)
+
+    @rule()
+    def cancel_whom_a_limit_has_called(self) -> None:
+        places = MachineJob.database.connection.hgetall("jobs:limits:jobs")
+        for ident in [ident for ident, text in places.items() if json.loads(text)["state"] == "called"]:
+            Job.get_from_ident(ident).cancel()
+
     @rule(number=picks)
     def write_the_cancel(self, number: int) -> None:
         if job := self.pick(number, STATUSES.WAITING, STATUSES.DELAYED, STATUSES.RUNNING):
