@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import json
 import pickle
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from limpyd_jobs import STATUSES, Error, Job, Queue, Worker, admin
+from limpyd_jobs import STATUSES, Error, Job, Queue, Worker, admin, run_options, uniqueness
 from limpyd_jobs.exceptions import (
     ConfigurationException,
     InvalidArgument,
@@ -41,8 +42,10 @@ from limpyd_jobs.tasks import (
     registry,
     task,
 )
+from limpyd_jobs.tasks.options import CallOptions, TaskOptions
 from limpyd_jobs.workers import AsyncWorker
 
+from ..base import ROOT
 from ..workers.base import Log, client, work
 from . import sample_tasks as tasks
 
@@ -589,6 +592,20 @@ def test_a_result_is_packed_as_the_arguments() -> None:
     assert job.get_result() == b"xx"
 
 
+def test_the_record_of_a_call_is_kept_for_a_time_only() -> None:
+    kept, longer, failed = (
+        tasks.send.add("a"),
+        tasks.send.options(keep_success="7d").add("b"),
+        tasks.fail.add("KeyError"),
+    )
+
+    work(3)
+
+    seconds, _ = client().time()
+    days = [round((client().zscore("jobs:expiring", job.ident) - seconds) / 86400) for job in (kept, longer, failed)]
+    assert days == [1, 7, 30]
+
+
 @pytest.mark.parametrize("worker_class", [Worker, AsyncWorker])
 def test_the_result_of_a_job_can_be_an_argument_of_another(worker_class: type[Worker]) -> None:
     first, second = tasks.weigh.add(2), tasks.weigh.add(3)
@@ -824,3 +841,19 @@ def test_a_signature_with_wrong_arguments_is_refused() -> None:
 
 def test_there_is_no_current_job_outside() -> None:
     assert current_job() is None
+
+
+# --- What there is
+
+
+def test_what_can_be_said_of_a_job_can_be_said_of_a_call() -> None:
+    arguments = set(inspect.signature(Job.add_job).parameters) - {"queue_model", "fields_if_new"}
+
+    assert {*arguments, *run_options.NAMES, *uniqueness.NAMES} <= set(CallOptions.__annotations__)
+
+
+def test_the_chapter_has_each_option() -> None:
+    chapter = (ROOT / "docs" / "tasks.md").read_text().partition("\n## Options\n")[2].partition("\n## ")[0]
+    named = {name for line in chapter.splitlines() if line.startswith("| `") for name in re.findall(r"`(\w+)`", line)}
+
+    assert {*TaskOptions.__annotations__, "bind"} <= named
