@@ -15,7 +15,7 @@ PACKAGE = "limpyd_jobs"
 LAYERS: dict[str, list[str]] = {
     "words": ["exceptions", "statuses", "utils", "modules", "retries", "run_options", "outcomes", "version"],
     "store": ["lua", "wire", "database", "embedded", "aio", "recipes", "transitions", "additions", "fields"],
-    "models": ["models"],
+    "models": ["models", "workflows"],
     "work": ["workers", "admin"],
     "rooms": ["tasks", "scheduler", "service", "outbox", "data"],
     "doors": ["testing", "scripts"],
