@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, TypeAlias
 
-from . import recipes, run_options, transitions
+from . import recipes, run_options, transitions, uniqueness
 from .exceptions import InvalidArgument
 from .transitions import Added, Addition, Answer, Call, Delay, Hold, Subject, Target
 from .utils import compute_delayed_until, datetime_to_score, utcnow
 
 WRITTEN_BY_ADD = ("status", "queued", "delayed_until", "queue_key")
+NOT_REPLACED = (*WRITTEN_BY_ADD, "identifier", "priority", "added")  # of a queued job, by those of a new one
 CHUNK_JOBS = 500  # that one round trip adds: a few milliseconds of Redis' time
 CHUNK_CHARACTERS = 500_000  # of their values, at which a chunk is full, too
 OPTIONS = ("queue_name", "priority", "queue_model", "prepend", "delayed_for", "delayed_until", "after")
@@ -42,6 +43,7 @@ class Way:
         is_held: whether methods of the user place the jobs in the queue.
         is_queue_late: whether limpyd has to write some of a new queue, before it gets its first job.
         expires: of the class, for each new job.
+        uniqueness: of the class, where a call does not say.
     """
 
     model: Any
@@ -52,6 +54,7 @@ class Way:
     is_held: bool
     is_queue_late: bool
     expires: Any = None
+    uniqueness: Mapping[str, Any] = field(default_factory=dict)
 
     def with_run_options(self, fields_if_new: Mapping[str, Any], has_parents: bool = False) -> Mapping[str, Any]:
         """The further fields of a new job, where what is said of its runs is put together in one.
@@ -61,6 +64,8 @@ class Way:
         Raises:
             InvalidArgument: a value is not accepted.
         """
+        if self.uniqueness:
+            fields_if_new = {**self.uniqueness, **fields_if_new}
         if self.expires is None and not fields_if_new and not has_parents:
             return fields_if_new
         names = recipes.stored_run_options(self.model).intersection(fields_if_new)
@@ -80,7 +85,9 @@ class Way:
 
     def made_for(self, fields: Iterable[str]) -> str | None:
         """What add_alike.lua must know to add jobs with these further fields; None: they need an `addition` each."""
-        return None if self.is_held else recipes.alike(self.model, ("identifier", "added", *fields))
+        if self.is_held or not recipes.uniqueness_names(self.model).isdisjoint(fields):
+            return None
+        return recipes.alike(self.model, ("identifier", "added", *fields))
 
     def plain_call(
         self,
@@ -123,10 +130,13 @@ class Way:
         values = {"added": str(utcnow()), **fields_if_new, "identifier": identifier, "priority": self.target.priority}
         for name in WRITTEN_BY_ADD:
             values.pop(name, None)
+        asked = {name: values.pop(name) for name in recipes.uniqueness_names(self.model) if name in values}
         record = recipes.Record(self.model, values)
         if after:
             self.check_may_wait(record, prepend)
             record.come_after(after, policy_of(values))
+        if asked:
+            self.make_unique(record, asked, [name for name in fields_if_new if name in values])
         hold = Hold(os.urandom(8).hex()) if self.is_held or record.late else Hold()
         delay = to_delay(delayed_for, compute_delayed_until(delayed_for, delayed_until))
         addition = Addition(self.target, identifier, record.hash, record.sets, record.rest, bool(prepend), delay, hold)
@@ -146,6 +156,34 @@ class Way:
             )
         if prepend:
             raise InvalidArgument("prepend", prepend, "False for a job that comes after others")
+
+    def make_unique(self, record: recipes.Record, asked: Mapping[str, Any], given: Iterable[str]) -> None:
+        """Say in a record how its identifier is unique.
+
+        Args:
+            asked: options, see uniqueness.py.
+            given: the fields that the caller has given.
+        Raises:
+            InvalidArgument: a value is not accepted, or cannot be done for this class.
+        """
+        found = {name: uniqueness.check(name, value) for name, value in asked.items()}
+        seconds, choice = found.get("unique_for"), found.get("if_queued") or "keep"
+        if seconds is None and choice == "keep":
+            return
+        if choice == "replace":
+            pk_names = ("pk", self.model.get_field("pk").name)
+            kept = {*NOT_REPLACED, *pk_names}
+            replacement = record.replacement(name for name in given if name not in kept)
+        else:
+            replacement = None
+        record.be_unique(
+            {
+                "if_queued": choice,
+                "milliseconds": None if seconds is None else max(int(seconds * 1000), 1),
+                "once": os.urandom(8).hex() if choice in ("rerun", "raise") else "",
+                "replacement": replacement,
+            }
+        )
 
 
 def policy_of(values: Mapping[str, Any]) -> str:

@@ -172,16 +172,17 @@ class _Books:
     def _check_jobs(self, model: Any) -> Iterator[Problem]:
         names = ("status", "queued", "queue_key", "identifier")
         pks = sorted(self.pks[model])
-        queued: dict[str, str] = {}
+        queued: dict[tuple[str, bool], str] = {}
         hashes = self._ask("hmget", ((f"{model._name}:{pk}:hash", names) for pk in pks))
         for pk, (status, is_queued, queue_key, identifier) in zip(pks, hashes, strict=True):
             ident = f"{model.get_model_repr()}:{pk}"
             yield from self._check_job(ident, status, is_queued, queue_key)
             self.places.pop(ident, None)
             if is_queued and identifier is not None:
-                if identifier in queued:
-                    yield Problem("identifier", ident, f"{identifier!r} is queued already, as {queued[identifier]}")
-                queued[identifier] = ident
+                name = (identifier, status == "b")  # one may wait for the end of the one that runs
+                if name in queued:
+                    yield Problem("identifier", ident, f"{identifier!r} is queued already, as {queued[name]}")
+                queued[name] = ident
 
     def _check_job(
         self, ident: str, status: str | None, queued: str | None, queue_key: str | None
@@ -283,9 +284,9 @@ class _Books:
         return found
 
     def _check_keys(self) -> Iterator[Problem]:
-        self.owned |= {f"{self.namespace}:{name}" for name in ("models", "leases", "claims", "followups")}
-        done = f"{self.namespace}:done:"
-        self.owned |= {key for key in self.keys if key.startswith(done) and self.client.ttl(key) != -1}
+        self.owned |= {f"{self.namespace}:{name}" for name in ("models", "tasks", "leases", "claims", "followups")}
+        expiring = tuple(f"{self.namespace}:{kind}:" for kind in ("done", "unique"))
+        self.owned |= {key for key in self.keys if key.startswith(expiring) and self.client.ttl(key) != -1}
         for model in self.models:
             self.owned |= {f"{model._name}:{name}" for name in ("collection", "max_pk", "last_queued")}
             names = ["hash", *(name for name in model._fields if name not in model._instancehash_fields)]

@@ -2,20 +2,31 @@
 
     LimpydJobsException
     ├── ConfigurationException      a worker or a model is set up in a way that cannot work
+    │   └── TaskAlreadyDefined      two functions are tasks of one name
     ├── InvalidArgument             (also ValueError) a value was given that is not accepted
-    │   └── InvalidDatabaseURL      a database was named in a way that cannot be read
+    │   ├── InvalidDatabaseURL      a database was named in a way that cannot be read
+    │   ├── NotSerializable         an argument or a result has something in it that cannot be stored
+    │   └── TooLarge                an argument or a result takes more room than it may
     ├── DatabaseException           the server cannot be used
     │   ├── ServerTooOld            it runs, but lacks what our scripts need
     │   └── EmbeddedServerError     the private server cannot be started
     ├── JobNotInStatus              the transition does not start from the job's status
     ├── JobAlreadyQueued            another job with the identifier is queued
     ├── JobAlreadyExists            (also limpyd's UniquenessError) the primary key or a unique value is taken
+    ├── JobFailed                   the result of a job was asked for, and it failed
+    │   └── JobCanceled             it was canceled
     ├── JobClassError               an ident names a class that cannot be used
     ├── JobProcessDied              the process in which the job was isolated ended before the job
     ├── LeaseLost                   the job belongs to another worker by now
+    ├── NoResult                    the result of a job was asked for, and there is none
+    │   └── ResultNotStored         the job ended well, but what it answered could not be stored
+    ├── NotDecodable                a stored argument or result is not what its serializer writes
     ├── QueueDeleted                the job was to be given back to a queue that is gone
     ├── Retry                       raised by a job: try it again, later
+    ├── TaskNotFound                nothing has a task of this name
+    ├── WaitTimeout                 (also TimeoutError) not all jobs that one waits for have ended in time
     ├── WorkerLost                  the job was given back too often: each worker that ran it was lost
+    ├── WrongArguments              (also TypeError) a task cannot be called with these arguments
     └── WrongKeyType                something else is in Redis under a key of ours
 
     JobTimeout                      (a BaseException) the job has run for longer than it may
@@ -27,6 +38,7 @@ What concerns a missing record stays limpyd's own `DoesNotExist`.
 from __future__ import annotations
 
 import signal
+from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -67,6 +79,62 @@ class InvalidDatabaseURL(InvalidArgument):
         LimpydJobsException.__init__(self, f"Invalid database {shown!r}: {reason}")
 
 
+class TaskAlreadyDefined(ConfigurationException):
+    """Two functions are tasks of one name."""
+
+    def __init__(self, name: str, first: str, second: str) -> None:
+        self.name, self.first, self.second = name, first, second
+        super().__init__(f"There are two tasks {name!r}: {first} and {second}: give one another `name`")
+
+
+class TaskNotFound(LimpydJobsException):
+    """A task is asked for that is not there: in this process, or with `verify` among what workers have registered."""
+
+    def __init__(self, name: str, near: Sequence[str] = (), reason: str = "") -> None:
+        self.name, self.near, self.reason = name, tuple(near), reason
+        hint = f": did you mean {' or '.join(map(repr, near))}?" if near else ""
+        super().__init__(f"There is no task {shorten(name)}{reason and f' ({reason})'}{hint}")
+
+
+class WrongArguments(LimpydJobsException, TypeError):
+    """A task cannot be called with these arguments; nothing was written."""
+
+    def __init__(self, task: str, signature: str, reason: str) -> None:
+        self.task, self.signature, self.reason = task, signature, reason
+        super().__init__(f"Wrong arguments for the task {task}{signature}: {reason}")
+
+
+class NotSerializable(InvalidArgument):
+    """An argument or a result has something in it that cannot be stored; nothing was written.
+
+    Attributes:
+        steps: the way to it: `("arguments", ".users", "[3]")`; `argument` is that as one text.
+        kind: the name of its class.
+    """
+
+    def __init__(self, steps: tuple[str, ...], kind: str, reason: str) -> None:
+        self.steps, self.kind, self.reason = steps, kind, reason
+        self.argument, self.value, self.accepted = "".join(steps), kind, "something that can be stored"
+        LimpydJobsException.__init__(self, f"{self.argument}: {kind} cannot be stored: {reason}")
+
+    def without_step(self, place: int) -> NotSerializable:
+        """The same error with a shorter way, for a container that the user did not write."""
+        return NotSerializable((*self.steps[:place], *self.steps[place + 1 :]), self.kind, self.reason)
+
+
+class TooLarge(InvalidArgument):
+    """An argument or a result takes more room than it may; nothing was written.
+
+    Attributes:
+        size, limit: in bytes.
+    """
+
+    def __init__(self, argument: str, size: int, limit: int) -> None:
+        self.argument, self.value, self.accepted = argument, size, f"{limit} bytes at most"
+        self.size, self.limit = size, limit
+        LimpydJobsException.__init__(self, f"{argument}: {size} bytes are too many, {limit} at most can be stored")
+
+
 class DatabaseException(LimpydJobsException):
     """The Redis server cannot be used."""
 
@@ -92,11 +160,18 @@ class JobNotInStatus(LimpydJobsException):
 
 
 class JobAlreadyQueued(LimpydJobsException):
-    """Another job with the identifier of this one is queued, and one at most may be; nothing was written."""
+    """Another job with the identifier of this one is queued, and one at most may be; nothing was written.
 
-    def __init__(self, ident: str, queued_ident: str) -> None:
-        self.ident, self.queued_ident = ident, queued_ident
-        super().__init__(f"Unable to queue {ident}: {queued_ident} is queued with the same identifier")
+    Attributes:
+        is_queued: False: the other one has ended, and its identifier is unique for longer.
+    """
+
+    def __init__(self, ident: str, queued_ident: str, is_queued: bool = True) -> None:
+        self.ident, self.queued_ident, self.is_queued = ident, queued_ident, is_queued
+        how = (
+            "is queued with the same identifier" if is_queued else "has the same identifier, which is unique for longer"
+        )
+        super().__init__(f"Unable to queue {ident}: {queued_ident} {how}")
 
 
 class JobAlreadyExists(LimpydJobsException, UniquenessError):
@@ -109,6 +184,39 @@ class JobClassError(LimpydJobsException):
     def __init__(self, ident: str, reason: str) -> None:
         self.ident, self.reason = ident, reason
         super().__init__(f"Unable to find the job class of {shorten(ident)}: {reason}")
+
+
+class JobFailed(LimpydJobsException):
+    """The result of a job was asked for, and it failed.
+
+    Attributes:
+        type, message, traceback, code: of its last Error; None for what is not known, as when no Error was saved.
+    """
+
+    def __init__(
+        self,
+        ident: str,
+        type: str | None = None,
+        message: str | None = None,
+        traceback: str | None = None,
+        code: str | None = None,
+    ) -> None:
+        self.ident, self.type, self.message, self.traceback, self.code = ident, type, message, traceback, code
+        known = ": ".join(text for text in (type, message) if text)
+        super().__init__(f"{ident} failed" + (f" with {known}" if known else ", and no Error of it is saved"))
+
+
+class JobCanceled(JobFailed):
+    """The result of a job was asked for, and it was canceled.
+
+    Attributes:
+        reason: its `cancel_reason`; None when it has none.
+    """
+
+    def __init__(self, ident: str, reason: str | None) -> None:
+        super().__init__(ident, type(self).__name__, reason)
+        self.reason = reason
+        self.args = (f"{ident} was canceled" + (f": {reason}" if reason not in (None, "canceled") else ""),)
 
 
 class JobProcessDied(LimpydJobsException):
@@ -132,12 +240,44 @@ class LeaseLost(LimpydJobsException):
         super().__init__(f"The lease of {ident} is lost: its end is not recorded by this worker")
 
 
+class NotDecodable(LimpydJobsException):
+    """What is stored as an argument or a result is not what its serializer writes."""
+
+    def __init__(self, text: str, reason: str) -> None:
+        self.text, self.reason = shorten(text), reason
+        super().__init__(f"Unable to decode {self.text}: {reason}")
+
+
+class WaitTimeout(LimpydJobsException, TimeoutError):
+    """Not all jobs that one waits for have ended in time.
+
+    Attributes:
+        missing: how many have not. count: of so many.
+    """
+
+    def __init__(self, missing: int, count: int) -> None:
+        self.missing, self.count = missing, count
+        super().__init__(f"{missing} of {count} jobs have not ended in time")
+
+
 class WorkerLost(LimpydJobsException):
     """Each worker that ran the job died, or lost its lease; it is not tried again."""
 
     def __init__(self, ident: str, times: int) -> None:
         self.ident, self.times = ident, times
         super().__init__(f"{ident} is not given back any more: {times} times its worker died, or lost the lease")
+
+
+class NoResult(LimpydJobsException):
+    """The result of a job was asked for, and there is none: it has not ended, nothing was saved, or it expired."""
+
+    def __init__(self, ident: str, reason: str) -> None:
+        self.ident, self.reason = ident, reason
+        super().__init__(f"There is no result of {ident}: {reason}")
+
+
+class ResultNotStored(NoResult):
+    """The job ended well, but what it answered could not be stored."""
 
 
 class QueueDeleted(LimpydJobsException):

@@ -36,7 +36,11 @@ class Loaded:
     def __init__(self, values: Mapping[str, str], thread: int) -> None:
         self.values = dict(values)
         self._thread = thread
-        self._old = {"status"}  # what others write meanwhile, and what this process has written since
+        self._old = {
+            "status",
+            "follow_up",
+            "progress",
+        }  # what others write meanwhile, and what this process has written since
 
     def knows(self, *names: str) -> bool:
         """Can these be read here, by who asks?"""
@@ -80,6 +84,18 @@ class CancelReasonField(InstanceHashField):
     """Holds why a job is CANCELED. A field of the name `cancel_reason` that is none of these is left alone."""
 
     holds_cancel_reason = True
+
+
+class ProgressField(InstanceHashField):
+    """Holds how far a job has come, as JSON (see outcomes.py). Another field of this name is left alone."""
+
+    holds_progress = True
+
+
+class SavedResultField(limpyd_fields.StringField):
+    """Holds what a job answered (see outcomes.py), in a key of its own, which may expire."""
+
+    holds_saved_result = True
 
 
 class FollowUpField(InstanceHashField):

@@ -12,8 +12,9 @@ import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import ContextVar
 from dataclasses import fields as dataclass_fields
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -27,7 +28,7 @@ from limpyd.contrib.related import RelatedModel
 from limpyd.exceptions import DoesNotExist
 from redis.exceptions import RedisError, ResponseError
 
-from . import aio, recipes, run_options, transitions
+from . import aio, recipes, run_options, transitions, waiting
 from .additions import (
     OPTIONS,
     AddedJobs,
@@ -46,9 +47,12 @@ from .exceptions import (
     ConfigurationException,
     DatabaseException,
     InvalidArgument,
+    JobCanceled,
     JobClassError,
+    JobFailed,
     JobNotInStatus,
     LimpydJobsException,
+    NoResult,
 )
 from .fields import (
     CancelReasonField,
@@ -56,7 +60,9 @@ from .fields import (
     FollowUpField,
     InstanceHashField,
     Loaded,
+    ProgressField,
     RunOptionsField,
+    SavedResultField,
     WorkflowField,
     Writes,
     needs_limpyd,
@@ -64,6 +70,7 @@ from .fields import (
     write,
 )
 from .modules import allowed_modules, is_dotted_name
+from .outcomes import Progress, Track, progress_text, read_progress, read_result, result_text, total_of
 from .retries import Retries
 from .statuses import STATUSES, Cancellation
 from .transitions import Added, Addition, Changes, Claim, Delay, Hold, Subject, Target
@@ -80,6 +87,7 @@ __all__ = ["STATUSES", "BaseJobsModel", "Error", "Job", "LimpydJobsException", "
 
 
 T = TypeVar("T")
+NOT_GIVEN: Any = object()
 LONGEST_PK = 1000
 TELL_AGAIN_SECONDS = 60
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -111,6 +119,13 @@ class _UnsentEnds(threading.local):
 
 
 unsent_ends = _UnsentEnds()
+
+running_job: ContextVar[Any] = ContextVar("running_job", default=None)  # set by whoever runs a job, around it alone
+
+
+def current_job() -> Any:
+    """The job that runs here: in this thread, this coroutine, or this process of an isolated job; None outside."""
+    return running_job.get()
 
 
 class _Patience:
@@ -152,7 +167,10 @@ class BaseJobsModel(RelatedModel):
             raise AttributeError(f"{cls.__name__!r} object has no attribute {name!r}")
         if name == "pk" and name not in cls._fields:
             return getattr(self, cls._redis_attr_pk.name)
-        field = _copied(getattr(cls, f"_redis_attr_{name}"))
+        return self._attached_field(name)
+
+    def _attached_field(self, name: str) -> Any:
+        field = _copied(getattr(type(self), f"_redis_attr_{name}"))
         field._attach_to_instance(self)
         self.__dict__[name] = field
         return field
@@ -488,6 +506,26 @@ class Queue(BaseJobsModel):
         return [(ident, _missing(ident)) for ident in gone] + failures
 
 
+class _GivingWay:
+    """A method or a property of ours that gives way to a field of its name, which a subclass may have had before."""
+
+    def __init__(self, ours: Any) -> None:
+        self._ours = ours
+        self.__doc__ = ours.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: Any, owner: Any) -> Any:
+        if instance is not None and self._name in owner._fields:
+            return instance._attached_field(self._name)
+        return self._ours.__get__(instance, owner)
+
+
+def _giving_way(ours: T) -> T:
+    return cast(T, _GivingWay(ours))
+
+
 def _number(text: str | None) -> float:
     try:
         return float(text or 0)
@@ -552,6 +590,8 @@ class Job(BaseJobsModel):
     recoveries = InstanceHashField()  # how often the lease lapsed while it ran, or may have
     cancel_reason = CancelReasonField()  # "canceled", "expired", or what `cancel` was told
     run_options = RunOptionsField()  # what `add_job` was told of its runs, as JSON; read it with `run_option`
+    progress = ProgressField()  # how far it has come, as JSON; written by `update`, read by `get_progress`
+    saved_result = SavedResultField()  # what it answered, see outcomes.py; read it with `get_result`
     follow_up = FollowUpField()  # who is to be told of its end: `w`, those who wait for it; `c`, jobs that wait for it
     workflow = WorkflowField(indexable=True)  # the id of the workflow that it was added with
     parents = EdgesField()  # idents of the jobs that it comes after
@@ -564,6 +604,7 @@ class Job(BaseJobsModel):
     isolate: bool | None = None  # in a process of its own; what the worker says when None
     lease_seconds: float | None = None  # the worker's own when None
     max_recoveries: int | None = None  # the worker's own when None
+    result_serializer = "json"  # of what it answers, if that is saved: a name, see serializers.py
     retry_for: float = 5  # how long a producer tries again while Redis cannot be used, in seconds
 
     # Options of the runs, where `add_job` does not say; without them the worker's own hold (see docs/retries.md). They
@@ -576,6 +617,15 @@ class Job(BaseJobsModel):
     retry_on: Any
     no_retry_on: Any
     if_parent_fails: str | None  # `cancel` (the default), `run` or `wait`: see docs/workflows.md
+    keep_success: (
+        float | timedelta | str | None
+    )  # for how long the record of an ended job is kept; see docs/retention.md
+    keep_errors: float | timedelta | str | None  # also of a canceled one
+    save_result: bool | float | timedelta | str | None
+
+    # How an identifier is unique, where `add_job` does not say (see docs/uniqueness.md).
+    unique_for: float | timedelta | None
+    if_queued: str | None
 
     # What this process knows from the transition that gave it the job; not stored.
     _claim: Claim | None = None
@@ -588,8 +638,12 @@ class Job(BaseJobsModel):
     _is_ahead = False  # claimed ahead: it is WAITING in Redis
     _ends_later = False
     _trace: str | None = None  # of an error in another process
+    _is_coroutine: bool | None = None  # does `run` give a coroutine? None: that is to be seen from `run` itself
+    _outer: Any = None  # what `running_job` was before, for a job that comes from an AsyncConsumer
     _handed: Any = None  # how to tell the end of a job to the AsyncConsumer that it came from
     _loaded: Loaded | None = None  # the fields, as the worker of an event loop has read them
+    _extra = ""  # what is to be stored with its success, see transitions.End
+    _lost_result: str | None = None  # why its result did not come out of the process in which it was isolated
     _note_begun: Callable[[], None] | None = None  # to be called before the job moves itself
     _began: datetime | None = None
     _said: tuple[str, dict[str, Any]] = ("", {})  # the text of `run_options` that was read last, and what it says
@@ -674,9 +728,11 @@ class Job(BaseJobsModel):
         if self._handed is None:
             raise LimpydJobsException("`async with` is for jobs that come from an AsyncConsumer")
         self._handed.enter()
+        self._outer = running_job.set(self)
         return self
 
     async def __aexit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        running_job.reset(self._outer)
         return bool(await self._handed.leave(error))
 
     def _knowledge(self) -> tuple[Any, ...]:
@@ -753,12 +809,14 @@ class Job(BaseJobsModel):
             after: a job, an ident, or an iterable of these: it enters its queue when all of them have ended well; until
                 then it is BLOCKED. What it does if one of them fails, `if_parent_fails` says: see docs/workflows.md.
             fields_if_new: further fields of a new job, and options of its runs (`job_timeout`, `expires`,
-                `requeue_times`, `requeue_delay_delta`, `backoff`, `retry_on`, `no_retry_on`: see docs/retries.md);
-                ignored when it exists.
+                `requeue_times`, `requeue_delay_delta`, `backoff`, `retry_on`, `no_retry_on`: see docs/retries.md;
+                `save_result`: see docs/results.md; `keep_success`, `keep_errors`: see docs/retention.md);
+                ignored when it exists. `unique_for` and `if_queued` say how the identifier is unique: see
+                docs/uniqueness.md.
         Raises:
             LimpydJobsException: no queue name.
             InvalidArgument: a value is not accepted. JobAlreadyExists: a unique value is taken. WrongKeyType: something
-                else is under the keys of the queue. Nothing was written.
+                else is under the keys of the queue. JobAlreadyQueued: `if_queued="raise"`. Nothing was written.
         Redis: add.lua.
         """
         way = cls._way(queue_model, queue_name, priority)
@@ -910,7 +968,8 @@ class Job(BaseJobsModel):
         target, record = queue_model._target(name, priority)
         is_late = bool(record and record.late)
         is_held, expires = cls._has_own_placing(queue_model), recipes.class_run_options(model).get("expires")
-        way = Way(model, queue_model, name, target, cls._class_subject(), is_held, is_late, expires)
+        unique = recipes.class_uniqueness(model)
+        way = Way(model, queue_model, name, target, cls._class_subject(), is_held, is_late, expires, unique)
         if len(_ways) >= MAX_WAYS:
             _ways.clear()
         return _ways.setdefault(key, way)
@@ -934,6 +993,15 @@ class Job(BaseJobsModel):
     def run(self, queue: Any) -> Any:
         """Do it. Override this; what it returns goes to `job_success` of the worker, and to `on_success`."""
         raise NotImplementedError("You must implement your own action")
+
+    @classmethod
+    def worker_started(cls) -> None:
+        """Called in each process where a worker starts, on each class that has its own. Does nothing."""
+
+    def _own_isolate(self) -> bool | None:
+        """Is it to run in a process of its own? None: what the worker says."""
+        own = type(self).isolate
+        return own if isinstance(own, bool) else None
 
     @property
     def must_be_cancelled_on_error(self) -> bool:
@@ -989,6 +1057,7 @@ class Job(BaseJobsModel):
                 logger.warning("The field run_options of %s cannot be read, and is ignored: %r", self.ident, text[:100])
         return self._said[1]
 
+    @_giving_way
     def cancel(self, reason: str | None = None, queue_model: Any = None) -> Cancellation:
         """See to it that the job is not run.
 
@@ -1034,6 +1103,145 @@ class Job(BaseJobsModel):
         if recipes.has_edges(model) and "c" in (self.follow_up.hget() or ""):
             _tell_children(model, self.queue_model.namespace or "", self.ident)
         return super().delete()
+
+    @_giving_way
+    def wait(self, timeout: float | timedelta | None = None, until: str = "done") -> bool:
+        """Wait until the job has ended. Returns whether it has; see `limpyd_jobs.waiting.wait_all`.
+
+        Args:
+            timeout: in seconds, or a timedelta; None: without end.
+            until: "started": until it runs, or has ended.
+        Raises:
+            InvalidArgument: a value is not accepted. LimpydJobsException: the job runs here, and waits for itself.
+        Redis: watch.lua.
+        """
+        return waiting.wait_all([self], timeout, until)
+
+    @_giving_way
+    async def await_until(self, until: str = "done", timeout: float | timedelta | None = None) -> bool:
+        """As `wait`, for a coroutine: `await job.await_until("done", timeout=5)`."""
+        return await waiting.await_all([self], timeout, until)
+
+    def _state(self) -> str:
+        """Its status in a word: "waiting", "delayed", "running", "success", "error", "canceled".
+
+        Raises:
+            DoesNotExist: the record is gone.
+        """
+        status = self.status.hget()
+        if status is None:
+            raise DoesNotExist(f"No job found with ident {self.ident}")
+        return STATUSES.by_value(status, status).lower()
+
+    state: str = cast(Any, _GivingWay(property(_state)))
+
+    @_giving_way
+    def update(self, percent: float | None = None, note: str | None = None) -> bool:
+        """Say how far the job has come: from its run, or from wherever it is done.
+
+        What is None stays as it was said before. All of it is forgotten when the job is put in a queue again, or given
+        back.
+
+        Args:
+            percent: 0 to 100.
+            note: what it does, for people.
+        Returns:
+            False when nothing was written, because this process runs the job no more, or its record is gone.
+        Raises:
+            InvalidArgument: a value is not accepted. LimpydJobsException: the class has a field `progress` of its own.
+        Redis: update.lua.
+        """
+        return bool(self._send(self._update_call(percent, note), self.retry_for))
+
+    async def aupdate(self, percent: float | None = None, note: str | None = None) -> bool:
+        """As `update`, for a coroutine."""
+        return await self._asend(self._update_call(percent, note), self.retry_for)
+
+    def _update_call(self, percent: float | None, note: str | None) -> transitions.Call[bool]:
+        if not recipes.has_progress(type(self)):
+            raise LimpydJobsException(f"{type(self).__name__} has a field progress of its own, where nothing is noted")
+        claim = self._claim or self._last_claim
+        namespace, text = self._get_queue_model().namespace or "", progress_text(percent, note)
+        return transitions.update(namespace, self._subject(), claim.token if claim else "", text)
+
+    def get_progress(self) -> Progress | None:
+        """How far the job has come; None when it has not said."""
+        return read_progress(self.progress.hget()) if recipes.has_progress(type(self)) else None
+
+    async def aget_progress(self) -> Progress | None:
+        """As `get_progress`, for a coroutine."""
+        client: Any = await aio.async_connection(self.database)
+        return read_progress(await client.hget(self.key, "progress")) if recipes.has_progress(type(self)) else None
+
+    @_giving_way
+    def track(self, items: Iterable[T] | AsyncIterable[T], total: int | None = None) -> Track[T]:
+        """The same items, for a loop that is reported as the percentage of the job: `for user in job.track(users)`.
+
+        A few times a second at most, and at the end. `async for` takes both kinds of iterables.
+
+        Args:
+            total: how many there are; the length of the iterable when None.
+        Raises:
+            InvalidArgument: there is neither.
+        """
+        return Track(items, total_of(items, total), self.update, self.aupdate)
+
+    def get_result(self, default: Any = NOT_GIVEN, annotation: Any = Any, error_model: Any = None) -> Any:
+        """What the job answered, if that is saved; see docs/results.md.
+
+        Args:
+            default: for a job that has not ended, or whose result was not saved or has expired.
+            annotation: a type hint; it makes a dataclass of a dict again, and so on (see serializers.restore).
+            error_model: in which the errors of the job are; Error when None.
+        Raises:
+            JobFailed: the job failed; with what its last Error says. JobCanceled: it was canceled.
+            NoResult: there is none, and no default. ResultNotStored: the job ended well, but its result could not be
+                stored; also with a default.
+            NotDecodable: something else was written there. InvalidArgument: no serializer here reads it.
+        """
+        replies = self._patiently(lambda client: self._ask_for_result(client).execute(), 0)
+        return self._result_of(replies, default, annotation, error_model)
+
+    async def aget_result(self, default: Any = NOT_GIVEN, annotation: Any = Any, error_model: Any = None) -> Any:
+        """As `get_result`, for a coroutine."""
+        client: Any = await aio.async_connection(self.database)
+        replies = await self._ask_for_result(client).execute()
+        if replies[0][0] == STATUSES.ERROR:  # its Error is read by limpyd
+            return await asyncio.to_thread(self._result_of, replies, default, annotation, error_model)
+        return self._result_of(replies, default, annotation, error_model)
+
+    def _ask_for_result(self, client: Any) -> Any:
+        pipeline = client.pipeline(transaction=False)
+        pipeline.hmget(self.key, "status", "queued", "cancel_reason")
+        if recipes.has_saved_result(type(self)):
+            pipeline.get(self.saved_result.key)
+        return pipeline
+
+    def _result_of(self, replies: list[Any], default: Any, annotation: Any, error_model: Any) -> Any:
+        status, queued, reason = replies[0]
+        text = replies[1] if len(replies) > 1 else None
+        if status == STATUSES.SUCCESS and text is not None:
+            return read_result(self.ident, text, annotation)
+        if status == STATUSES.ERROR and not queued:
+            raise self._failure(Error if error_model is None else error_model)
+        if status == STATUSES.CANCELED and not queued:
+            raise JobCanceled(self.ident, reason if recipes.has_cancel_reason(type(self)) else None)
+        if default is not NOT_GIVEN:
+            return default
+        if status == STATUSES.SUCCESS:
+            raise NoResult(self.ident, "it was not saved (see save_result), or has expired")
+        raise NoResult(self.ident, "its record is gone" if status is None else "it has not ended")
+
+    def _failure(self, error_model: Any) -> JobFailed:
+        """What its last Error says."""
+        found = error_model.collection(job_model_repr=self.get_model_repr(), job_pk=self.pk.get())
+        pks = sorted(found, key=lambda pk: (len(pk), pk))
+        values = error_model.from_pk(pks[-1]).hmget("type", "message", "traceback", "code") if pks else ()
+        return JobFailed(self.ident, *values)
+
+    def _result_text(self, value: Any) -> str:
+        """What is stored of its result; raises LimpydJobsException when that cannot be."""
+        return result_text(value, self.result_serializer)
 
     @property
     def duration(self) -> timedelta | None:

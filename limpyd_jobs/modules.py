@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from importlib import import_module
 from importlib.util import find_spec
+from pkgutil import iter_modules
+from typing import Any
 
 from .exceptions import ConfigurationException
 
 ANY = "*"
+TASKS = f"{__package__}.tasks.models"  # ours: it imports nothing of a job's but what is allowed
 
 
 class AllowedModules:
@@ -24,7 +28,7 @@ class AllowedModules:
     """
 
     def __init__(self) -> None:
-        self.names: set[str] = set()
+        self.names: set[str] = {TASKS}
         self.directories: set[str] = set()
 
     def add(self, names: str | Iterable[str]) -> None:
@@ -59,6 +63,41 @@ class AllowedModules:
 
 def _is_below(path: str, directory: str) -> bool:
     return os.path.abspath(path).startswith(os.path.join(directory, ""))
+
+
+def import_all(option: str, names: str | Iterable[str]) -> list[str]:
+    """Import modules, and all that is in packages among them but programs (`__main__`).
+
+    Args:
+        option: that has named them, for errors.
+        names: dotted names as a list, or in strings with commas.
+    Returns:
+        The names that were given, as a list.
+    Raises:
+        ConfigurationException: a name that no module can have, or what its import raises.
+    """
+    texts: list[Any] = list(names) if isinstance(names, Iterable) and not isinstance(names, (str, bytes)) else [names]
+    given = [text.split(",") if isinstance(text, str) else [text] for text in texts if text]
+    found = [part.strip() if isinstance(part, str) else part for parts in given for part in parts]
+    for name in found:
+        if not (isinstance(name, str) and is_dotted_name(name)):
+            raise ConfigurationException(
+                f"Invalid {option}: {name!r}: must be the dotted name of a module or a package"
+            )
+    for name in found:
+        _import_below(option, name)
+    return found
+
+
+def _import_below(option: str, name: str) -> None:
+    try:
+        module = import_module(name)
+    except (Exception, SystemExit) as error:  # the modules are the user's: they can raise anything, and can be programs
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigurationException(f"Unable to import {name!r}, of {option}: {reason}") from error
+    for found in iter_modules(getattr(module, "__path__", ()), f"{name}."):
+        if not found.name.endswith(".__main__"):
+            _import_below(option, found.name)
 
 
 def parse_modules(names: str | Iterable[str]) -> list[str]:

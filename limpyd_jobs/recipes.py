@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -20,7 +20,7 @@ from limpyd.contrib.indexes import MultiIndexes
 from limpyd.fields import FieldLock
 from limpyd.indexes import BaseIndex, EqualIndex, NumberRangeIndex, TextRangeIndex
 
-from . import lua, run_options
+from . import lua, run_options, uniqueness
 from .exceptions import ConfigurationException, InvalidArgument
 from .statuses import STATUSES
 
@@ -152,6 +152,7 @@ def job_recipe(model: Any) -> str:
     for name, value in options.items():
         check_job_option(model.__name__, name, value)
     class_run_options(model)  # checked as soon as the class is used
+    class_uniqueness(model)
     given = {name: value for name, value in options.items() if value is not None}
     if not has_run_options(model):
         given["has_own_run_options"] = True
@@ -161,6 +162,10 @@ def job_recipe(model: Any) -> str:
         given["has_own_follow_up"] = True
     if not has_edges(model):
         given["has_own_edges"] = True
+    if not has_progress(model):
+        given["has_own_progress"] = True
+    if not has_saved_result(model):
+        given["has_own_saved_result"] = True
     return json.dumps({**json.loads(recipe(model, TRANSITION_FIELDS)), **given}, sort_keys=True)
 
 
@@ -179,6 +184,16 @@ def has_follow_up(model: Any) -> bool:
     return model.has_field("follow_up") and hasattr(model.get_field("follow_up"), "holds_follow_up")
 
 
+def has_progress(model: Any) -> bool:
+    """As `has_run_options`, for `progress`: a field that is the user's own is not written."""
+    return model.has_field("progress") and hasattr(model.get_field("progress"), "holds_progress")
+
+
+def has_saved_result(model: Any) -> bool:
+    """As `has_run_options`, for `saved_result`: no result is saved where that is a field of the user's own."""
+    return model.has_field("saved_result") and hasattr(model.get_field("saved_result"), "holds_saved_result")
+
+
 @cache
 def has_edges(model: Any) -> bool:
     """As `has_run_options`, for what says which jobs come after which."""
@@ -191,7 +206,8 @@ def stored_run_options(model: Any) -> frozenset[str]:
     """The options of a run that `add_job` takes, and stores, for a class of jobs: those that are no fields of it."""
     if not has_run_options(model):
         return frozenset()
-    return frozenset(name for name in run_options.NAMES if not model.has_field(name))
+    names = frozenset(name for name in run_options.NAMES if not model.has_field(name))
+    return names if has_saved_result(model) else names - {"save_result"}
 
 
 @cache
@@ -201,17 +217,39 @@ def class_run_options(model: Any) -> dict[str, Any]:
     Raises:
         ConfigurationException: a value is not accepted.
     """
-    found = {}
-    for name in run_options.NAMES:
-        value = inspect.getattr_static(model, name, None)
-        if value is not None and not model.has_field(name) and not hasattr(type(value), "__get__"):
-            found[name] = run_options.check_on(model.__name__, name, value)
+    found = _class_options(model, run_options.NAMES, run_options.check_on)
+    if found.get("save_result") and not has_saved_result(model):
+        raise ConfigurationException(
+            f"Invalid {model.__name__}.save_result: it is stored in the field saved_result, which {model.__name__}"
+            " declares for something else"
+        )
     if "expires" in found and not has_run_options(model):
         raise ConfigurationException(
             f"Invalid {model.__name__}.expires: it is stored in the field run_options, which {model.__name__} declares"
             " for something else"
         )
     return found
+
+
+def _class_options(model: Any, names: Iterable[str], check_on: Callable[[str, str, Any], Any]) -> dict[str, Any]:
+    found = {}
+    for name in names:
+        value = inspect.getattr_static(model, name, None)
+        if value is not None and not model.has_field(name) and not hasattr(type(value), "__get__"):
+            found[name] = check_on(model.__name__, name, value)
+    return found
+
+
+@cache
+def class_uniqueness(model: Any) -> dict[str, Any]:
+    """What a class of jobs says of how an identifier is unique. Raises ConfigurationException."""
+    return _class_options(model, uniqueness.NAMES, uniqueness.check_on)
+
+
+@cache
+def uniqueness_names(model: Any) -> frozenset[str]:
+    """The options of uniqueness that `add_job` takes for a class of jobs: those that are no fields of it."""
+    return frozenset(name for name in uniqueness.NAMES if not model.has_field(name))
 
 
 def guessed_job_recipe(job_model: Any, namespace: str, model_repr: str) -> str:
@@ -635,6 +673,28 @@ class Record:
             policy: what it does if one of them fails.
         """
         self._rest.update(after=list(parents), policy=policy)
+
+    def be_unique(self, asked: Mapping[str, Any]) -> None:
+        """Say how its identifier is unique, in the words of add.lua."""
+        self._rest["uniqueness"] = asked
+
+    def replacement(self, names: Iterable[str]) -> dict[str, Any]:
+        """What gives some fields of another record the values of this one, in the words of add.lua.
+
+        Raises:
+            InvalidArgument: a script cannot do that to one of these fields.
+        """
+        in_hash, keys = [], []
+        for name in names:
+            field = self.model.get_field(name)
+            if isinstance(field, limpyd_fields.InstanceHashField):
+                in_hash.append(name)
+            elif name not in self.late and not field._indexes:
+                keys.append(name)
+            else:
+                raise InvalidArgument("if_queued", "replace", f"something else: {name!r} is indexed, and in no hash")
+        indexes = json.loads(recipe(self.model, tuple(in_hash)))["indexes"]
+        return {"names": in_hash, "indexes": indexes, "keys": keys}
 
     def write_late(self, instance: Any) -> None:
         """Write what the script left to limpyd."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from .exceptions import ConfigurationException, InvalidArgument
 from .retries import NO_LIMIT, exception_names, parse_backoff, seconds_of
-from .utils import check_datetime, datetime_to_score
+from .utils import check_datetime, datetime_to_score, parse_keep
 
 
 def _timeout(argument: str, value: Any) -> float:
@@ -48,6 +48,22 @@ def _policy(argument: str, value: Any) -> str:
     return str(value)
 
 
+def _saving(argument: str, value: Any) -> bool | float:
+    accepted = "True, False, or a duration of more than 0: seconds, a timedelta, or like 45s, 30m, 12h, 7d, 2w"
+    if isinstance(value, bool):
+        return value
+    if value in ("yes", "no"):  # of the command line
+        return bool(value == "yes")
+    try:
+        kept = parse_keep(argument, value) if isinstance(value, str) else value
+        seconds = seconds_of(argument, kept)
+    except InvalidArgument:
+        raise InvalidArgument(argument, value, accepted) from None
+    if not seconds:
+        raise InvalidArgument(argument, value, accepted)
+    return seconds
+
+
 # How the value of each is checked and made uniform.
 CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "expires": _expiry,
@@ -58,6 +74,7 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "retry_on": exception_names,
     "no_retry_on": exception_names,
     "if_parent_fails": _policy,
+    "save_result": _saving,
 }
 NAMES = tuple(CHECKS)
 FIELD = "run_options"
@@ -67,7 +84,8 @@ def check(argument: str, value: Any) -> Any:
     """The value of an option in its uniform kind.
 
     Seconds for `job_timeout` and `requeue_delay_delta`, a timedelta (from the adding on) or a naive UTC datetime for
-    `expires`, a `retries.Backoff`, names of exceptions.
+    `expires`, a `retries.Backoff`, names of exceptions; for `save_result` False, True (for as long as the record) or
+    seconds.
 
     Raises:
         InvalidArgument: it is not accepted.

@@ -459,6 +459,8 @@ def _read_added(reply: Reply) -> Added:
     if kind == "FAILED":
         raise ResponseError(text)
     _has_parents(reply)
+    if kind == "QUEUED":
+        raise JobAlreadyQueued(f"a job with the identifier {reply[2]!r}", text, is_queued=reply[3] == "1")
     _not_taken(reply, "job")
     return Added(kind, text, _changes(reply[2:]) if len(reply) > 2 else ())
 
@@ -709,11 +711,27 @@ def _taken(reply: Reply, token: str, worker: str, start: str) -> Taken:
 
 
 class End(NamedTuple):
-    """A success to be recorded; `start` is '' unless the job was claimed ahead."""
+    """A success to be recorded.
+
+    Attributes:
+        start: '' unless the job was claimed ahead.
+        extra: what is stored with it, as `extra_text` makes it; '' for nothing.
+    """
 
     held: Claim
     start: str
     end: str
+    extra: str = ""
+
+
+def extra_text(result: str, result_seconds: float | None) -> str:
+    """What is stored with a success, for its `End`.
+
+    Args:
+        result: what the job answered, as outcomes.result_text makes it.
+        result_seconds: for how long; None: for as long as its record.
+    """
+    return _json({"result": result, "result_seconds": result_seconds})
 
 
 class Exchanged(NamedTuple):
@@ -763,8 +781,8 @@ def exchange(
     """
     namespace, queue_model, worker, lease_seconds, max_recoveries, by_keys, names = caller
     last = [*names]
-    for held, begun, end in ends:
-        last += (held.ident, held.token, held.queue_key, begun, end)
+    for held, begun, end, extra in ends:
+        last += (held.ident, held.token, held.queue_key, begun, end, extra)
     if keys or broken:
         last += [*keys, *broken]
     args: dict[str, str | Sequence[str]] = {
@@ -823,8 +841,12 @@ def _seconds(text: str) -> float | None:
     return float(text) if text and text != "?" else None
 
 
-def finish(namespace: str, held: Claim, end: str) -> Call[Ended]:
-    """Record the success of a job. Raises LeaseLost on reading."""
+def finish(namespace: str, held: Claim, end: str, extra: str = "") -> Call[Ended]:
+    """Record the success of a job. Raises LeaseLost on reading.
+
+    Args:
+        extra: as of an `End`.
+    """
     args = {
         "namespace": namespace,
         "ident": held.ident,
@@ -832,6 +854,7 @@ def finish(namespace: str, held: Claim, end: str) -> Call[Ended]:
         "worker": held.worker,
         "queue": held.queue_key,
         "end": end,
+        "extra": extra,
     }
 
     def read(reply: Reply) -> Ended:
@@ -898,6 +921,22 @@ def begin(namespace: str, held: Claim, start: str) -> Call[Ended]:
         return Ended(kind, changes=_changes(reply[1:]))
 
     return Call("begin", _keys(namespace), args, read)
+
+
+def update(namespace: str, subject: Subject, token: str, progress: str) -> Call[bool]:
+    """Note how far a job has come. Answers whether that is written: not when the job is gone, or held by another.
+
+    Args:
+        progress: as outcomes.progress_text makes it.
+    """
+    args = {
+        "namespace": namespace,
+        "ident": f"{subject.repr}:{subject.pk}",
+        "key": subject.key,
+        "token": token,
+        "progress": progress,
+    }
+    return Call("update", _keys(namespace), args, lambda reply: bool(reply[0] == "OK"))
 
 
 def skip(namespace: str, held: Claim) -> Call[Ended]:
@@ -1030,6 +1069,21 @@ def renew(namespace: str, held: Iterable[Claim], asks_canceled: bool = False) ->
         "idents_tokens_and_seconds": triples,
     }
     return Call("renew", _keys(namespace), args, read)
+
+
+def watch(namespace: str, hashes_and_marks: Iterable[tuple[str, bool]]) -> Call[list[tuple[str, str]]]:
+    """Ask to be told of the ends of jobs. Answers of each its state, ENDED, GONE, RUNNING or OPEN, and its `end`.
+
+    Args:
+        hashes_and_marks: of each job the key of its hash, and whether its field `follow_up` is ours.
+    """
+
+    def read(reply: Reply) -> list[tuple[str, str]]:
+        return list(zip(reply[::2], reply[1::2], strict=True))
+
+    flat = [text for key, is_ours in hashes_and_marks for text in (key, "1" if is_ours else "0")]
+    args: dict[str, str | Sequence[str]] = {"namespace": namespace, "hashes_and_marks": flat}
+    return Call("watch", _keys(namespace), args, read)
 
 
 def reject(namespace: str, queue_key: str, ident: str, record: str, end: str, recipe: str = "") -> Call[Ended]:

@@ -14,9 +14,12 @@
 --   jobs:doorbell:queue:<name>   list: one item for each thing that a waiting worker may want to look at
 --   jobs:job:last_queued         hash: identifier -> pk of the job queued last, where `identifier` has no plain index, or
 --                                hundreds of records
---   jobs:job:<pk>:events         channel: `status r` when a job begins that somebody waits for, `status s`, e or c at its end
+--   jobs:unique:<class>:<identifier>   string: pk of the job that has the identifier, as long as it is unique; expires
+--   jobs:job:<pk>:events         channel: `status r` when a job begins that somebody waits for, `status s`, e or c at its end;
+--                                `update {"percent":40,...}` when it says how far it has come
 
 local NOTHING = {}
+local RERUN = '\0rerun'  -- after an identifier: of the job that is to run after the one that is queued
 local MAX_RINGS = 100
 local DONE_SECONDS = 3600
 local MANY_RECORDS = 1000  -- of one identifier, and that are queued
@@ -158,14 +161,15 @@ local function broken_index(recipe, field, old, new)
 end
 
 -- Write several fields of a record, hash and indexes; false deletes. `names` and `values` have the same length.
--- `known`: what they are, if the caller has just read it. A `cancel_reason` that is a field of the user's own is left alone.
+-- `known`: what they are, if the caller has just read it. What is a field of the user's own is left alone, where it may be.
+local MAY_BE_OWN = {cancel_reason = 'has_own_cancel_reason', progress = 'has_own_progress'}
 local function write_fields(recipe, pk, names, values, known)
   local hash = recipe.key .. ':' .. pk .. ':hash'
   local old = known or redis.call('HMGET', hash, unpack(names))
   local sets, deletes = {}, {}
   for position, name in ipairs(names) do
     local value = values[position]
-    if value ~= old[position] and not (name == 'cancel_reason' and recipe.has_own_cancel_reason) then
+    if value ~= old[position] and not (MAY_BE_OWN[name] and recipe[MAY_BE_OWN[name]]) then
       reindex(recipe, pk, name, old[position], value)
       if value then
         sets[#sets + 1] = name
@@ -551,36 +555,44 @@ local function equal_index(recipe, field)
   return index and index[1] == 'equal' and index[2]
 end
 
--- The primary key of the job with this identifier that is queued, or nil. Where the identifier has no plain index, the
--- last one that a script queued is remembered; so it is where both sets are too large to be intersected each time.
+-- The lower one of two primary keys, of which one may be nil.
+local function lower(found, pk)
+  return (not found or (tonumber(pk) or 0) < (tonumber(found) or 0)) and pk or found
+end
+
+-- The primary key of the job with this identifier that is queued, or nil; and of the one that is BLOCKED to run after it,
+-- if there is one. Where the identifier has no plain index, those that a script queued last are remembered; so they are
+-- where both sets are too large to be intersected each time.
 local function find_queued(recipe, identifier)
   local by_identifier, by_queued = equal_index(recipe, 'identifier'), equal_index(recipe, 'queued')
   local are_large = by_identifier and by_queued and redis.call('SCARD', by_identifier .. identifier) > MANY_RECORDS
     and redis.call('SCARD', by_queued .. '1') > MANY_RECORDS
-  local last = (not by_identifier or are_large) and redis.call('HGET', recipe.key .. ':last_queued', identifier)
+  local last = (not by_identifier or are_large)
+    and redis.call('HMGET', recipe.key .. ':last_queued', identifier, identifier .. RERUN)
   local candidates
-  if last or not by_identifier then
-    candidates = {last or nil}
+  if last and (last[1] or last[2]) or not by_identifier then
+    candidates = {last[1] or last[2] or nil, last[1] and last[2] or nil}
   elseif by_queued then
     candidates = redis.call('SINTER', by_identifier .. identifier, by_queued .. '1')
   else
     candidates = redis.call('SMEMBERS', by_identifier .. identifier)
   end
-  local found
+  local found, blocked
   for position = 1, #candidates do
     local pk = candidates[position]
-    local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'queued', 'identifier')
-    local is_queued = values[1] == '1' and values[2] == identifier
-    if is_queued and (not found or (tonumber(pk) or 0) < (tonumber(found) or 0)) then found = pk end
+    local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'queued', 'identifier', 'status')
+    if values[1] == '1' and values[2] == identifier then
+      if values[3] == 'b' then blocked = lower(blocked, pk) else found = lower(found, pk) end
+    end
   end
-  return found
+  return found or blocked, found and blocked
 end
 
 -- Half as many as are needed for this to be asked for: so it is right by then.
-local function note_queued(recipe, identifier, pk)
+local function note_queued(recipe, identifier, pk, is_rerun)
   local by_identifier = equal_index(recipe, 'identifier')
   if not by_identifier or redis.call('SCARD', by_identifier .. identifier) > MANY_RECORDS / 2 then
-    redis.call('HSET', recipe.key .. ':last_queued', identifier, pk)
+    redis.call('HSET', recipe.key .. ':last_queued', is_rerun and identifier .. RERUN or identifier, pk)
   end
 end
 
@@ -596,12 +608,21 @@ local function end_expired(namespace, queue_recipe, recipe, pk)
   return true
 end
 
+-- As `find_queued`, once those that have expired have been ended.
+local function live_queued(namespace, queue_recipe, recipe, identifier)
+  local found, rerun = find_queued(recipe, identifier)
+  if found and end_expired(namespace, queue_recipe, recipe, found) then
+    found, rerun = rerun and not end_expired(namespace, queue_recipe, recipe, rerun) and rerun or nil, nil
+  end
+  return found, rerun
+end
+
 -- Another job that is queued under the identifier of this one, or nil; else this one is about to be: remember it.
 local function rival_of(namespace, queue_recipe, recipe, pk)
   local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'identifier', 'queued')
   if not values[1] or values[2] == '1' then return nil end
-  local found = find_queued(recipe, values[1])
-  if found and found ~= pk and not end_expired(namespace, queue_recipe, recipe, found) then return found end
+  local found = live_queued(namespace, queue_recipe, recipe, values[1])
+  if found and found ~= pk then return found end
   note_queued(recipe, values[1], pk)
   return nil
 end
@@ -719,13 +740,85 @@ local function write_edges(key, ident, standing, children)
   if not standing.failed then add_all(key .. ':waits_for', standing.waits_for) end
 end
 
-local function try_to_add(way, job)
-  local recipe = way.recipe
-  local existing = find_queued(recipe, job.identifier)
-  if existing and not end_expired(way.namespace, way.queue_recipe, recipe, existing) then
-    return raise_or_move(way, job, existing)
+-- The job that has the identifier for longer than it is queued, or nil: one that was canceled, or deleted, has not.
+local function unique_holder(way, identifier)
+  local pk = redis.call('GET', way.namespace .. ':unique:' .. way.repr .. ':' .. identifier)
+  local values = pk and redis.call('HMGET', way.recipe.key .. ':' .. pk .. ':hash', 'status', 'identifier')
+  return values and values[1] and values[1] ~= 'c' and values[2] == identifier and pk or nil
+end
+
+local function note_unique(way, identifier, pk, asked)
+  if type(asked.milliseconds) == 'number' then
+    local key = way.namespace .. ':unique:' .. way.repr .. ':' .. identifier
+    redis.call('SET', key, pk, 'PX', string.format('%.0f', asked.milliseconds))
   end
-  local record = job.rest == '' and {} or cjson.decode(job.rest)
+  if asked.once and asked.once ~= '' then
+    redis.call('SET', way.namespace .. ':done:' .. asked.once, pk, 'EX', DONE_SECONDS)
+  end
+end
+
+-- What keeps a queued job from getting the values of a new one, as the reply to give; or nil, and what to write.
+local function replacement_of(way, job, pk, record)
+  local wanted, known, values, unique = record.uniqueness.replacement, {}, {}, {}
+  for position, name in ipairs(wanted.names) do
+    values[position] = text_of(job.texts, name) or false
+    known[position] = redis.call('HGET', way.recipe.key .. ':' .. pk .. ':hash', name)
+    for _, rule in ipairs(record.unique or NOTHING) do
+      if rule[1] == name and values[position] ~= known[position] then unique[#unique + 1] = rule end
+    end
+  end
+  local recipe = {key = way.recipe.key, repr = way.repr, indexes = wanted.indexes}
+  for position, name in ipairs(wanted.names) do
+    local broken = broken_index(recipe, name, known[position], values[position])
+    if broken then return {'BROKEN', broken} end
+  end
+  local conflict = taken({unique = unique})
+  if conflict then return {'TAKEN', conflict} end
+  return nil, {recipe = recipe, names = wanted.names, values = values, known = known, keys = set_of(wanted.keys, 1, #wanted.keys)}
+end
+
+local function replace_fields(pk, record, new)
+  if #new.names > 0 then write_fields(new.recipe, pk, new.names, new.values, new.known) end
+  for name in pairs(new.keys) do redis.call('DEL', new.recipe.key .. ':' .. pk .. ':' .. name) end
+  for _, command in ipairs(record.commands or NOTHING) do
+    if new.keys[command[2]] then
+      redis.call(command[1], new.recipe.key .. ':' .. pk .. ':' .. command[2], unpack(command, 3))
+    end
+  end
+end
+
+-- The answer to a new job whose identifier is queued already; nil when it is to run after that one.
+local function meet(way, job, record, pk, rerun)
+  local asked = record.uniqueness or NOTHING
+  if asked.if_queued == 'raise' then return {'QUEUED', way.repr .. ':' .. pk, job.identifier, '1'} end
+  if asked.if_queued ~= 'replace' and asked.if_queued ~= 'rerun' then return raise_or_move(way, job, pk) end
+  local holder = redis.call('HGET', way.namespace .. ':claims', way.repr .. ':' .. pk)
+  local status = redis.call('HGET', way.recipe.key .. ':' .. pk .. ':hash', 'status')
+  local has_begun = status == 'r' or holder and holder ~= job.token
+  if asked.if_queued == 'rerun' then
+    if has_begun then return rerun and {'EXISTING', rerun} or nil end
+    return raise_or_move(way, job, pk)
+  end
+  local refusal, new
+  if not has_begun and status ~= 'c' then refusal, new = replacement_of(way, job, pk, record) end
+  if refusal then return refusal end
+  local reply = raise_or_move(way, job, pk)
+  if not new or (reply[1] ~= 'MOVED' and reply[1] ~= 'EXISTING') then return reply end
+  replace_fields(pk, record, new)
+  return {reply[1], pk, unpack(changed)}
+end
+
+local function try_to_add(way, job)
+  local recipe, record = way.recipe, job.rest == '' and {} or cjson.decode(job.rest)
+  local asked = record.uniqueness or NOTHING
+  local once = asked.once and asked.once ~= '' and redis.call('GET', way.namespace .. ':done:' .. asked.once)
+  if once then return {'NEW', once} end  -- a repeated call
+  local existing, rerun = live_queued(way.namespace, way.queue_recipe, recipe, job.identifier)
+  local answer = existing and meet(way, job, record, existing, rerun)
+  if answer then return answer end
+  local holder = not existing and type(asked.milliseconds) == 'number' and unique_holder(way, job.identifier)
+  if holder and asked.if_queued == 'raise' then return {'QUEUED', way.repr .. ':' .. holder, job.identifier, '0'} end
+  if holder then return {'EXISTING', holder} end
   record.key, record.hash, record.sets = recipe.key, job.texts, job.sets
   local conflict = taken(record)
   if conflict then return {'TAKEN', conflict} end
@@ -736,6 +829,7 @@ local function try_to_add(way, job)
   if not queue then return refusal end
   local pk = create(record)
   note_queued(recipe, job.identifier, pk)
+  note_unique(way, job.identifier, pk, asked)
   if standing then write_edges(recipe.key .. ':' .. pk, way.repr .. ':' .. pk, standing) end
   if standing and not standing.is_free then
     local failed = standing.failed
@@ -796,10 +890,10 @@ local function give_back(namespace, queue_model, recipe, pk, ident, token)
   if broken_key(namespace, owner, name, queue) then return 'BROKEN' end
   local due = status == 'd' and (parse_date(values[4]) or now() + 60)
   if due and due > now() then
-    write_fields(recipe, pk, {'delayed_until'}, {format_date(due)})
+    write_fields(recipe, pk, {'delayed_until', 'progress'}, {format_date(due), false})
     enter(namespace, owner, name, queue, ident, due)
   else
-    write_fields(recipe, pk, {'status', 'start', 'end', 'delayed_until'}, {'w', false, false, false})
+    write_fields(recipe, pk, {'status', 'start', 'end', 'delayed_until', 'progress'}, {'w', false, false, false, false})
     enter(namespace, owner, name, queue, ident, nil, true)
   end
   drop_lease(namespace, ident, token)
@@ -829,9 +923,23 @@ local function due_time(kind, value)
   return math.min(wanted, LAST_SECOND)
 end
 
+-- What a job answered, beside its record; what it answered before is replaced, and forgotten when it begins anew.
+local function save_result(recipe, pk, result, seconds)
+  local key = recipe.key .. ':' .. pk .. ':saved_result'
+  if type(seconds) == 'number' then
+    redis.call('SET', key, result, 'PX', string.format('%.0f', math.max(seconds * 1000, 1)))
+  else
+    redis.call('SET', key, result)
+  end
+end
+
+local function forget_result(recipe, pk)
+  if not recipe.has_own_saved_result then redis.call('DEL', recipe.key .. ':' .. pk .. ':saved_result') end
+end
+
 -- Record the success of a job; see finish.lua. `start` is '' when its record says that it runs. With `steps`, what is to be
 -- remembered of it is left to the caller.
-local function record_success(namespace, ident, token, worker, queue, start, ended, steps)
+local function record_success(namespace, ident, token, worker, queue, start, ended, extra, steps)
   local holder = token ~= '' and redis.call('HGET', namespace .. ':claims', ident)
   if token == '' or holder ~= token then  -- else this step cannot be recorded yet: it would have dropped the lease
     local state = guard(namespace, ident, token, worker, '/finish')
@@ -846,7 +954,7 @@ local function record_success(namespace, ident, token, worker, queue, start, end
     drop_lease(namespace, ident, token)
     return {'GONE'}
   end
-  local has_to_begin = start ~= '' and status ~= 'r'
+  local has_to_begin, more = start ~= '' and status ~= 'r', extra ~= '' and cjson.decode(extra)
   if status == 'c' or status == 'd' then
     if has_to_begin then write_fields(recipe, pk, {'start', 'tries'}, {start, next_count(old_tries)}) end
     return {'CHANGED', status}
@@ -858,6 +966,7 @@ local function record_success(namespace, ident, token, worker, queue, start, end
     write_fields(recipe, pk, {'status', 'end', 'queued', 'start', 'tries'},
       {'s', ended, false, start, next_count(old_tries)}, values)
   end
+  if more and more.result then save_result(recipe, pk, more.result, more.result_seconds) end
   drop_lease(namespace, ident, token)
   local length, keep = push_history(queue, 'success', ident)
   if steps then steps[#steps + 1] = token .. '/finish' else mark_done(namespace, token, worker, '/finish') end

@@ -31,10 +31,11 @@ register(namespace, repr, ARGV[3])
 if holder then drop_lease(namespace, ident, token) else leave_anywhere(queue_recipe, recipe, pk, ident) end
 if status == 's' or status == 'e' then
   write_fields(recipe, pk, {'start', 'end', 'recoveries', 'cancel_reason'}, {false, false, false, false})
+  if status == 's' then forget_result(recipe, pk) end
   if not holder then forget_past_expiry(recipe, pk) end
 end
 if status ~= 'c' then status = due and 'd' or 'w' end
-write_fields(recipe, pk, {'status', 'queued', 'delayed_until', 'queue_key'},
-  {status, '1', due and format_date(due) or false, queue})
+write_fields(recipe, pk, {'status', 'queued', 'delayed_until', 'queue_key', 'progress'},
+  {status, '1', due and format_date(due) or false, queue, false})
 enter(namespace, queue_recipe.key, name, queue, ident, due, prepend)
 return {'OK', unpack(changed)}

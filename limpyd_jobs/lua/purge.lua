@@ -39,8 +39,8 @@ end
 
 local function forget_queued(job)
   local last = job.key .. ':last_queued'
-  if job.identifier and redis.call('HGET', last, job.identifier) == job.pk then
-    redis.call('HDEL', last, job.identifier)
+  for _, name in ipairs(job.identifier and {job.identifier, job.identifier .. RERUN} or NOTHING) do
+    if redis.call('HGET', last, name) == job.pk then redis.call('HDEL', last, name) end
   end
 end
 

@@ -50,8 +50,8 @@ elseif values[3] then
   leave_anywhere(queue_recipe, recipe, pk, ident)  -- somebody wrote ERROR on a job that waits
 end
 write_fields(recipe, pk, {'status', 'queued', 'priority', 'delayed_until', 'queue_key', 'start', 'end', 'recoveries',
-  'cancel_reason'},
-  {due and 'd' or 'w', '1', priority, due and format_date(due) or false, queue, false, false, false, false})
+  'cancel_reason', 'progress'},
+  {due and 'd' or 'w', '1', priority, due and format_date(due) or false, queue, false, false, false, false, false})
 if not holder then forget_past_expiry(recipe, pk) end
 if hold ~= '' then
   take_lease(namespace, ident, hold, now() + lease_seconds)

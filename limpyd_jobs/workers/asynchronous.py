@@ -353,7 +353,7 @@ class AsyncWorker(Worker):
 
     async def _load(self, jobs: list[Any]) -> None:
         """Bring the fields of jobs along, so that their coroutines read them without waiting for Redis."""
-        jobs = [job for job in jobs if job._claim is not None and self._runs_coroutine(job)]
+        jobs = [job for job in jobs if job._claim is not None and self._needs_fields(job)]
         if not jobs:
             return
         pipeline = self._client.pipeline(transaction=False)
@@ -363,8 +363,15 @@ class AsyncWorker(Worker):
             for job, values in zip(jobs, await pipeline.execute(), strict=True):
                 job._loaded = Loaded(values, threading.get_ident())
 
+    def _needs_fields(self, job: Any) -> bool:
+        """Also for one whose fields say whether it is a coroutine."""
+        return type(job)._is_coroutine is not None or self._runs_coroutine(job)
+
     def _runs_coroutine(self, job: Any) -> bool:
-        return is_async(job.run) if self._runs_jobs else self._is_callback_async
+        if not self._runs_jobs:
+            return self._is_callback_async
+        said = job._is_coroutine
+        return is_async(job.run) if said is None else bool(said)
 
     def _start_task(self, queue: Any, job: Any) -> None:
         self.num_loops += 1

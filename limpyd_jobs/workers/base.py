@@ -21,7 +21,7 @@ from typing import Any
 from .. import recipes, run_options
 from ..exceptions import ConfigurationException, InvalidArgument
 from ..models import MAX_MESSAGE, Error, Job, Queue, class_name, printable, shortened
-from ..modules import allowed_modules, is_dotted_name
+from ..modules import allowed_modules, import_all, is_dotted_name
 from ..retries import Retries
 from ..statuses import STATUSES
 from ..utils import get_delta, parse_keep, utcnow
@@ -35,6 +35,7 @@ FLUSH_SECONDS = 1.0  # for what is left to be logged, before a process ends at o
 MAX_PREFETCH = 1000
 MAX_THREADS = 1000  # each claims a job in the same call of a script
 LOGGER_METHODS = (logging.Logger.callHandlers, logging.Logger.handle)  # before anybody has replaced them
+LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 LONGEST_LINE = 20_000  # of the log, in characters
 
 
@@ -44,14 +45,16 @@ class BaseWorker:
     Each option is an argument of the constructor and a class attribute; the argument wins. Durations are seconds.
 
     Attributes:
-        run_defaults: what is said by `job_timeout`, `backoff`, `retry_on` and `no_retry_on`, in the uniform kinds of
-            run_options.check.
+        run_defaults: what is said by `job_timeout`, `backoff`, `retry_on`, `no_retry_on` and `save_result`, in the
+            uniform kinds of run_options.check.
         lease_seconds: how long a job belongs to a worker that gives no sign of life, if its class does not say.
         max_recoveries: how often a job whose worker was lost is given back, if its class does not say.
         stop_timeout: how long the job may go on after SIGINT or SIGTERM, or when the parent of a pool is gone; None for
             as long as it takes.
         job_modules: dotted names of modules that idents may import, as a list or in a string with commas; `*` for any.
             What one worker allows is allowed in the whole process.
+        tasks: dotted names of modules and packages, imported when the worker is made, and allowed as `job_modules` are;
+            as a list or in a string with commas.
         keep_success, keep_errors: how much of these histories is kept: a number of jobs, a timedelta, or a text like
             `1000` or `7d` (see utils.parse_keep); None for all. What a queue says wins.
         prefetch: how many jobs are claimed in one round trip at most; 0, as 1, for one.
@@ -66,8 +69,10 @@ class BaseWorker:
             retries.parse_backoff); None: it does not grow.
         retry_on, no_retry_on: the exceptions after which a job is retried, or not: classes, dotted names, or a string
             of these with commas. The latter win; None for all, and for none.
+        save_result: for how long what jobs answer is kept: in seconds, as a timedelta or a text like `1h`, True for as
+            long as their records; None for not at all.
 
-    Of `requeue_times`, `requeue_delay_delta` and the last four, what a job or its class says wins: see docs/retries.md.
+    Of `requeue_times`, `requeue_delay_delta` and the last five, what a job or its class says wins: see docs/retries.md.
     """
 
     queues: Any = None
@@ -92,6 +97,7 @@ class BaseWorker:
     max_recoveries = 3
     stop_timeout: float | None = None
     job_modules: Any = ()
+    tasks: Any = ()
     keep_success: Any = None
     keep_errors: Any = None
     prefetch = 0
@@ -104,6 +110,7 @@ class BaseWorker:
     backoff: Any = None
     retry_on: Any = None
     no_retry_on: Any = None
+    save_result: Any = None
 
     parameters: tuple[str, ...] = (
         "queues",
@@ -130,6 +137,7 @@ class BaseWorker:
         "max_recoveries",
         "stop_timeout",
         "job_modules",
+        "tasks",
         "keep_success",
         "keep_errors",
         "prefetch",
@@ -142,6 +150,7 @@ class BaseWorker:
         "backoff",
         "retry_on",
         "no_retry_on",
+        "save_result",
     )
 
     def __init__(self, queues: Any = None, **kwargs: Any) -> None:
@@ -162,6 +171,8 @@ class BaseWorker:
         self._prepare_callback()
         allowed_modules.add(self.job_modules)
         allowed_modules.add(self._given_modules())
+        self.tasks = import_all("tasks", self.tasks)
+        allowed_modules.add(self.tasks)
 
         self._pid = os.getpid()
         self._id = str(threading.get_ident())[-6:]
@@ -284,7 +295,7 @@ class BaseWorker:
     def _check_run_options(self) -> None:
         """Fill `run_defaults`. A method or a property of a subclass that has one of these names is its own."""
         self.run_defaults: dict[str, Any] = {}
-        for name in ("job_timeout", "backoff", "retry_on", "no_retry_on"):
+        for name in ("job_timeout", "backoff", "retry_on", "no_retry_on", "save_result"):
             value = inspect.getattr_static(self, name)
             if value is not None and not hasattr(type(value), "__get__"):
                 self.run_defaults[name] = run_options.check_on(type(self).__name__, name, value)
@@ -294,7 +305,8 @@ class BaseWorker:
         """What holds for the retries of jobs that do not say; `requeue_times` of 0 says nothing."""
         delay = self.requeue_delay_delta
         seconds = delay.total_seconds() if isinstance(delay, timedelta) else delay
-        said = {name: value for name, value in self.run_defaults.items() if name != "job_timeout"}
+        others = ("job_timeout", "save_result")
+        said = {name: value for name, value in self.run_defaults.items() if name not in others}
         return Retries(self.requeue_times or None, seconds, **said)
 
     @staticmethod
@@ -515,8 +527,9 @@ class BaseWorker:
 
     def _is_heard(self, level: str) -> bool:
         """Does anybody listen to messages of a level? If not, they are not made."""
-        has_own_log = type(self).log is not BaseWorker.log or "log" in vars(self)
-        return has_own_log or has_listener(self.logger, getattr(logging, level.upper(), logging.CRITICAL))
+        has_own_log = type(self).log is not BaseWorker.log or "log" in self.__dict__
+        number = LEVELS.get(level, logging.CRITICAL)
+        return has_own_log or has_listener(self.logger, number)
 
     def log(self, message: str, level: str = "info") -> None:
         """Log a message, as one line, with the id of the worker in front."""
@@ -645,13 +658,14 @@ def has_listener(logger: Any, level: int) -> bool:
     if not logger.isEnabledFor(level):
         return False
     current: logging.Logger | None = logger
-    handlers: list[logging.Handler] = []
+    has_handlers = False
     while current is not None:
-        handlers += current.handlers
+        for handler in current.handlers:
+            has_handlers = True
+            if level >= handler.level and type(handler) is not logging.NullHandler:
+                return True
         current = current.parent if current.propagate else None
-    if not handlers and logging.lastResort is not None:
-        handlers.append(logging.lastResort)
-    return any(level >= one.level and type(one) is not logging.NullHandler for one in handlers)
+    return not has_handlers and logging.lastResort is not None and level >= logging.lastResort.level
 
 
 def format_trace(error: BaseException | None = None) -> str:

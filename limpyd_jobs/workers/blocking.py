@@ -34,6 +34,7 @@ from .doorbell import Doorbell
 from .hands import Hands
 from .isolation import IsolatedRun
 from .life import JobLife, StatusChanged, has_method, run_now
+from .private_loop import private_loop
 from .time_limit import TimeLimit, can_limit_time
 
 POLL_SECONDS = 1  # how often the waiting lists themselves are looked at, for programs that fill them and do not ring
@@ -43,8 +44,8 @@ SAME_INTERRUPT_SECONDS = 1.0  # within which a SIGINT that follows another one i
 
 
 def finished(result: Any) -> Any:
-    """What a function answered; that of a coroutine function is run to its end, in an event loop of its own."""
-    return asyncio.run(result) if type(result) is CoroutineType else result
+    """What a function answered; that of a coroutine function is run to its end, in the event loop of this thread."""
+    return private_loop.run(result) if type(result) is CoroutineType else result
 
 
 async def _limited(work: Coroutine[Any, Any, Any], seconds: float, make_timeout: Callable[[], BaseException]) -> Any:
@@ -151,6 +152,7 @@ class Worker(JobLife):
             self._stopping.join()  # that gives the job back, and ends the process
         if outcome.was_killed:
             raise StatusChanged(STATUSES.CANCELED)
+        job._lost_result = outcome.lost_result
         if outcome.lost_result:
             self.log(f"{self._ident_of(job)}: its result is lost: {outcome.lost_result}", level="warning")
         if outcome.error is not None:
@@ -293,6 +295,7 @@ class Worker(JobLife):
     def _close(self) -> None:
         heartbeat, self._heartbeat = self._heartbeat, None
         doorbell, self._doorbell = self._doorbell, None
+        private_loop.close()
         if heartbeat is not None:
             heartbeat.stop()
         if doorbell is not None:
@@ -321,6 +324,7 @@ class Worker(JobLife):
         """Wait until one of the queues exists, and let their delayed jobs in."""
         while not self.must_stop():
             try:
+                self._tell_classes()
                 self._refresh_keys()
                 if self.keys:
                     self._warn_of_risks()
@@ -641,7 +645,7 @@ class Worker(JobLife):
         with self._ahead.lock:
             running, self._ahead.running = self._ahead.running, None
             start = running.start if job._is_ahead and running is not None else ""
-            self._ahead.unsent.append(Done(job, queue, result, End(job._claim, start, str(ended))))
+            self._ahead.unsent.append(Done(job, queue, result, End(job._claim, start, str(ended), job._extra)))
         job._cached_duration = ended - (job._began or parse_datetime(job._claim.start))
         job._ends_later = True
         self._ahead.wake()
@@ -674,11 +678,15 @@ class Worker(JobLife):
         """
         if not self._claims_next(job):
             return await super()._finish(job, end)
-        with self._ahead.sending():
-            done = [Done(job, None, None, end)]
-            exchange = self._exchange_call(done, 1, self._looks_at_keys())
-            self._note_exchanged(done, await self._until_answered(lambda: self._send(exchange)), 1)
-            outcome = self._ahead.sent.pop().outcome
+        ahead, done = self._ahead, Done(job, None, None, end)
+        with ahead.lock:  # as `sending`, in fewer steps
+            ahead.is_sending = True
+            try:
+                exchange = self._exchange_call([done], 1, self._looks_at_keys(), start=end.end)
+                self._note_exchanged([done], await self._until_answered(lambda: self._send(exchange)), 1)
+                outcome = ahead.sent.pop().outcome
+            finally:
+                ahead.is_sending = False
         if isinstance(outcome, Exception):
             raise outcome
         assert outcome is not None

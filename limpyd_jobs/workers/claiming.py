@@ -54,12 +54,12 @@ class Claiming(BaseWorker):
         self._looked_around = float("-inf")
         self._recover_after = self.lease_seconds / 3
         self._known_caller: transitions.Caller | None = None
-        self._claimed_at = utcnow()  # by the clock of this machine
         self._made_for = transitions.NO_CLASS  # what the next exchange knows of the class of the last job
+        self._noted_class: Any = None
         self._known_keys: frozenset[str] = frozenset()
         self._refresh_seconds = 0.0  # what the last refresh of the keys took
         self._poll_seconds = 0.0  # how often the waiting lists are looked at, see POLL_SECONDS
-        self._said_no_queues = False
+        self._said_no_queues = self._has_told_classes = False
         self._broken: dict[str, float] = {}  # keys of a wrong type -> when to look at them again
         self._outage = Outage(lambda message: self.log(message, level="error"))
         keep = {"success": self.keep_success, "errors": self.keep_errors}
@@ -260,6 +260,13 @@ class Claiming(BaseWorker):
             if policy != "noeviction":
                 self.log(f"Redis may evict jobs: its maxmemory-policy is {policy}, not noeviction", level="warning")
 
+    def _tell_classes(self) -> None:
+        """Tell the classes of jobs that want to know it that a worker starts, once."""
+        models = [model for model in all_job_models() if model is not Job and "worker_started" in vars(model)]
+        for model in () if self._has_told_classes else models:
+            model.worker_started()
+        self._has_told_classes = True
+
     def _refresh_registry(self) -> None:
         """Tell the registry what the classes that it knows mean now: their code may be newer here."""
         known = self.connection.hgetall(f"{self._namespace}:models")
@@ -369,7 +376,7 @@ class Claiming(BaseWorker):
             ahead.sent.append(one)
         if exchanged.claims:  # while no reply comes, the tokens stay: the claims may have been made
             self._claims_made += claims_count
-            ahead.look = min(look or ahead.new_look(), ahead.look if ahead.claims else ahead.new_look())
+            ahead.look = min(look or ahead.new_look(), ahead.look) if ahead.claims else look or ahead.new_look()
         for position, taken in enumerate(exchanged.claims):
             if taken.next_due is not None:
                 self._next_due = time.monotonic() + taken.next_due
@@ -387,16 +394,19 @@ class Claiming(BaseWorker):
             ahead.may_have_more = len(claims) == claims_count and claims[-1].kind == "CLAIMED"
 
     def _exchange_call(
-        self, done: list[Done], claims_count: int, looks_at_keys: bool, runs_count: int = 1
+        self, done: list[Done], claims_count: int, looks_at_keys: bool, runs_count: int = 1, start: str = ""
     ) -> transitions.Call[Exchanged]:
+        """What records ends and claims the next jobs.
+
+        Args:
+            start: of the jobs that are claimed; now when it is not given.
+        """
         now = time.monotonic()
         looks_around = claims_count > 0 and (looks_at_keys or now - self._looked_around >= AROUND_SECONDS)
         if looks_around:
             self._looked_around = now
         keys: Any = self.keys if looks_at_keys else ()
-        if claims_count:
-            self._claimed_at = utcnow()
-        start = str(self._claimed_at)
+        start = start or str(utcnow())
         if claims_count == 1 and not done and not self._runs_many:
             claim = transitions.claim(
                 self._namespace,
@@ -484,7 +494,6 @@ class Claiming(BaseWorker):
                     return None
             raise  # of an override
         job._claim, job._cached_status = taken.claim, taken.status
-        job._began = self._claimed_at if taken.claim is not None else None  # or later, if it was claimed ahead
         self._note_class(job)
         return queue, job
 
@@ -502,7 +511,9 @@ class Claiming(BaseWorker):
     def _note_class(self, job: Any) -> None:
         """What the next exchange knows of the class of the last job, if it is one of ours."""
         model: Any = type(job)
-        self._made_for = transitions.NO_CLASS
+        if model is self._noted_class:
+            return
+        self._noted_class, self._made_for = model, transitions.NO_CLASS
         with contextlib.suppress(ConfigurationException):  # it is told where the class is registered
             if issubclass(model, Job):
                 self._made_for = recipes.plain_life(model, self.queue_model)

@@ -33,6 +33,7 @@ from ..database import (
 )
 from ..exceptions import ConfigurationException, InvalidDatabaseURL, LimpydJobsException
 from ..models import BaseJobsModel, Error, Queue
+from ..modules import import_all
 from ..version import EXACT_VERSION
 from .asynchronous import AsyncWorker, is_async
 from .base import LOGGER_NAME
@@ -179,6 +180,14 @@ class WorkerConfig:
         self._check_async()
         self._import_class("queue_model", self.options.worker_class.queue_model, Queue)
         self._import_class("error_model", self.options.worker_class.error_model, Error)
+        self._import_tasks()
+
+    def _import_tasks(self) -> None:
+        """Before the models are connected, as a module may do so, too: what the command line says comes last."""
+        try:
+            import_all("tasks", self._worker_option("tasks") or ())
+        except ConfigurationException as error:
+            self.parser.error(one_line(error))
 
     def _check_async(self) -> None:
         """Refuse what only a worker with an event loop does, with another one."""

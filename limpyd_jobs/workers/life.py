@@ -16,8 +16,16 @@ from redis.exceptions import RedisError
 
 from .. import recipes, transitions
 from ..database import is_outage
-from ..exceptions import ConfigurationException, DatabaseException, JobNotInStatus, LeaseLost, Retry
-from ..models import Error, Job, _overrides, repair_indexes
+from ..exceptions import (
+    ConfigurationException,
+    DatabaseException,
+    JobNotInStatus,
+    LeaseLost,
+    LimpydJobsException,
+    Retry,
+)
+from ..models import Error, Job, _overrides, repair_indexes, running_job
+from ..outcomes import not_stored_text
 from ..retries import Retries
 from ..statuses import STATUSES
 from ..transitions import Claim, End, Ended
@@ -144,9 +152,11 @@ class JobLife(Claiming):
     async def _run_job(self, queue: Any, job: Any) -> None:
         if job._is_ahead and not await self._begin(job, queue):
             return
-        await self._call_hook(job, queue, self.job_started)
+        if self._looks_at_start(job):
+            await self._call_hook(job, queue, self.job_started)
         is_ours = job._claim is not None
         self._was_interrupted = False
+        outer = running_job.set(job)
         try:
             result = await self._call(job, queue)
         except StatusChanged as changed:  # it was ended as it is canceled
@@ -164,6 +174,13 @@ class JobLife(Claiming):
             if not self._is_this_process:
                 raise SystemExit  # a process that the job has forked: the end of the job is not its business
             await self._end_in_success(queue, job, result, is_ours)
+        finally:
+            running_job.reset(outer)
+
+    def _looks_at_start(self, job: Any) -> bool:
+        """Does anybody learn that a job begins? Most often nobody does, and these steps are left out."""
+        is_told = self._has_own_start or self._is_heard("info") or has_method(job, "on_started")
+        return is_told or job._claim is None
 
     async def _end_in_error(
         self, queue: Any, job: Any, exception: BaseException, trace: str | None, is_ours: bool
@@ -185,6 +202,7 @@ class JobLife(Claiming):
         if is_ours and job._claim is None:
             await self._moved_itself(job, queue)
             return
+        job._extra = self._extra_of(job, result)
         if self._ends_together(job):
             self._end_later(job, queue, result)
             return
@@ -199,6 +217,27 @@ class JobLife(Claiming):
         if job._cached_status in (STATUSES.CANCELED, STATUSES.DELAYED):
             await self._pass_over(queue, job)
 
+    # --- What is stored with a success
+
+    def _extra_of(self, job: Any, result: Any) -> str:
+        """What is stored with the success of a job, for its End: its result, if that is to be saved."""
+        own = job.run_option("save_result") if job._says_how_to_run else None
+        kept = self.run_defaults.get("save_result") if own is None else own
+        if not kept or not recipes.has_saved_result(type(job)):
+            return ""
+        return transitions.extra_text(self._result_text(job, result), None if kept is True else kept)
+
+    def _result_text(self, job: Any, result: Any) -> str:
+        """What is stored of a result; of one that cannot be, why: the work is done, and must not be done again."""
+        reason: str | None = job._lost_result
+        if reason is None:
+            try:
+                return str(job._result_text(result))
+            except LimpydJobsException as error:
+                reason = str(error)
+        self.log(f"{self._ident_of(job)}: its result is not stored: {reason}", level="error")
+        return not_stored_text(reason)
+
     # --- What limits a run
 
     def _limit_of(self, job: Any) -> float | None:
@@ -207,8 +246,8 @@ class JobLife(Claiming):
         return self.run_defaults.get("job_timeout") if own is None else own
 
     def _is_isolated(self, job: Any) -> bool:
-        own = type(job).isolate
-        return own if isinstance(own, bool) else self.isolate
+        own: bool | None = job._own_isolate()
+        return self.isolate if own is None else own
 
     def _check_unenforced(self, seconds: float | None) -> None:
         """Refuse a job whose time is limited where nothing can end it, unless that is allowed."""
@@ -368,8 +407,7 @@ class JobLife(Claiming):
         if job._claim is None:  # taken by an override of wait_for_job
             await self._apart(lambda: self._write_start(job))
         await self._log_message(job, self.job_started_message, queue)
-        if has_method(job, "on_started"):
-            await self._call_job_hook(job, "on_started", queue)
+        await self._call_job_hook(job, "on_started", queue)
 
     @staticmethod
     def _write_start(job: Any) -> None:
@@ -382,7 +420,8 @@ class JobLife(Claiming):
 
     async def _succeed(self, job: Any, queue: Any, job_result: Any) -> None:
         await self._write_success(job, queue)
-        await self._log_message(job, self.job_success_message, queue, job_result)
+        if self._is_heard("info"):
+            await self._log_message(job, self.job_success_message, queue, job_result)
         if has_method(job, "on_success"):
             await self._call_job_hook(job, "on_success", queue, job_result)
 
@@ -390,7 +429,7 @@ class JobLife(Claiming):
         self._note_begun(job, queue)
         claim = self._claim_for(job, queue)
         end = utcnow()
-        ended = await self._finish(job, End(claim, "", str(end)))
+        ended = await self._finish(job, End(claim, "", str(end), job._extra))
         if ended.kind == "CHANGED":
             raise StatusChanged(ended.status)
         if claim.start:
@@ -410,7 +449,7 @@ class JobLife(Claiming):
         Raises:
             LeaseLost: it is somebody else's by now.
         """
-        ended: Ended = await self._end_alone(transitions.finish(self._namespace, end.held, end.end))
+        ended: Ended = await self._end_alone(transitions.finish(self._namespace, end.held, end.end, end.extra))
         return ended
 
     def job_error(self, job: Any, queue: Any, exception: BaseException, trace: str | None = None) -> Any:

@@ -199,6 +199,11 @@ OPTIONS: tuple[Option, ...] = (
         help="The exceptions after which a job is not put back, e.g. --no-retry-on=ValueError (default: none)",
     ),
     make_option(
+        "--save-result",
+        help="For how long what jobs answer is kept, e.g. --save-result=1h (s, m, h, d, w); yes for as long as their "
+        "records (default: it is not)",
+    ),
+    make_option(
         "--job-timeout",
         type="seconds",
         help="How long a job may run, in seconds, e.g. --job-timeout=300 (default: no limit)",
@@ -224,6 +229,12 @@ OPTIONS: tuple[Option, ...] = (
         "--job-modules",
         help="Modules and packages, with commas, that the jobs in Redis may have imported to find their classes, "
         "besides what is in --pythonpath, e.g. --job-modules=my.jobs,my.other; * for any (default: none)",
+    ),
+    make_option(
+        "--tasks",
+        action="append",
+        help="Modules with tasks, and packages, whose modules are all imported; with commas, or given many times, "
+        "e.g. --tasks=shop.tasks,shop.mails",
     ),
     make_option(
         "--keep-success",

@@ -13,8 +13,19 @@ PACKAGE = "limpyd_jobs"
 
 # From the first layer to the last; a module imports only from layers before its own, and inside it without cycles.
 LAYERS: dict[str, list[str]] = {
-    "words": ["exceptions", "statuses", "utils", "modules", "retries", "run_options", "outcomes", "version"],
-    "store": ["lua", "wire", "database", "embedded", "aio", "recipes", "transitions", "additions", "fields"],
+    "words": [
+        "exceptions",
+        "statuses",
+        "utils",
+        "modules",
+        "retries",
+        "run_options",
+        "uniqueness",
+        "serializers",
+        "outcomes",
+        "version",
+    ],
+    "store": ["lua", "wire", "database", "embedded", "aio", "recipes", "transitions", "additions", "fields", "waiting"],
     "models": ["models", "workflows"],
     "work": ["workers", "admin"],
     "rooms": ["tasks", "scheduler", "service", "outbox", "data"],

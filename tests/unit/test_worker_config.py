@@ -63,11 +63,13 @@ OPTION_NAMES = [
     "backoff",
     "retry-on",
     "no-retry-on",
+    "save-result",
     "job-timeout",
     "lease-seconds",
     "max-recoveries",
     "stop-timeout",
     "job-modules",
+    "tasks",
     "keep-success",
     "keep-errors",
     "database",
@@ -241,6 +243,7 @@ def test_c17_gracefully_may_be_spelt_well() -> None:
         ("--backoff=exponential:1:3600:jitter", "backoff", "exponential:1:3600:jitter"),
         ("--retry-on=OSError,my.module.MyError", "retry_on", "OSError,my.module.MyError"),
         ("--no-retry-on=ValueError", "no_retry_on", "ValueError"),
+        ("--save-result=1h", "save_result", "1h"),
         ("--job-timeout=2.5", "job_timeout", 2.5),
         ("--logger-name=limpyd-jobs.mails", "logger_name", "limpyd-jobs.mails"),
     ],
@@ -644,6 +647,7 @@ def test_c4_the_options_in_force_are_printed(capsys: pytest.CaptureFixture[str])
         " - max-recoveries = 3",
         " - stop-timeout = None",
         " - job-modules = ",
+        " - tasks = ",
         " - keep-success = None",
         " - keep-errors = None",
         " - prefetch = 0",
@@ -656,6 +660,7 @@ def test_c4_the_options_in_force_are_printed(capsys: pytest.CaptureFixture[str])
         " - backoff = None",
         " - retry-on = None",
         " - no-retry-on = None",
+        " - save-result = None",
     ]
 
 
