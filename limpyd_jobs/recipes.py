@@ -46,6 +46,7 @@ MOST_SHAPES = 20  # sets of names for which scripts are made for a class
 MOST_ALIKE = 50  # fields that a script of add_alike writes: Lua cannot hold more than some 120 in one expression
 KEPT = ("keep_success", "keep_errors")  # how long the records of ended jobs are kept, for scripts in seconds
 JOB_OPTIONS = ("lease_seconds", "max_recoveries")  # attributes of a class of jobs that scripts must know
+EDGES = ("parents", "waits_for", "children", "workflow")
 QUEUE_FIELDS = ("name", "priority")
 
 
@@ -161,6 +162,8 @@ def job_recipe(model: Any) -> str:
         given["has_own_cancel_reason"] = True
     if not has_follow_up(model):
         given["has_own_follow_up"] = True
+    if not has_edges(model):
+        given["has_own_edges"] = True
     if not has_progress(model):
         given["has_own_progress"] = True
     if not has_saved_result(model):
@@ -191,6 +194,13 @@ def has_progress(model: Any) -> bool:
 def has_saved_result(model: Any) -> bool:
     """As `has_run_options`, for `saved_result`: no result is saved where that is a field of the user's own."""
     return model.has_field("saved_result") and hasattr(model.get_field("saved_result"), "holds_saved_result")
+
+
+@cache
+def has_edges(model: Any) -> bool:
+    """As `has_run_options`, for what says which jobs come after which."""
+    fields = [model.get_field(name) for name in EDGES if model.has_field(name)]
+    return has_follow_up(model) and len(fields) == len(EDGES) and all(hasattr(field, "holds_edges") for field in fields)
 
 
 @cache
@@ -664,6 +674,15 @@ class Record:
             field.get_unique_index().check_uniqueness(None, value)
         else:
             self._add("unique", unique)
+
+    def come_after(self, parents: Iterable[str], policy: str) -> None:
+        """The job is to come after others.
+
+        Args:
+            parents: their idents.
+            policy: what it does if one of them fails.
+        """
+        self._rest.update(after=list(parents), policy=policy)
 
     def be_unique(self, asked: Mapping[str, Any]) -> None:
         """Say how its identifier is unique, in the words of add.lua."""

@@ -39,6 +39,15 @@ def _expiry(argument: str, value: Any) -> float | timedelta | datetime:
         raise InvalidArgument(argument, value, accepted) from None
 
 
+POLICIES = ("cancel", "run", "wait")
+
+
+def _policy(argument: str, value: Any) -> str:
+    if value not in POLICIES:
+        raise InvalidArgument(argument, value, f"one of {', '.join(POLICIES)}")
+    return str(value)
+
+
 def _saving(argument: str, value: Any) -> bool | float:
     accepted = "True, False, or a duration of more than 0: seconds, a timedelta, or like 45s, 30m, 12h, 7d, 2w"
     if isinstance(value, bool):
@@ -73,6 +82,7 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "backoff": parse_backoff,
     "retry_on": exception_names,
     "no_retry_on": exception_names,
+    "if_parent_fails": _policy,
     "save_result": _saving,
     "max_concurrency": limits.max_concurrency,
     "rate_limit": limits.rate_limit,
