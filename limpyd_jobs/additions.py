@@ -7,7 +7,7 @@ writes those (add_alike.lua); any other job goes by add.lua.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, TypeAlias
@@ -21,7 +21,9 @@ WRITTEN_BY_ADD = ("status", "queued", "delayed_until", "queue_key")
 NOT_REPLACED = (*WRITTEN_BY_ADD, "identifier", "priority", "added")  # of a queued job, by those of a new one
 CHUNK_JOBS = 500  # that one round trip adds: a few milliseconds of Redis' time
 CHUNK_CHARACTERS = 500_000  # of their values, at which a chunk is full, too
-OPTIONS = ("queue_name", "priority", "queue_model", "prepend", "delayed_for", "delayed_until")
+OPTIONS = ("queue_name", "priority", "queue_model", "prepend", "delayed_for", "delayed_until", "after")
+POLICY = "if_parent_fails"
+MOST_PARENTS = 10_000
 
 Spec: TypeAlias = "Mapping[str, Any]"
 
@@ -54,15 +56,17 @@ class Way:
     expires: Any = None
     uniqueness: Mapping[str, Any] = field(default_factory=dict)
 
-    def with_run_options(self, fields_if_new: Mapping[str, Any]) -> Mapping[str, Any]:
+    def with_run_options(self, fields_if_new: Mapping[str, Any], has_parents: bool = False) -> Mapping[str, Any]:
         """The further fields of a new job, where what is said of its runs is put together in one.
 
+        Args:
+            has_parents: whether it comes after others.
         Raises:
             InvalidArgument: a value is not accepted.
         """
         if self.uniqueness:
             fields_if_new = {**self.uniqueness, **fields_if_new}
-        if self.expires is None and not fields_if_new:
+        if self.expires is None and not fields_if_new and not has_parents:
             return fields_if_new
         names = recipes.stored_run_options(self.model).intersection(fields_if_new)
         given = {name: fields_if_new[name] for name in names if fields_if_new[name] is not None}
@@ -74,6 +78,9 @@ class Way:
             return fields
         if self.expires is not None:
             given.setdefault("expires", self.expires)
+        policy = recipes.class_run_options(self.model).get(POLICY) if has_parents else None
+        if policy is not None and POLICY in recipes.stored_run_options(self.model):
+            given.setdefault(POLICY, policy)
         return {**fields, run_options.FIELD: run_options.to_text(given)} if given else fields
 
     def made_for(self, fields: Iterable[str]) -> str | None:
@@ -83,16 +90,22 @@ class Way:
         return recipes.alike(self.model, ("identifier", "added", *fields))
 
     def plain_call(
-        self, identifier: str, fields_if_new: Mapping[str, Any], prepend: Any, delayed_for: Any, delayed_until: Any
+        self,
+        identifier: str,
+        fields_if_new: Mapping[str, Any],
+        prepend: Any,
+        delayed_for: Any,
+        delayed_until: Any,
+        after: Sequence[str] = (),
     ) -> Call[Added] | None:
         """What adds a job in one call; None: some of it is left to Python. Arguments and errors as `addition`."""
         if self.is_held or self.is_queue_late:
             return None
-        if delayed_for is None and delayed_until is None:
+        if delayed_for is None and delayed_until is None and not after:
             alike = self.alike_call(identifier, fields_if_new, prepend)
             if alike is not None:
                 return alike
-        addition, _ = self.addition(identifier, fields_if_new, prepend, delayed_for, delayed_until)
+        addition, _ = self.addition(identifier, fields_if_new, prepend, delayed_for, delayed_until, after)
         return None if addition.hold.token else transitions.then(transitions.add(self.subject, [addition]), first)
 
     def alike_call(self, identifier: str, fields_if_new: Mapping[str, Any], prepend: Any) -> Call[Added] | None:
@@ -105,9 +118,15 @@ class Way:
         return transitions.then(transitions.add_alike(made_for, self.target, bool(prepend), values), first)
 
     def addition(
-        self, identifier: str, fields_if_new: Mapping[str, Any], prepend: Any, delayed_for: Any, delayed_until: Any
+        self,
+        identifier: str,
+        fields_if_new: Mapping[str, Any],
+        prepend: Any,
+        delayed_for: Any,
+        delayed_until: Any,
+        after: Sequence[str] = (),
     ) -> tuple[Addition, recipes.Record]:
-        """A job for add.lua, and its record. Arguments and errors as for `Job.add_job`."""
+        """A job for add.lua, and its record. Arguments and errors as for `Job.add_job`; `after`: idents."""
         values = {"added": str(utcnow()), **fields_if_new, "identifier": identifier, "priority": self.target.priority}
         for name in WRITTEN_BY_ADD:
             values.pop(name, None)
@@ -115,6 +134,9 @@ class Way:
         record = recipes.Record(self.model, values)
         if asked:
             self.make_unique(record, asked, [name for name in fields_if_new if name in values])
+        if after:
+            self.check_may_wait(record, prepend)
+            record.come_after(after, policy_of(values))
         hold = Hold(os.urandom(8).hex()) if self.is_held or record.late else Hold()
         delay = to_delay(delayed_for, compute_delayed_until(delayed_for, delayed_until))
         addition = Addition(self.target, identifier, record.hash, record.sets, record.rest, bool(prepend), delay, hold)
@@ -147,6 +169,46 @@ class Way:
                 "replacement": replacement,
             }
         )
+
+    def check_may_wait(self, record: recipes.Record, prepend: Any) -> None:
+        """Raise InvalidArgument when a script cannot put the job in its queue by itself, later."""
+        name = self.model.__name__
+        if not recipes.has_edges(self.model):
+            names = ", ".join((*recipes.EDGES, "follow_up"))
+            raise InvalidArgument("after", name, f"for jobs of a class without fields of its own called {names}")
+        if self.is_held or record.late:
+            raise InvalidArgument(
+                "after",
+                name,
+                "for jobs whose fields, and whose way into a queue, are not left to methods of their class",
+            )
+        if prepend:
+            raise InvalidArgument("prepend", prepend, "False for a job that comes after others")
+
+
+def policy_of(values: Mapping[str, Any]) -> str:
+    """What a new job does if one of its parents fails, by its fields: what scripts read in them."""
+    text = values.get(run_options.FIELD) or "{}"
+    return str(run_options.read(text).get(POLICY, "cancel"))
+
+
+def idents_of(after: Any, argument: str = "after") -> tuple[str, ...]:
+    """The idents of some jobs, each once.
+
+    Args:
+        after: a job, an ident, or an iterable of these; None for none.
+    Raises:
+        InvalidArgument: something else, or too many.
+    """
+    accepted = f"a job, an ident, or at most {MOST_PARENTS} of these"
+    try:
+        many = () if after is None else [after] if isinstance(after, str) or hasattr(after, "ident") else list(after)
+    except TypeError:
+        raise InvalidArgument(argument, after, accepted) from None
+    idents = tuple(dict.fromkeys(getattr(one, "ident", one) for one in many))
+    if len(idents) > MOST_PARENTS or not all(isinstance(ident, str) and ":" in ident for ident in idents):
+        raise InvalidArgument(argument, after, accepted)
+    return tuple(recipes.to_text(argument, ident) for ident in idents)
 
 
 def to_delay(delayed_for: float | timedelta | None, until: datetime | None) -> Delay:
@@ -195,7 +257,7 @@ class AlikeJobs:
         """Where one of them goes, and the arguments of `add_job`."""
         values = self.values[place * self._width : (place + 1) * self._width]
         given = dict(zip(("identifier", "added", *self.names), values, strict=True))
-        return self.way, {**given, "prepend": self.prepend, "delayed_for": None, "delayed_until": None}
+        return self.way, {**given, "prepend": self.prepend, "delayed_for": None, "delayed_until": None, "after": None}
 
 
 @dataclass
@@ -241,10 +303,11 @@ class Chunk:
             InvalidArgument: as `add_job`; the job is not taken.
         """
         text, prepend = recipes.to_text("identifier", spec["identifier"]), bool(spec["prepend"])
-        fields, delays = way.with_run_options(fields_of(spec)), (spec["delayed_for"], spec["delayed_until"])
-        if delays == (None, None) and self._add_alike(way, text, prepend, fields):
+        after, delays = idents_of(spec["after"]), (spec["delayed_for"], spec["delayed_until"])
+        fields = way.with_run_options(fields_of(spec), bool(after))
+        if delays == (None, None) and not after and self._add_alike(way, text, prepend, fields):
             return True
-        addition, record = way.addition(text, fields, prepend, *delays)
+        addition, record = way.addition(text, fields, prepend, *delays, after)
         if addition.hold.token:
             return False
         group = self.groups[-1] if self.groups else None

@@ -22,7 +22,8 @@ class Problem:
 
     Attributes:
         kind: `place` (a job is nowhere, in several places, or where its status does not belong), `lease`, `index`,
-            `queue` (a worker would find its jobs late), `identifier` (queued twice) or `key` (nothing owns it).
+            `queue` (a worker would find its jobs late), `identifier` (queued twice), `edge` (a job waits for one
+            that will not tell it) or `key` (nothing owns it).
         subject: the ident or the key that it is about.
         detail: what is wrong, in a sentence.
     """
@@ -74,6 +75,7 @@ PLACES: dict[str, tuple[str | None, ...]] = {
     STATUSES.SUCCESS: (None,),
     STATUSES.ERROR: (None, "leased"),
     STATUSES.CANCELED: (None, "waiting", "delayed", "leased"),
+    STATUSES.BLOCKED: (None,),
 }
 
 
@@ -108,6 +110,7 @@ class _Books:
         for model in self.models:
             if issubclass(model, Job):
                 yield from self._check_jobs(model)
+                yield from self._check_edges(model)
         for ident in self.places:
             yield Problem("place", ident, f"it is in {self._where(ident)}, but has no record")
         for model in self.models:
@@ -176,7 +179,7 @@ class _Books:
             yield from self._check_job(ident, status, is_queued, queue_key)
             self.places.pop(ident, None)
             if is_queued and identifier is not None:
-                name = (identifier, status == "b")  # one may wait for the end of the one that runs
+                name = (identifier, status == STATUSES.BLOCKED)  # one may wait for the end of the one that runs
                 if name in queued:
                     yield Problem("identifier", ident, f"{identifier!r} is queued already, as {queued[name]}")
                 queued[name] = ident
@@ -196,10 +199,45 @@ class _Books:
             yield Problem("place", ident, f"it has no status and is in {self._where(ident)}")
         elif place is not None and queued != "1":
             yield Problem("place", ident, f"it is in {self._where(ident)}, and not marked as queued")
-        elif place is None and queued:
-            yield Problem("place", ident, f"it is {name} and marked as queued, but in no place")
+        elif place is None and bool(queued) != (status == STATUSES.BLOCKED):
+            marked = "marked as queued, but in no place" if queued else "not marked as queued"
+            yield Problem("place", ident, f"it is {name} and {marked}")
         elif place in ("waiting", "delayed") and queue_key not in (None, key):
             yield Problem("place", ident, f"it is in {self._where(ident)}, and says {queue_key}")
+
+    def _check_edges(self, model: Any) -> Iterator[Problem]:
+        """Who waits for others waits for one at least, and each of these will tell it."""
+        if not recipes.has_edges(model):
+            return
+        for pk in sorted(self.pks[model]):
+            key, ident = f"{model._name}:{pk}", f"{model.get_model_repr()}:{pk}"
+            status, run_options = self.client.hmget(f"{key}:hash", "status", "run_options")
+            if status != STATUSES.BLOCKED:
+                continue
+            parents = sorted(self.client.smembers(f"{key}:waits_for"))
+            if not parents:
+                yield Problem("edge", ident, "it is BLOCKED, and waits for no job")
+            may_wait_on = '"if_parent_fails":"wait"' in (run_options or "")
+            for parent in parents:
+                if (reason := self._why_not_told(ident, parent, may_wait_on)) is not None:
+                    yield Problem("edge", ident, f"it waits for {parent}, which {reason}")
+
+    def _why_not_told(self, ident: str, parent: str, may_wait_on: bool) -> str | None:
+        """Why a job will not hear of the end of one that it waits for; None: it will."""
+        if self.client.zscore(f"{self.namespace}:followups", parent) is not None:
+            return None
+        try:
+            key = f"{Job.class_of(parent)._name}:{parent.partition(':')[2]}"
+        except JobClassError:
+            return "has a class that cannot be had"
+        status, queued, follow_up = self.client.hmget(f"{key}:hash", "status", "queued", "follow_up")
+        if status is None:
+            return "does not exist"
+        has_failed = status in (STATUSES.ERROR, STATUSES.CANCELED) and not queued
+        if status == STATUSES.SUCCESS or (has_failed and not may_wait_on):
+            return "has ended"
+        is_known = "c" in (follow_up or "") and self.client.sismember(f"{key}:children", ident)
+        return None if is_known else "does not know it"
 
     # --- Indexes and keys
 
@@ -246,7 +284,7 @@ class _Books:
         return found
 
     def _check_keys(self) -> Iterator[Problem]:
-        self.owned |= {f"{self.namespace}:{name}" for name in ("models", "leases", "claims")}
+        self.owned |= {f"{self.namespace}:{name}" for name in ("models", "leases", "claims", "followups")}
         expiring = tuple(f"{self.namespace}:{kind}:" for kind in ("done", "unique"))
         self.owned |= {key for key in self.keys if key.startswith(expiring) and self.client.ttl(key) != -1}
         for model in self.models:

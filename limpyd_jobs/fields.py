@@ -88,6 +88,18 @@ class FollowUpField(InstanceHashField):
     holds_follow_up = True
 
 
+class WorkflowField(InstanceHashField):
+    """Holds which workflow a job was added with."""
+
+    holds_edges = True
+
+
+class EdgesField(limpyd_fields.SetField):
+    """Holds the idents of jobs that one comes after, waits for, or is waited for by."""
+
+    holds_edges = True
+
+
 def needs_limpyd(model: Any, name: str, *values: Any) -> bool:
     """Must limpyd write a field?
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import re
@@ -11,7 +12,7 @@ import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields as dataclass_fields
 from dataclasses import replace
@@ -23,10 +24,23 @@ from typing import Any, ClassVar, TypeVar, cast
 from limpyd import fields
 from limpyd.contrib.indexes import SimpleDateTimeIndex
 from limpyd.contrib.related import RelatedModel
+from limpyd.exceptions import DoesNotExist
 from redis.exceptions import RedisError, ResponseError
 
 from . import aio, recipes, run_options, transitions
-from .additions import OPTIONS, AddedJobs, AlikeJobs, AnyJobs, Chunk, Way, fields_of, first, to_delay, to_spec
+from .additions import (
+    OPTIONS,
+    AddedJobs,
+    AlikeJobs,
+    AnyJobs,
+    Chunk,
+    Way,
+    fields_of,
+    first,
+    idents_of,
+    to_delay,
+    to_spec,
+)
 from .database import JobsDatabase, is_outage, leave_replica
 from .exceptions import (
     ConfigurationException,
@@ -38,10 +52,12 @@ from .exceptions import (
 )
 from .fields import (
     CancelReasonField,
+    EdgesField,
     FollowUpField,
     InstanceHashField,
     Loaded,
     RunOptionsField,
+    WorkflowField,
     Writes,
     needs_limpyd,
     upgrade,
@@ -537,6 +553,10 @@ class Job(BaseJobsModel):
     cancel_reason = CancelReasonField()  # "canceled", "expired", or what `cancel` was told
     run_options = RunOptionsField()  # what `add_job` was told of its runs, as JSON; read it with `run_option`
     follow_up = FollowUpField()  # who is to be told of its end: `w`, those who wait for it; `c`, jobs that wait for it
+    workflow = WorkflowField(indexable=True)  # the id of the workflow that it was added with
+    parents = EdgesField()  # idents of the jobs that it comes after
+    waits_for = EdgesField()  # those of them that keep it from its queue
+    children = EdgesField()  # idents of the jobs that come after it
 
     queue_model: Any = Queue
     queue_name: str | None = None
@@ -555,6 +575,7 @@ class Job(BaseJobsModel):
     backoff: Any
     retry_on: Any
     no_retry_on: Any
+    if_parent_fails: str | None  # `cancel` (the default), `run` or `wait`: see docs/workflows.md
 
     # How an identifier is unique, where `add_job` does not say (see docs/uniqueness.md).
     unique_for: float | timedelta | None
@@ -716,6 +737,7 @@ class Job(BaseJobsModel):
         delayed_for: float | timedelta | None = None,
         delayed_until: datetime | None = None,
         retry_for: float | None = None,
+        after: Any = None,
         **fields_if_new: Any,
     ) -> Any:
         """Add a job to a queue, unless one with its identifier is queued already.
@@ -732,6 +754,8 @@ class Job(BaseJobsModel):
             retry_for: how long to try again while Redis cannot be used, in seconds; the class' own (5) when None. After
                 that the error of redis-py is raised, and the job may be there or not: adding it again is safe. A try
                 that gets no reply ends with the timeout of the socket (5 seconds).
+            after: a job, an ident, or an iterable of these: it enters its queue when all of them have ended well; until
+                then it is BLOCKED. What it does if one of them fails, `if_parent_fails` says: see docs/workflows.md.
             fields_if_new: further fields of a new job, and options of its runs (`job_timeout`, `expires`,
                 `requeue_times`, `requeue_delay_delta`, `backoff`, `retry_on`, `no_retry_on`: see docs/retries.md);
                 ignored when it exists. `unique_for` and `if_queued` say how the identifier is unique: see
@@ -745,12 +769,13 @@ class Job(BaseJobsModel):
         way = cls._way(queue_model, queue_name, priority)
         text = recipes.to_text("identifier", identifier)
         patience = _seconds("retry_for", cls.retry_for if retry_for is None else retry_for)
-        fields = way.with_run_options(fields_if_new)
-        if delayed_for is None and delayed_until is None:
+        parents = idents_of(after) if after is not None else ()
+        fields = way.with_run_options(fields_if_new, bool(parents))
+        if delayed_for is None and delayed_until is None and not parents:
             call = way.alike_call(text, fields, prepend)
             if call is not None:
                 return cls.from_pk(cls._send_added(call, way, patience).pk)
-        return cls._add_any(way, text, fields, prepend, delayed_for, delayed_until, patience)[0]
+        return cls._add_any(way, text, fields, prepend, delayed_for, delayed_until, patience, parents)[0]
 
     @classmethod
     async def aadd_job(
@@ -763,6 +788,7 @@ class Job(BaseJobsModel):
         delayed_for: float | timedelta | None = None,
         delayed_until: datetime | None = None,
         retry_for: float | None = None,
+        after: Any = None,
         **fields_if_new: Any,
     ) -> Any:
         """As `add_job`, for a coroutine: through `redis.asyncio`, so that the event loop goes on meanwhile.
@@ -774,10 +800,12 @@ class Job(BaseJobsModel):
         way = cls._known_way(queue_model, queue_name, priority)
         text = recipes.to_text("identifier", identifier)
         patience = _seconds("retry_for", cls.retry_for if retry_for is None else retry_for)
-        call = way.plain_call(text, way.with_run_options(fields_if_new), prepend, delayed_for, delayed_until)
+        parents = idents_of(after)
+        fields = way.with_run_options(fields_if_new, bool(parents))
+        call = way.plain_call(text, fields, prepend, delayed_for, delayed_until, parents)
         added = Added("NO_QUEUE", "") if call is None else await cls._asend(call, patience)
         if added.kind == "NO_QUEUE":
-            where = (queue_name, priority, queue_model, prepend, delayed_for, delayed_until, retry_for)
+            where = (queue_name, priority, queue_model, prepend, delayed_for, delayed_until, retry_for, parents)
             return await asyncio.to_thread(cls.add_job, identifier, *where, **fields_if_new)
         if added.changes:
             await asyncio.to_thread(repair_indexes, added.changes)
@@ -793,9 +821,10 @@ class Job(BaseJobsModel):
         delayed_for: Any,
         delayed_until: Any,
         retry_for: float,
+        after: Sequence[str] = (),
     ) -> tuple[Any, str]:
         """Add a job of any kind; answers it and what was done."""
-        addition, record = way.addition(identifier, fields_if_new, prepend, delayed_for, delayed_until)
+        addition, record = way.addition(identifier, fields_if_new, prepend, delayed_for, delayed_until, after)
         call = transitions.then(transitions.add(way.subject, [addition]), first)
         added = cls._send_added(call, way, retry_for)
         job = cls.from_pk(added.pk)
@@ -821,6 +850,7 @@ class Job(BaseJobsModel):
         delayed_for: float | timedelta | None = None,
         delayed_until: datetime | None = None,
         retry_for: float | None = None,
+        after: Any = None,
     ) -> AddedJobs:
         """Add many jobs, each as `add_job` does and in the order given, with one round trip for some hundreds.
 
@@ -840,7 +870,8 @@ class Job(BaseJobsModel):
         if isinstance(specs, (str, bytes, bytearray, memoryview, Mapping)) or not isinstance(specs, Iterable):
             raise InvalidArgument("specs", specs, "an iterable of identifiers or mappings")
         patience = _seconds("retry_for", cls.retry_for if retry_for is None else retry_for)
-        options = (queue_name, priority, queue_model, prepend, delayed_for, delayed_until)
+        parents = idents_of(after)
+        options = (queue_name, priority, queue_model, prepend, delayed_for, delayed_until, parents)
         defaults = dict(zip(OPTIONS, options, strict=True))
         cls._patiently(lambda client: None, patience)  # the ends of this worker, before the thread of `bulk` adds
         bulk = _Bulk(cls, patience)
@@ -994,6 +1025,21 @@ class Job(BaseJobsModel):
         Writes.count += 1  # whoever has claimed jobs ahead looks at them again
         repair_indexes(changes)
         return cancellation  # type: ignore[no-any-return]
+
+    def get_parents(self) -> list[Any]:
+        """The jobs that it comes after, in no order; without those that have been deleted. Raises JobClassError."""
+        return _existing(self.parents.smembers())
+
+    def get_children(self) -> list[Any]:
+        """The jobs that come after it, in no order; without those that have been deleted. Raises JobClassError."""
+        return _existing(self.children.smembers())
+
+    def delete(self) -> Any:
+        """Delete the record. Jobs that wait for it are told first, as if it had been canceled."""
+        model: Any = type(self)
+        if recipes.has_edges(model) and "c" in (self.follow_up.hget() or ""):
+            _tell_children(model, self.queue_model.namespace or "", self.ident)
+        return super().delete()
 
     @property
     def duration(self) -> timedelta | None:
@@ -1204,8 +1250,9 @@ class _Bulk:
     def _add_alone(self, way: Way, spec: Mapping[str, Any]) -> None:
         """Add a job that cannot go with others."""
         text, delays = recipes.to_text("identifier", spec["identifier"]), (spec["delayed_for"], spec["delayed_until"])
-        fields = way.with_run_options(fields_of(spec))
-        added = self._model._add_any(way, text, fields, spec["prepend"], *delays, self._retry_for)
+        after = idents_of(spec["after"])
+        fields = way.with_run_options(fields_of(spec), bool(after))
+        added = self._model._add_any(way, text, fields, spec["prepend"], *delays, self._retry_for, after)
         self.counts[added[1]] += 1
 
 
@@ -1364,11 +1411,37 @@ def shortened(text: str, limit: int) -> str:
 
 
 def repair_indexes(changes: Changes) -> None:
-    """Bring the indexes that no script knows in step with what a script wrote."""
+    """Do what a script has left to do: bring the indexes that it does not know in step, go on with children of jobs."""
     for change in changes:
         try:
             model = Job.class_of(f"{change.repr}:{change.pk}")
         except JobClassError as error:  # this process does not have the class that declares the index
-            logger.warning("%s; its index on %s has to be rebuilt", error, change.field)
+            if change.field:
+                logger.warning("%s; its index on %s has to be rebuilt", error, change.field)
+            continue
+        if not change.field:
+            with contextlib.suppress(RedisError):  # the workers go on with it from time to time
+                _tell_children(model, change.old)
             continue
         recipes.repair_index(model, change.pk, change.field, (change.old, change.new))
+
+
+def _existing(idents: Iterable[str]) -> list[Any]:
+    found = []
+    for ident in idents:
+        with contextlib.suppress(DoesNotExist):
+            found.append(Job.get_from_ident(ident))
+    return found
+
+
+def _tell_children(model: Any, namespace: str, deleted: str = "") -> None:
+    """Go on telling the children of jobs that these have ended, some hundreds a call.
+
+    Args:
+        deleted: the ident of a job that is about to be deleted.
+    """
+    while True:
+        done = model._send(transitions.follow_up(namespace, deleted))
+        repair_indexes(done.changes)
+        if not done.has_more:
+            break

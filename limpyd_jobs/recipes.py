@@ -45,6 +45,7 @@ TRANSITION_FIELDS = (
 MOST_SHAPES = 20  # sets of names for which scripts are made for a class
 MOST_ALIKE = 50  # fields that a script of add_alike writes: Lua cannot hold more than some 120 in one expression
 JOB_OPTIONS = ("lease_seconds", "max_recoveries")  # attributes of a class of jobs that scripts must know
+EDGES = ("parents", "waits_for", "children", "workflow")
 QUEUE_FIELDS = ("name", "priority")
 
 
@@ -159,6 +160,8 @@ def job_recipe(model: Any) -> str:
         given["has_own_cancel_reason"] = True
     if not has_follow_up(model):
         given["has_own_follow_up"] = True
+    if not has_edges(model):
+        given["has_own_edges"] = True
     return json.dumps({**json.loads(recipe(model, TRANSITION_FIELDS)), **given}, sort_keys=True)
 
 
@@ -175,6 +178,13 @@ def has_cancel_reason(model: Any) -> bool:
 def has_follow_up(model: Any) -> bool:
     """As `has_run_options`, for `follow_up`: a field that is the user's own says nothing to us."""
     return model.has_field("follow_up") and hasattr(model.get_field("follow_up"), "holds_follow_up")
+
+
+@cache
+def has_edges(model: Any) -> bool:
+    """As `has_run_options`, for what says which jobs come after which."""
+    fields = [model.get_field(name) for name in EDGES if model.has_field(name)]
+    return has_follow_up(model) and len(fields) == len(EDGES) and all(hasattr(field, "holds_edges") for field in fields)
 
 
 @cache
@@ -656,6 +666,15 @@ class Record:
                 raise InvalidArgument("if_queued", "replace", f"something else: {name!r} is indexed, and in no hash")
         indexes = json.loads(recipe(self.model, tuple(in_hash)))["indexes"]
         return {"names": in_hash, "indexes": indexes, "keys": keys}
+
+    def come_after(self, parents: Iterable[str], policy: str) -> None:
+        """The job is to come after others.
+
+        Args:
+            parents: their idents.
+            policy: what it does if one of them fails.
+        """
+        self._rest.update(after=list(parents), policy=policy)
 
     def write_late(self, instance: Any) -> None:
         """Write what the script left to limpyd."""

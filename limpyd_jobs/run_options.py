@@ -39,6 +39,15 @@ def _expiry(argument: str, value: Any) -> float | timedelta | datetime:
         raise InvalidArgument(argument, value, accepted) from None
 
 
+POLICIES = ("cancel", "run", "wait")
+
+
+def _policy(argument: str, value: Any) -> str:
+    if value not in POLICIES:
+        raise InvalidArgument(argument, value, f"one of {', '.join(POLICIES)}")
+    return str(value)
+
+
 # How the value of each is checked and made uniform.
 CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "expires": _expiry,
@@ -48,6 +57,7 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "backoff": parse_backoff,
     "retry_on": exception_names,
     "no_retry_on": exception_names,
+    "if_parent_fails": _policy,
 }
 NAMES = tuple(CHECKS)
 FIELD = "run_options"

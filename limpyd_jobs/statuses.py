@@ -18,6 +18,7 @@ class Statuses(dict[str, str]):
     SUCCESS = "s"
     ERROR = "e"
     CANCELED = "c"
+    BLOCKED = "b"
 
     def __init__(self) -> None:
         super().__init__({name: value for name, value in vars(Statuses).items() if name.isupper()})
@@ -60,4 +61,5 @@ FOLLOWERS: dict[str, frozenset[str]] = {
     STATUSES.SUCCESS: frozenset("wd"),
     STATUSES.ERROR: frozenset("wdc"),
     STATUSES.CANCELED: frozenset("wde"),
+    STATUSES.BLOCKED: frozenset("wdc"),
 }

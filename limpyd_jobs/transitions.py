@@ -20,6 +20,7 @@ from redis.exceptions import NoScriptError, ResponseError
 
 from . import lua, wire
 from .exceptions import (
+    InvalidArgument,
     JobAlreadyExists,
     JobAlreadyQueued,
     JobNotInStatus,
@@ -127,7 +128,10 @@ def _bytes(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Change:
-    """A field whose foreign indexes have yet to learn of a write; '' stands for no value."""
+    """A field whose foreign indexes have yet to learn of a write; '' stands for no value.
+
+    '' as `field`: the job has ended, and has children that have yet to be told, by `follow_up` in the namespace `old`.
+    """
 
     repr: str
     pk: str
@@ -371,6 +375,14 @@ def _not_taken(reply: Reply, what: str) -> None:
         raise JobAlreadyExists(f"The value of {reply[1]!r} belongs to another {what}; nothing was written")
 
 
+def _has_parents(reply: Reply) -> None:
+    if reply[0] == "NO_PARENT":
+        accepted = (
+            "jobs that exist, of classes whose fields parents, waits_for, children, follow_up and workflow are ours"
+        )
+        raise InvalidArgument("after", reply[1], accepted)
+
+
 def _not_broken(reply: Reply) -> None:
     if reply[0] == "BROKEN":
         raise WrongKeyType(reply[1])
@@ -448,6 +460,7 @@ def _read_added(reply: Reply) -> Added:
         raise ResponseError(text)
     if kind == "QUEUED":
         raise JobAlreadyQueued(f"a job with the identifier {reply[2]!r}", text, is_queued=reply[3] == "1")
+    _has_parents(reply)
     _not_taken(reply, "job")
     return Added(kind, text, _changes(reply[2:]) if len(reply) > 2 else ())
 
@@ -617,8 +630,8 @@ def place(
         ident = f"{subject.repr}:{subject.pk}"
         _exists(reply[0], f"job found with ident {ident}, or no queue with pk {queue_pk}")
         _not_broken(reply)
-        if reply[0] == "RUNNING":
-            raise JobNotInStatus(ident, "r", "place")
+        if reply[0] in ("RUNNING", "NOT_IN_STATUS"):
+            raise JobNotInStatus(ident, reply[1] if len(reply) > 1 else "r", "place")
         if reply[0] == "QUEUED":
             raise JobAlreadyQueued(ident, f"{subject.repr}:{reply[1]}")
         return _changes(reply[1:])
@@ -1050,3 +1063,71 @@ def register(namespace: str, subject: Subject) -> Call[None]:
     """Tell the registry what a class of jobs means."""
     args = {"namespace": namespace, "repr": subject.repr, "recipe": subject.recipe}
     return Call("register", _keys(namespace), args, lambda reply: None)
+
+
+class FollowedUp(NamedTuple):
+    """What `follow_up` did: is there more to do at once, and idents of `unknown` classes."""
+
+    has_more: bool
+    unknown: tuple[str, ...] = ()
+    changes: Changes = ()
+
+
+def follow_up(namespace: str, deleted: str = "") -> Call[FollowedUp]:
+    """Go on telling the children of jobs that these have ended.
+
+    Args:
+        deleted: the ident of a job that is about to be deleted: its children are told that it was canceled.
+    """
+
+    def read(reply: Reply) -> FollowedUp:
+        end = 3 + int(reply[2])
+        return FollowedUp(reply[1] == "1", tuple(reply[3:end]), _changes(reply[end:]))
+
+    return Call("follow_up", _keys(namespace), {"namespace": namespace, "deleted": deleted}, read)
+
+
+class Created(NamedTuple):
+    """What `workflow` did: `kind` is OK, ALREADY, TAKEN (of `field`), or NO_QUEUE (of the target of this `number`)."""
+
+    kind: str
+    number: int = 0
+    field: str = ""
+    changes: Changes = ()
+
+
+def workflow(
+    namespace: str, classes: Sequence[Subject], targets: Sequence[Target], jobs: Sequence[Mapping[str, Any]]
+) -> Call[Created]:
+    """Create jobs that come after one another: all, or none.
+
+    Raises InvalidArgument, JobAlreadyQueued, WrongKeyType or ResponseError on reading.
+
+    Args:
+        jobs: in the words of the script.
+    """
+
+    def read(reply: Reply) -> Created:
+        kind = reply[0]
+        if kind == "FAILED":
+            raise ResponseError(reply[1])
+        if kind == "QUEUED":
+            raise JobAlreadyQueued(f"a job with the identifier {reply[2]!r}", reply[1])
+        _has_parents(reply)
+        _not_broken(reply)
+        if kind == "TAKEN":
+            return Created(kind, field=reply[1])
+        if kind == "NO_QUEUE":
+            return Created(kind, int(reply[1]) - 1)
+        return Created(kind, changes=_changes(reply[1:]))
+
+    described = [{"repr": one.repr, "key": one.key, "recipe": one.recipe} for one in classes]
+    names = ("model", "recipe", "name", "priority", "record")
+    queues = [{name: getattr(target, name) for name in names} for target in targets]
+    args: dict[str, str | Sequence[str]] = {
+        "namespace": namespace,
+        "classes": _json(described),
+        "targets": _json(queues),
+        "jobs": [_json(job) for job in jobs],
+    }
+    return Call("workflow", _keys(namespace), args, read)

@@ -6,6 +6,7 @@
 --   jobs:models                  hash: class of a job -> recipe
 --   jobs:leases                  sorted set: ident -> deadline by the clock of Redis
 --   jobs:claims                  hash: ident -> token, and token -> ident
+--   jobs:followups               sorted set: ident of a job that has ended -> how far its children have been told
 --   jobs:done:<worker>           string: the last end that this worker recorded; expires
 --   jobs:ready:queue:<name>      sorted set: pk of a queue that may hold work -> its priority
 --   jobs:due:queue:<name>        sorted set: pk of a queue -> when its first delayed job is due
@@ -23,7 +24,8 @@ local DONE_SECONDS = 3600
 local MANY_RECORDS = 1000  -- of one identifier, and that are queued
 local LAST_SECOND = 253402300799  -- of the year 9999, the last one that dates are written for
 
-local changed = {}  -- repr, pk, field, old, new: what indexes that no recipe describes have yet to learn
+local changed = {}  -- repr, pk, field, old, new: what indexes that no recipe describes have yet to learn; or repr, pk, '',
+                    -- namespace, '': the job has ended, and has children that have yet to be told
 
 -- Redis refuses whatever takes memory when it is full, but not to a script that has written something already: what runs
 -- comes to its end, and what waits is worked off.
@@ -407,8 +409,135 @@ local function note_begin(recipe, pk, follow_up)
   if is_told(recipe, follow_up, 'w') then publish(recipe, pk, 'status r') end
 end
 
--- Go on with the jobs that wait for one that has ended: 's', 'e' or 'c'.
+local function take_lease(namespace, ident, token, deadline)
+  redis.call('ZADD', namespace .. ':leases', score(deadline), ident)
+  redis.call('HSET', namespace .. ':claims', ident, token, token, ident)
+end
+
+local function drop_lease(namespace, ident, token)
+  redis.call('ZREM', namespace .. ':leases', ident)
+  redis.call('HDEL', namespace .. ':claims', ident, token)
+end
+
+local MANY_CHILDREN = 500  -- that are told of the end of their parents in one call
+
+local function policy_of(recipe, text)
+  local is_ours = text and not recipe.has_own_run_options
+  return is_ours and string.match(text, '"if_parent_fails":"(%l+)"') or 'cancel'
+end
+
+-- Put a job that waits for no other any more where it belongs. What keeps it from its queue is for `recover` to see.
+local function release_child(namespace, recipe, pk, ident, queue, delayed_until)
+  local due = parse_date(delayed_until)
+  if due and due <= now() then due = nil end
+  local owner = string.match(queue or '', '^(.*):[^:]*$')
+  local name = owner and redis.pcall('HGET', queue .. ':hash', 'name')
+  local is_usable = type(name) == 'string' and not broken_key(namespace, owner, name, queue, due and true or false)
+  write_fields(recipe, pk, {'status', 'delayed_until'}, {due and 'd' or 'w', due and delayed_until},
+    {'b', delayed_until})
+  if is_usable then
+    enter(namespace, owner, name, queue, ident, due)
+  else
+    take_lease(namespace, ident, 'released/' .. ident, now())
+  end
+end
+
+-- A job that waits for others is canceled; answers whether it has children, who are to be told.
+local function cancel_child(recipe, pk, values, reason)
+  write_fields(recipe, pk, {'status', 'queued', 'cancel_reason'}, {'c', false, reason})
+  redis.call('DEL', recipe.key .. ':' .. pk .. ':waits_for')
+  if is_told(recipe, values.follow_up, 'w') then publish(recipe, pk, 'status c') end
+  return is_told(recipe, values.follow_up, 'c')
+end
+
+-- Tell a job that one of those that it waits for has ended. Answers whether it is canceled, and has children itself.
+local function tell_child(namespace, recipe, pk, ident, parent, has_succeeded)
+  local key = recipe.key .. ':' .. pk
+  local values = redis.call('HMGET', key .. ':hash', 'status', 'queue_key', 'delayed_until', 'run_options', 'queued',
+    'follow_up')
+  local known, policy = {follow_up = values[6]}, has_succeeded and 'run' or policy_of(recipe, values[4])
+  if values[1] == 'c' and values[5] and redis.call('EXISTS', key .. ':waits_for') == 1 then
+    return cancel_child(recipe, pk, known, 'canceled')  -- somebody wrote CANCELED
+  end
+  if values[1] ~= 'b' or policy == 'wait' then return false end
+  if policy == 'cancel' then return cancel_child(recipe, pk, known, 'parent failed: ' .. parent) end
+  redis.call('SREM', key .. ':waits_for', parent)
+  if redis.call('EXISTS', key .. ':waits_for') == 0 then
+    release_child(namespace, recipe, pk, ident, values[2], values[3])
+  end
+  return false
+end
+
+-- How a job has ended, if it has: 's', 'e' or 'c'. One that has been deleted was told of then.
+local function end_of(status, queued)
+  return (status == 's' or (status == 'e' or status == 'c') and not queued) and status or nil
+end
+
+-- Tell some children of a job; `job`: its ident, the `cursor` of its children, and the `status` that it ended in, if known.
+-- Answers how many were looked at, and puts those that are to be told next behind `jobs`.
+local function tell_page(namespace, job, jobs, unknown)
+  local repr, pk = split_ident(job.ident)
+  local recipe = repr and recipe_of(namespace, repr)
+  if not recipe then
+    unknown[#unknown + 1], job.is_stuck = job.ident, true
+    return 0
+  end
+  local key = recipe.key .. ':' .. pk
+  local status = job.status or end_of(unpack(redis.call('HMGET', key .. ':hash', 'status', 'queued'), 1, 2))
+  if not status then
+    job.is_done = true  -- it runs again: its end will tell
+    return 0
+  end
+  local page = redis.pcall('SSCAN', key .. ':children', string.format('%.0f', job.cursor), 'COUNT', MANY_CHILDREN)
+  if page.err then  -- not a set: it names no job
+    job.is_done = true
+    return 0
+  end
+  for _, child in ipairs(page[2]) do
+    local child_repr, child_pk = split_ident(child)
+    local child_recipe = child_repr and recipe_of(namespace, child_repr)
+    if child_recipe then
+      local is_told_well, is_parent = pcall(tell_child, namespace, child_recipe, child_pk, child, job.ident, status == 's')
+      if not is_told_well then job.is_stuck = true end
+      if is_told_well and is_parent then jobs[#jobs + 1] = {ident = child, cursor = 0, status = 'c'} end
+    else
+      unknown[#unknown + 1], job.is_stuck = child, true
+    end
+  end
+  if not job.is_stuck then
+    job.cursor = tonumber(page[1])
+    job.is_done = job.cursor == 0
+  end
+  return #page[2]
+end
+
+-- Tell the children of some jobs, and the children of those that this cancels, as many as one call may. What is left is
+-- noted. Answers whether more can be done now.
+local function tell_on(namespace, jobs, unknown)
+  local followups, position, told, has_more = namespace .. ':followups', 1, 0, false
+  while jobs[position] do
+    local job = jobs[position]
+    while told < MANY_CHILDREN and not job.is_done and not job.is_stuck do
+      told = told + tell_page(namespace, job, jobs, unknown)
+    end
+    if not job.is_done then
+      redis.call('ZADD', followups, job.is_stuck and -job.cursor - 1 or job.cursor, job.ident)
+      has_more = has_more or not job.is_stuck
+    elseif job.is_noted then
+      redis.call('ZREM', followups, job.ident)
+    end
+    position = position + 1
+  end
+  return has_more
+end
+
+-- Go on with the jobs that wait for one that has ended: 's', 'e' or 'c'. If they are too many for one call, the caller is asked
+-- for `follow_up`; should it never do so, a worker that looks at what is noted does.
 local function tell_children(namespace, recipe, pk, status)
+  local job = {ident = recipe.repr .. ':' .. pk, cursor = 0, status = status}
+  if tell_on(namespace, {job}, {}) then
+    for _, item in ipairs({recipe.repr, pk, '', namespace, ''}) do changed[#changed + 1] = item end
+  end
 end
 
 -- Tell those who are to know that a job has ended for good: in SUCCESS, in ERROR and not to be requeued, or CANCELED
@@ -496,16 +625,6 @@ local function rival_of(namespace, queue_recipe, recipe, pk)
   return nil
 end
 
-local function take_lease(namespace, ident, token, deadline)
-  redis.call('ZADD', namespace .. ':leases', score(deadline), ident)
-  redis.call('HSET', namespace .. ':claims', ident, token, token, ident)
-end
-
-local function drop_lease(namespace, ident, token)
-  redis.call('ZREM', namespace .. ':leases', ident)
-  redis.call('HDEL', namespace .. ':claims', ident, token)
-end
-
 -- What jobs are added by: their class, and the queue by its name and priority.
 local function way_to(namespace, repr, key, recipe_text, queue_model, queue_recipe_text, name, priority, queue_record)
   return {namespace = namespace, repr = repr, recipe_text = recipe_text, queue_model = queue_model, name = name,
@@ -549,8 +668,8 @@ local function raise_or_move(way, job, pk)
   end
   local values = redis.call('HMGET', hash, 'status', 'priority')
   local is_higher = tonumber(way.priority) > (tonumber(values[2] or '0') or 0)
-  local is_running = values[1] == 'r' or redis.call('HEXISTS', way.namespace .. ':claims', ident) == 1
-  if is_running or not (is_higher or job.prepend) then return {'EXISTING', pk} end
+  local is_fixed = values[1] == 'r' or values[1] == 'b' or redis.call('HEXISTS', way.namespace .. ':claims', ident) == 1
+  if is_fixed or not (is_higher or job.prepend) then return {'EXISTING', pk} end
   local wanted = is_higher and way.priority or values[2] or '0'
   local queue, refusal = queue_for(way, wanted, job.due)
   if not queue then return refusal end
@@ -559,6 +678,64 @@ local function raise_or_move(way, job, pk)
     {job.due and 'd' or 'w', '1', wanted, job.due and format_date(job.due) or false, queue, false})
   put_added(way, job, ident, queue)
   return {'MOVED', pk, unpack(changed)}
+end
+
+local seen = {}  -- ident -> what is known of a job that new ones come after
+
+local function see_parent(namespace, ident)
+  if not seen[ident] then
+    local repr, pk = split_ident(ident)
+    local recipe = repr and recipe_of(namespace, repr)
+    local values = recipe and redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'status', 'queued', 'follow_up')
+    if not recipe or not values[1] or recipe.has_own_edges then return nil end
+    seen[ident] = {ident = recipe.repr .. ':' .. pk, key = recipe.key .. ':' .. pk, follow_up = values[3] or '',
+      ended = end_of(values[1], values[2])}
+  end
+  return seen[ident]
+end
+
+-- How a new job stands: its parents, those that it waits for, and one that has failed and so keeps it from running. Or nil, and
+-- the ident of a parent that is none.
+local function standing_of(namespace, idents, policy)
+  local found = {parents = {}, waits_for = {}}
+  for position, ident in ipairs(idents) do
+    local parent = see_parent(namespace, ident)
+    if not parent then return nil, ident end
+    found.parents[position] = parent
+    if (parent.ended == 'e' or parent.ended == 'c') and policy == 'cancel' then
+      found.failed = found.failed or parent.ident
+    elseif not parent.ended or parent.ended ~= 's' and policy == 'wait' then
+      found.waits_for[#found.waits_for + 1] = parent.ident
+    end
+  end
+  found.is_free = not found.failed and #found.waits_for == 0
+  return found
+end
+
+local function add_all(key, members)
+  for first = 1, #members, 1000 do
+    redis.call('SADD', key, unpack(members, first, math.min(first + 999, #members)))
+  end
+end
+
+-- Write who comes after whom, of a new job. `children`: lists by key of a set, where these are to be collected, not written.
+local function write_edges(key, ident, standing, children)
+  local parents = {}
+  for position, parent in ipairs(standing.parents) do
+    parents[position] = parent.ident
+    if children then
+      local list = children[parent.key .. ':children'] or {}
+      children[parent.key .. ':children'], list[#list + 1] = list, ident
+    else
+      redis.call('SADD', parent.key .. ':children', ident)
+    end
+    if not string.find(parent.follow_up, 'c', 1, true) then
+      parent.follow_up = parent.follow_up .. 'c'
+      redis.call('HSET', parent.key .. ':hash', 'follow_up', parent.follow_up)
+    end
+  end
+  add_all(key .. ':parents', parents)
+  if not standing.failed then add_all(key .. ':waits_for', standing.waits_for) end
 end
 
 -- The job that has the identifier for longer than it is queued, or nil: one that was canceled, or deleted, has not.
@@ -643,11 +820,22 @@ local function try_to_add(way, job)
   record.key, record.hash, record.sets = recipe.key, job.texts, job.sets
   local conflict = taken(record)
   if conflict then return {'TAKEN', conflict} end
+  local standing, unfit
+  if record.after then standing, unfit = standing_of(way.namespace, record.after, record.policy) end
+  if unfit then return {'NO_PARENT', unfit} end
   local queue, refusal = queue_for(way, way.priority, job.due)
   if not queue then return refusal end
   local pk = create(record)
   note_queued(recipe, job.identifier, pk)
   note_unique(way, job.identifier, pk, asked)
+  if standing then write_edges(recipe.key .. ':' .. pk, way.repr .. ':' .. pk, standing) end
+  if standing and not standing.is_free then
+    local failed = standing.failed
+    register(way.namespace, way.repr, way.recipe_text, way.recipe)
+    write_fields(recipe, pk, {'status', 'queued', 'delayed_until', 'queue_key', 'cancel_reason'}, {failed and 'c' or 'b',
+      not failed and '1', job.due and format_date(job.due) or false, queue, failed and 'parent failed: ' .. failed})
+    return {'NEW', pk, unpack(changed)}
+  end
   write_fields(recipe, pk, {'status', 'queued', 'delayed_until', 'queue_key'},
     {job.due and 'd' or 'w', '1', job.due and format_date(job.due) or false, queue})
   put_added(way, job, way.repr .. ':' .. pk, queue)
@@ -664,6 +852,7 @@ local function add_job(way, job)
     redis.pcall('DEL', creating[1] .. ':' .. creating[2] .. ':hash')
     redis.pcall('SREM', creating[1] .. ':collection', creating[2])
     for position = 1, #job.sets do redis.pcall('SREM', job.sets[position], creating[2]) end
+    if job.rest ~= '' then redis.pcall('DEL', creating[1] .. ':' .. creating[2] .. ':parents', creating[1] .. ':' .. creating[2] .. ':waits_for') end
   end
   return {'FAILED', error_text(reply)}
 end
@@ -916,7 +1105,7 @@ local function claim_next(wanted)
   end
   redis.call('LPOP', waiting)
   if status == 'GONE' then return {status, ident, queue, name, next_due()} end
-  if status ~= 'r' then write_fields(recipe, pk, {'queued'}, {false}) end
+  if status ~= 'r' and status ~= 'b' then write_fields(recipe, pk, {'queued'}, {false}) end
   note_end(namespace, recipe, pk, status, values[10])
   return {'STALE', ident, queue, name, next_due(), status}
 end

@@ -6,9 +6,11 @@
 -- `target`: its number, from 1; `sets`: keys of sets that get its primary key; `texts`: names and values of its hash;
 -- `rest`: what else a record may have, as JSON, or ''; in it `uniqueness`: how the identifier is unique: `if_queued` (keep,
 -- replace, rerun, raise), `milliseconds` or null, `once`: a name for this call when it must not be done twice, and
--- `replacement`: names of fields in the hash, their indexes, and keys of others. What says that it waits or is delayed is added here.
+-- `replacement`: names of fields in the hash, their indexes, and keys of others.
+-- And in it `after`: idents of jobs that it comes after, `policy`: what it
+-- does if one of them fails. If not all of them have ended well, it is BLOCKED, or CANCELED by its policy, and in no queue. What says that it waits or is delayed is added here.
 -- Replies, in a list, for each job up to one that is answered NO_QUEUE:
---   NEW pk changed...          created, and waiting or delayed (or held under `token`, when one is given)
+--   NEW pk changed...          created, and waiting, delayed, blocked or canceled (or held under `token`, when one is given)
 --   MOVED pk changed...        the queued job got the priority or the place (or is held, ready to be moved by the caller)
 --   EXISTING pk changed...     the queued job stays where it is: it runs, or nothing asked to move it; it got the values
 --                              of the new one, if that was asked for and it had not begun
@@ -17,6 +19,7 @@
 --                              it (the existing job keeps this priority; or the model needs a primary key), ask again
 --   QUEUED ident identifier is_queued   `raise` was asked for, and this job has the identifier
 --   BROKEN key                 something of another type is under this key of the queue; nothing was written
+--   NO_PARENT ident            it is to come after this job, which does not exist, or cannot have jobs that come after it
 --   TAKEN field                the primary key or a unique value belongs to another job
 --   FAILED error               of a command that wrote it
 -- Invariants: at most one queued job for an identifier and class; a running job is never touched; all or nothing.

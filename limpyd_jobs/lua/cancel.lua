@@ -1,4 +1,4 @@
--- cancel: see to it that a job is not run: at once if it waits or is delayed, else by asking the worker that has it.
+-- cancel: see to it that a job is not run: at once if it waits, is delayed or blocked, else by asking the worker that has it.
 -- KEYS: models
 -- ARGV: namespace repr recipe pk queue_recipe reason
 -- Replies:
@@ -22,8 +22,9 @@ if is_leased or status == 'r' then
   return {'REQUESTED', unpack(changed)}
 end
 if status == 'c' and not values[2] then return {'CANCELED'} end
-local was_in_queue = leave_anywhere(queue_recipe, recipe, pk, ident)
+local was_in_queue = status ~= 'b' and leave_anywhere(queue_recipe, recipe, pk, ident)
 if status == 'c' and not was_in_queue then return {'REQUESTED'} end  -- version 2's worker, or one that vanished, had it
 write_fields(recipe, pk, {'status', 'queued', 'cancel_reason'}, {'c', false, reason})
+if status == 'b' then redis.call('DEL', recipe.key .. ':' .. pk .. ':waits_for') end
 note_end(namespace, recipe, pk, 'c', values[3])
 return {'CANCELED', unpack(changed)}

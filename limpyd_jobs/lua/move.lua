@@ -8,6 +8,7 @@
 --   OK queue priority delayed_until changed...      delayed_until is '' when it waits
 --   NO_QUEUE priority          the job keeps its priority, and this queue does not exist: create it, ask again
 --   NOT_IN_STATUS c            canceled since the caller got its lease, which is dropped; the job is no longer queued
+--   NOT_IN_STATUS b            it waits for other jobs; nothing was written
 --   RUNNING                    another worker runs the job; nothing was written
 --   QUEUED pk                  another job with this identifier is queued; nothing was written
 --   BROKEN key                 something of another type is under this key of the queue; nothing was written
@@ -25,6 +26,7 @@ local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'status',
 local status = values[1]
 -- RUNNING without a lease here: for a worker of version 2, or for queues of another namespace
 local is_running = status == 'r' and not holder
+if status == 'b' then return {'NOT_IN_STATUS', status} end
 if is_running or (holder and holder ~= token and not is_repeated) then return {'RUNNING'} end
 if status == 'c' and (holder or token ~= '') then  -- without a holder: this is repeated
   write_fields(recipe, pk, {'queued'}, {false})

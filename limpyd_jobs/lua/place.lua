@@ -4,6 +4,7 @@
 -- An ended job begins anew, without its `start`, `end` and `recoveries`; a canceled one stays so, and is skipped when it is taken.
 -- Replies:
 --   OK changed...
+--   NOT_IN_STATUS b            it waits for other jobs; nothing was written
 --   RUNNING                    another worker runs the job; nothing was written
 --   QUEUED pk                  another job with this identifier is queued; nothing was written
 --   BROKEN key                 something of another type is under this key of the queue; nothing was written
@@ -19,6 +20,7 @@ local name = redis.call('HGET', queue .. ':hash', 'name')
 if not name or redis.call('SISMEMBER', recipe.key .. ':collection', pk) == 0 then return {'GONE'} end
 local holder = redis.call('HGET', namespace .. ':claims', ident)
 local status = redis.call('HGET', hash, 'status')
+if status == 'b' then return {'NOT_IN_STATUS', status} end
 if (status == 'r' and not holder) or (holder and holder ~= token) then return {'RUNNING'} end
 
 local broken = broken_key(namespace, queue_recipe.key, name, queue)

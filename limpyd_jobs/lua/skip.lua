@@ -17,8 +17,8 @@ local status = values[1]
 if token ~= '' then
   drop_lease(namespace, ident, token)
   mark_done(namespace, token, worker, '/skip')
-elseif status == 'r' or status == 'w' or status == 'd' then
-  return {'LOST'}  -- it runs elsewhere, or was put in a queue again
+elseif status == 'r' or status == 'w' or status == 'd' or status == 'b' then
+  return {'LOST'}  -- it runs elsewhere, waits for other jobs, or was put in a queue again
 end
 if not status and redis.call('EXISTS', recipe.key .. ':' .. pk .. ':hash') == 0 then return {'GONE'} end
 write_fields(recipe, pk, {'queued'}, {false})

@@ -315,6 +315,20 @@ class Claiming(BaseWorker):
                 Job.class_of(ident).register(self._namespace)
             except JobClassError as error:
                 self.log(f"Unable to give {ident} back: {error}", level="error")
+        self._follow_up()
+
+    def _follow_up(self) -> None:
+        """Go on with the children of jobs that have ended, where somebody else has not come to the end of it."""
+        while True:
+            done = self._send_call(transitions.follow_up(self._namespace))
+            repair_indexes(done.changes)
+            if not done.has_more or self.must_stop():
+                break
+        for ident in done.unknown:
+            try:
+                Job.class_of(ident).register(self._namespace)
+            except JobClassError as error:
+                self.log(f"Unable to go on with {ident}, whose parents have ended: {error}", level="error")
 
     def _end_doomed(self, doomed: Doomed) -> None:
         """Record the error of a job that is not given back. When that fails, its lease lapses, and it comes again."""

@@ -107,6 +107,8 @@ SAMPLES = {
     "skip": lambda: transitions.skip("jobs", Claim("a:1", "t", "w", "jobs:queue:1")),
     "move": lambda: transitions.move(ScriptJob._class_subject("1"), target(), False, False, Delay(), "", Hold()),
     "cancel": lambda: transitions.cancel(ScriptJob._class_subject("1"), "jobs", "{}", "canceled"),
+    "follow_up": lambda: transitions.follow_up("jobs"),
+    "workflow": lambda: transitions.workflow("jobs", [ScriptJob._class_subject()], [target()], [{}]),
     "requeue": lambda: transitions.requeue(ScriptJob._class_subject("1"), target(), False, Delay(), "", Hold(), "w"),
     "place": lambda: transitions.place(ScriptJob._class_subject("1"), "jobs", "{}", "1", False, Delay(), ""),
     "promote": lambda: transitions.promote("jobs", "jobs:queue", "1"),

@@ -26,7 +26,7 @@ LAYERS: dict[str, list[str]] = {
         "version",
     ],
     "store": ["lua", "wire", "database", "embedded", "aio", "recipes", "transitions", "additions", "fields"],
-    "models": ["models"],
+    "models": ["models", "workflows"],
     "work": ["workers", "admin"],
     "rooms": ["tasks", "scheduler", "service", "outbox", "data"],
     "doors": ["testing", "scripts"],
