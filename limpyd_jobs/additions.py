@@ -133,7 +133,7 @@ class Way:
         asked = {name: values.pop(name) for name in recipes.uniqueness_names(self.model) if name in values}
         record = recipes.Record(self.model, values)
         if asked:
-            self.make_unique(record, asked, [name for name in fields_if_new if name in values])
+            self.make_unique(record, asked, [name for name in fields_if_new if name in values], bool(after))
         if after:
             self.check_may_wait(record, prepend)
             record.come_after(after, policy_of(values))
@@ -142,12 +142,15 @@ class Way:
         addition = Addition(self.target, identifier, record.hash, record.sets, record.rest, bool(prepend), delay, hold)
         return addition, record
 
-    def make_unique(self, record: recipes.Record, asked: Mapping[str, Any], given: Iterable[str]) -> None:
+    def make_unique(
+        self, record: recipes.Record, asked: Mapping[str, Any], given: Iterable[str], has_parents: bool
+    ) -> None:
         """Say in a record how its identifier is unique.
 
         Args:
             asked: options, see uniqueness.py.
             given: the fields that the caller has given.
+            has_parents: whether the job comes after others.
         Raises:
             InvalidArgument: a value is not accepted, or cannot be done for this class.
         """
@@ -155,6 +158,8 @@ class Way:
         seconds, choice = found.get("unique_for"), found.get("if_queued") or "keep"
         if seconds is None and choice == "keep":
             return
+        if choice == "rerun":
+            self.check_may_rerun(record, has_parents)
         if choice == "replace":
             pk_names = ("pk", self.model.get_field("pk").name)
             kept = {*NOT_REPLACED, *pk_names}
@@ -169,6 +174,18 @@ class Way:
                 "replacement": replacement,
             }
         )
+
+    def check_may_rerun(self, record: recipes.Record, has_parents: bool) -> None:
+        """Raise InvalidArgument when no script can put the job in its queue by itself, later."""
+        if has_parents:
+            raise InvalidArgument("if_queued", "rerun", "something else for a job that comes after others")
+        if not recipes.has_edges(self.model) or not recipes.has_run_options(self.model):
+            names = ", ".join((*recipes.EDGES, "follow_up", run_options.FIELD))
+            accepted = f"something else: {self.model.__name__} has fields of its own among {names}"
+            raise InvalidArgument("if_queued", "rerun", accepted)
+        if self.is_held or record.late:
+            accepted = f"something else: methods of {self.model.__name__}, or of its queue, place or index its jobs"
+            raise InvalidArgument("if_queued", "rerun", accepted)
 
     def check_may_wait(self, record: recipes.Record, prepend: Any) -> None:
         """Raise InvalidArgument when a script cannot put the job in its queue by itself, later."""

@@ -22,7 +22,7 @@
 --   NO_PARENT ident            it is to come after this job, which does not exist, or cannot have jobs that come after it
 --   TAKEN field                the primary key or a unique value belongs to another job
 --   FAILED error               of a command that wrote it
--- Invariants: at most one queued job for an identifier and class; a running job is never touched; all or nothing.
+-- Invariants: at most one queued job for an identifier and class, and one BLOCKED to run after it (`rerun`); a running job is never touched; all or nothing.
 local at, targets, replies = 8, {}, {}
 for number = 1, tonumber(ARGV[7]) do
   targets[number] = way_to(ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[at], ARGV[at + 1], ARGV[at + 2])
