@@ -132,15 +132,60 @@ class Way:
             values.pop(name, None)
         asked = {name: values.pop(name) for name in recipes.uniqueness_names(self.model) if name in values}
         record = recipes.Record(self.model, values)
+        if asked:
+            self.make_unique(record, asked, [name for name in fields_if_new if name in values], bool(after))
         if after:
             self.check_may_wait(record, prepend)
             record.come_after(after, policy_of(values))
-        if asked:
-            self.make_unique(record, asked, [name for name in fields_if_new if name in values])
         hold = Hold(os.urandom(8).hex()) if self.is_held or record.late else Hold()
         delay = to_delay(delayed_for, compute_delayed_until(delayed_for, delayed_until))
         addition = Addition(self.target, identifier, record.hash, record.sets, record.rest, bool(prepend), delay, hold)
         return addition, record
+
+    def make_unique(
+        self, record: recipes.Record, asked: Mapping[str, Any], given: Iterable[str], has_parents: bool
+    ) -> None:
+        """Say in a record how its identifier is unique.
+
+        Args:
+            asked: options, see uniqueness.py.
+            given: the fields that the caller has given.
+            has_parents: whether the job comes after others.
+        Raises:
+            InvalidArgument: a value is not accepted, or cannot be done for this class.
+        """
+        found = {name: uniqueness.check(name, value) for name, value in asked.items()}
+        seconds, choice = found.get("unique_for"), found.get("if_queued") or "keep"
+        if seconds is None and choice == "keep":
+            return
+        if choice == "rerun":
+            self.check_may_rerun(record, has_parents)
+        if choice == "replace":
+            pk_names = ("pk", self.model.get_field("pk").name)
+            kept = {*NOT_REPLACED, *pk_names}
+            replacement = record.replacement(name for name in given if name not in kept)
+        else:
+            replacement = None
+        record.be_unique(
+            {
+                "if_queued": choice,
+                "milliseconds": None if seconds is None else max(int(seconds * 1000), 1),
+                "once": os.urandom(8).hex() if choice in ("rerun", "raise") else "",
+                "replacement": replacement,
+            }
+        )
+
+    def check_may_rerun(self, record: recipes.Record, has_parents: bool) -> None:
+        """Raise InvalidArgument when no script can put the job in its queue by itself, later."""
+        if has_parents:
+            raise InvalidArgument("if_queued", "rerun", "something else for a job that comes after others")
+        if not recipes.has_edges(self.model) or not recipes.has_run_options(self.model):
+            names = ", ".join((*recipes.EDGES, "follow_up", run_options.FIELD))
+            accepted = f"something else: {self.model.__name__} has fields of its own among {names}"
+            raise InvalidArgument("if_queued", "rerun", accepted)
+        if self.is_held or record.late:
+            accepted = f"something else: methods of {self.model.__name__}, or of its queue, place or index its jobs"
+            raise InvalidArgument("if_queued", "rerun", accepted)
 
     def check_may_wait(self, record: recipes.Record, prepend: Any) -> None:
         """Raise InvalidArgument when a script cannot put the job in its queue by itself, later."""
@@ -156,34 +201,6 @@ class Way:
             )
         if prepend:
             raise InvalidArgument("prepend", prepend, "False for a job that comes after others")
-
-    def make_unique(self, record: recipes.Record, asked: Mapping[str, Any], given: Iterable[str]) -> None:
-        """Say in a record how its identifier is unique.
-
-        Args:
-            asked: options, see uniqueness.py.
-            given: the fields that the caller has given.
-        Raises:
-            InvalidArgument: a value is not accepted, or cannot be done for this class.
-        """
-        found = {name: uniqueness.check(name, value) for name, value in asked.items()}
-        seconds, choice = found.get("unique_for"), found.get("if_queued") or "keep"
-        if seconds is None and choice == "keep":
-            return
-        if choice == "replace":
-            pk_names = ("pk", self.model.get_field("pk").name)
-            kept = {*NOT_REPLACED, *pk_names}
-            replacement = record.replacement(name for name in given if name not in kept)
-        else:
-            replacement = None
-        record.be_unique(
-            {
-                "if_queued": choice,
-                "milliseconds": None if seconds is None else max(int(seconds * 1000), 1),
-                "once": os.urandom(8).hex() if choice in ("rerun", "raise") else "",
-                "replacement": replacement,
-            }
-        )
 
 
 def policy_of(values: Mapping[str, Any]) -> str:

@@ -215,7 +215,7 @@ class _Books:
             yield from self._check_job(ident, status, is_queued, queue_key)
             self.places.pop(ident, None)
             if is_queued and identifier is not None:
-                name = (identifier, status == "b")  # one may wait for the end of the one that runs
+                name = (identifier, status == STATUSES.BLOCKED)  # one may wait for the end of the one that runs
                 if name in queued:
                     yield Problem("identifier", ident, f"{identifier!r} is queued already, as {queued[name]}")
                 queued[name] = ident
@@ -322,8 +322,8 @@ class _Books:
         return found
 
     def _check_keys(self) -> Iterator[Problem]:
-        names = ("models", "tasks", "leases", "claims", "expiring", "followups")
-        self.owned |= {f"{self.namespace}:{name}" for name in names}
+        own = ("models", "tasks", "leases", "claims", "expiring", "followups")
+        self.owned |= {f"{self.namespace}:{name}" for name in own}
         expiring = tuple(f"{self.namespace}:{kind}:" for kind in ("done", "unique"))
         self.owned |= {key for key in self.keys if key.startswith(expiring) and self.client.ttl(key) != -1}
         for model in self.models:

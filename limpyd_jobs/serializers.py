@@ -275,7 +275,16 @@ class _Planer:
     def of_time(self, value: time) -> Any:
         if value.tzinfo is not None and value.utcoffset() is None:
             raise self.refusal(value, "its time zone has no offset without a date")
-        return {"$time": time.isoformat(value)}
+        return {"$time": time.isoformat(self.with_offset(value))}
+
+    def of_datetime(self, value: datetime) -> Any:
+        return {"$datetime": datetime.isoformat(self.with_offset(value))}
+
+    def with_offset(self, value: Any) -> Any:
+        offset = None if value.tzinfo is None else value.utcoffset()
+        if offset is not None and offset.microseconds:  # Python reads +00:00:00.000001 as UTC
+            raise self.refusal(value, "the offset of its time zone has a fraction of a second")
+        return value
 
     def of_bytes(self, value: Any) -> Any:
         found = bytes(value)
@@ -300,7 +309,7 @@ WRITERS: dict[type, _Writer] = {
     bytes: _Planer.of_bytes,
     bytearray: _Planer.of_bytes,
     memoryview: _Planer.of_bytes,
-    datetime: lambda planer, value: {"$datetime": datetime.isoformat(value)},
+    datetime: _Planer.of_datetime,
     date: lambda planer, value: {"$date": date.isoformat(value)},
     time: _Planer.of_time,
     timedelta: lambda planer, value: {"$timedelta": [value.days, value.seconds, value.microseconds]},

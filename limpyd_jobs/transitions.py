@@ -463,9 +463,9 @@ def _read_added(reply: Reply) -> Added:
         return Added(kind, "", queue_priority=text)
     if kind == "FAILED":
         raise ResponseError(text)
-    _has_parents(reply)
     if kind == "QUEUED":
         raise JobAlreadyQueued(f"a job with the identifier {reply[2]!r}", text, is_queued=reply[3] == "1")
+    _has_parents(reply)
     _not_taken(reply, "job")
     return Added(kind, text, _changes(reply[2:]) if len(reply) > 2 else ())
 

@@ -9,8 +9,8 @@ from .exceptions import ConfigurationException, InvalidArgument
 from .retries import seconds_of
 
 # keep: the job that is queued stays as it is. replace: it gets the fields of the new one, unless it has begun.
-# raise: JobAlreadyQueued.
-CHOICES = ("keep", "replace", "raise")
+# rerun: one more runs after it, if it has begun. raise: JobAlreadyQueued.
+CHOICES = ("keep", "replace", "rerun", "raise")
 
 
 def _duration(argument: str, value: Any) -> float:

@@ -1090,12 +1090,27 @@ local function meet(way, job, record, pk, rerun)
     return raise_or_move(way, job, pk)
   end
   local refusal, new
-  if not has_begun and status ~= 'c' then refusal, new = replacement_of(way, job, pk, record) end
+  if not has_begun then refusal, new = replacement_of(way, job, pk, record) end
   if refusal then return refusal end
   local reply = raise_or_move(way, job, pk)
   if not new or (reply[1] ~= 'MOVED' and reply[1] ~= 'EXISTING') then return reply end
   replace_fields(pk, record, new)
   return {reply[1], pk, unpack(changed)}
+end
+
+-- A job that runs once more after another one does so however that ends, unless it says otherwise.
+local function say_run(texts)
+  local said = '"if_parent_fails":"run"}'
+  for position = 1, #texts, 2 do
+    if texts[position] == 'run_options' then
+      local text = texts[position + 1]
+      if not string.find(text, '"if_parent_fails"', 1, true) then
+        texts[position + 1] = string.sub(text, 1, -2) .. (text ~= '{}' and ',' or '') .. said
+      end
+      return
+    end
+  end
+  texts[#texts + 1], texts[#texts + 2] = 'run_options', '{' .. said
 end
 
 local function try_to_add(way, job)
@@ -1109,6 +1124,10 @@ local function try_to_add(way, job)
   local holder = not existing and type(asked.milliseconds) == 'number' and unique_holder(way, job.identifier)
   if holder and asked.if_queued == 'raise' then return {'QUEUED', way.repr .. ':' .. holder, job.identifier, '0'} end
   if holder then return {'EXISTING', holder} end
+  if existing then
+    record.after, record.policy, recipes[way.repr] = {way.repr .. ':' .. existing}, 'run', recipe
+    say_run(job.texts)
+  end
   record.key, record.hash, record.sets = recipe.key, job.texts, job.sets
   local conflict = taken(record)
   if conflict then return {'TAKEN', conflict} end
@@ -1118,7 +1137,7 @@ local function try_to_add(way, job)
   local queue, refusal = queue_for(way, way.priority, job.due)
   if not queue then return refusal end
   local pk = create(record)
-  note_queued(recipe, job.identifier, pk)
+  note_queued(recipe, job.identifier, pk, existing)
   note_unique(way, job.identifier, pk, asked)
   if standing then write_edges(recipe.key .. ':' .. pk, way.repr .. ':' .. pk, standing) end
   if standing and not standing.is_free then

@@ -4,11 +4,11 @@
 -- A target is a queue: name priority record; `record` of a new queue, null when it needs a primary key. A job:
 --   target identifier prepend delay_kind delay_value token lease_seconds rest sets_count texts_count sets... texts...
 -- `target`: its number, from 1; `sets`: keys of sets that get its primary key; `texts`: names and values of its hash;
--- `rest`: what else a record may have, as JSON, or ''; `after` in it: idents of jobs that it comes after, `policy`: what it
--- does if one of them fails. If not all of them have ended well, it is BLOCKED, or CANCELED by its policy, and in no queue.
--- `uniqueness` in it: how the identifier is unique: `if_queued` (keep,
+-- `rest`: what else a record may have, as JSON, or ''; in it `uniqueness`: how the identifier is unique: `if_queued` (keep,
 -- replace, rerun, raise), `milliseconds` or null, `once`: a name for this call when it must not be done twice, and
--- `replacement`: names of fields in the hash, their indexes, and keys of others. What says that it waits or is delayed is added here.
+-- `replacement`: names of fields in the hash, their indexes, and keys of others.
+-- And in it `after`: idents of jobs that it comes after, `policy`: what it does if one of them fails. If not all of them
+-- have ended well, it is BLOCKED, or CANCELED by its policy, and in no queue. What says that it waits or is delayed is added here.
 -- Replies, in a list, for each job up to one that is answered NO_QUEUE:
 --   NEW pk changed...          created, and waiting, delayed, blocked or canceled (or held under `token`, when one is given)
 --   MOVED pk changed...        the queued job got the priority or the place (or is held, ready to be moved by the caller)
@@ -22,7 +22,7 @@
 --   NO_PARENT ident            it is to come after this job, which does not exist, or cannot have jobs that come after it
 --   TAKEN field                the primary key or a unique value belongs to another job
 --   FAILED error               of a command that wrote it
--- Invariants: at most one queued job for an identifier and class; a running job is never touched; all or nothing.
+-- Invariants: at most one queued job for an identifier and class, and one BLOCKED to run after it (`rerun`); a running job is never touched; all or nothing.
 local at, targets, replies = 8, {}, {}
 for number = 1, tonumber(ARGV[7]) do
   targets[number] = way_to(ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[at], ARGV[at + 1], ARGV[at + 2])

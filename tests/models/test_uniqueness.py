@@ -12,7 +12,7 @@ import pytest
 from limpyd import fields
 from limpyd.contrib.indexes import SimpleDateTimeIndex
 
-from limpyd_jobs import STATUSES, Job, Queue, admin, transitions
+from limpyd_jobs import STATUSES, Job, Queue, Worker, admin, transitions
 from limpyd_jobs.exceptions import (
     ConfigurationException,
     InvalidArgument,
@@ -503,6 +503,263 @@ def test_a_worker_gets_all_of_the_new_fields_or_none() -> None:
     assert seen and all(color == note for color, note in seen)
 
 
+# --- rerun
+
+
+class UniquenessRerunJob(Job):
+    queue_name = "unique"
+    if_queued = "rerun"
+
+    note = fields.InstanceHashField()
+
+
+class UniquenessUnindexedRerunJob(UniquenessRerunJob):
+    """Scripts find it by what they have noted."""
+
+    identifier = fields.InstanceHashField()
+
+
+class UniquenessOwnParentsJob(Job):
+    queue_name = "unique"
+
+    parents = fields.InstanceHashField()
+
+
+RERUN_MODELS = [UniquenessRerunJob, UniquenessUnindexedRerunJob]
+
+
+def finish(claim: Any) -> None:
+    transitions.send(connection(), transitions.finish("jobs", claim, str(utcnow())))
+
+
+@pytest.mark.parametrize("model", RERUN_MODELS)
+def test_one_job_runs_after_the_one_that_runs_however_many_ask(model: Any) -> None:
+    first = model.add_job("a", note="first")
+    claim = claimed()
+
+    idents = {model.add_job("a", note=str(number)).ident for number in range(3)}
+
+    (again,) = (Job.get_from_ident(ident) for ident in idents)
+    assert again.ident != first.ident
+    assert again.hmget("status", "queued", "note") == [STATUSES.BLOCKED, "1", "0"] and places(again) == []
+    assert again.parents.smembers() == again.waits_for.smembers() == {first.ident}
+    assert [str(problem) for problem in admin.check()] == []
+    finish(claim)
+    assert_only_place(again, "waiting", Queue.get_queue("unique"))
+    assert model.add_job("a").ident == again.ident
+    run_worker("unique", callback=succeed)
+    assert again.status.hget() == STATUSES.SUCCESS
+
+
+@pytest.mark.parametrize("model", RERUN_MODELS)
+def test_when_the_one_that_comes_after_runs_there_may_be_one_after_that(model: Any) -> None:
+    idents = [model.add_job("a").ident]
+    for turn in range(3):
+        claim = claimed(f"w-{turn}")
+        idents += sorted({model.add_job("a").ident for _ in range(2)})
+        finish(claim)
+
+    assert len(set(idents)) == 4
+    run_worker("unique", callback=succeed)
+    assert model.add_job("a").ident not in idents
+
+
+def test_a_job_that_waits_is_kept() -> None:
+    job = UniquenessRerunJob.add_job("a", note="first")
+
+    assert UniquenessRerunJob.add_job("a", note="second").ident == job.ident
+
+    assert job.hmget("note", "status") == ["first", STATUSES.WAITING]
+    assert "run_options" not in hash_of(job)
+
+
+def test_a_job_that_waits_for_its_next_try_is_kept_with_the_one_after_it() -> None:
+    first = UniquenessRerunJob.add_job("a", requeue_times=1, requeue_delay_delta=60)
+    added: list[str] = []
+
+    def add_and_fail(job: Any, queue: Any) -> None:
+        added.append(UniquenessRerunJob.add_job("a").ident)
+        fail()
+
+    run_worker("unique", callback=add_and_fail)
+
+    again = Job.get_from_ident(added[0])
+    assert [first.status.hget(), again.status.hget()] == [STATUSES.DELAYED, STATUSES.BLOCKED]
+    assert UniquenessRerunJob.add_job("a").ident == first.ident
+    assert len(UniquenessRerunJob.collection()) == 2
+
+
+@pytest.mark.parametrize(("policy", "status"), [(None, STATUSES.WAITING), ("cancel", STATUSES.CANCELED)])
+def test_it_runs_after_a_failure_too_unless_it_says_otherwise(policy: str | None, status: str) -> None:
+    UniquenessRerunJob.add_job("a")
+    options = {"if_parent_fails": policy, "job_timeout": 7} if policy else {"job_timeout": 7}
+    added: list[Any] = []
+
+    def add_and_fail(job: Any, queue: Any) -> None:
+        added.append(UniquenessRerunJob.add_job("a", **options))
+        fail()
+
+    run_worker("unique", callback=add_and_fail)
+
+    assert added[0].status.hget() == status
+    assert added[0].run_option("job_timeout") == 7
+
+
+def test_a_running_job_that_is_canceled_lets_the_next_one_run() -> None:
+    first = UniquenessRerunJob.add_job("a")
+    claim = claimed()
+    again = UniquenessRerunJob.add_job("a")
+
+    first.cancel()
+    transitions.send(connection(), transitions.skip("jobs", claim))
+
+    assert_only_place(again, "waiting", Queue.get_queue("unique"))
+
+
+@pytest.mark.parametrize("model", RERUN_MODELS)
+def test_the_one_that_comes_after_may_be_canceled_and_asked_for_again(model: Any) -> None:
+    first = model.add_job("a")
+    claim = claimed()
+    canceled = model.add_job("a")
+    canceled.cancel()
+
+    again = model.add_job("a")
+
+    assert again.ident not in (first.ident, canceled.ident) and again.status.hget() == STATUSES.BLOCKED
+    finish(claim)
+    assert_only_place(again, "waiting", Queue.get_queue("unique"))
+
+
+def test_others_keep_the_job_that_runs_while_one_comes_after_it() -> None:
+    first = UniquenessRerunJob.add_job("a")
+    claim = claimed()
+    again = UniquenessRerunJob.add_job("a")
+
+    assert UniquenessRerunJob.add_job("a", if_queued="keep", priority=5).ident == first.ident
+    assert UniquenessRerunJob.add_job("a", if_queued="replace", note="new").ident == first.ident
+    with pytest.raises(JobAlreadyQueued) as caught:
+        UniquenessRerunJob.add_job("a", if_queued="raise")
+
+    assert caught.value.queued_ident == first.ident
+    assert again.status.hget() == STATUSES.BLOCKED
+    finish(claim)
+    with pytest.raises(JobAlreadyQueued, match=again.ident):
+        fail_and_requeue(first)
+
+
+def fail_and_requeue(job: Any) -> None:
+    job.status.hset(STATUSES.ERROR)
+    try:
+        job.requeue("unique")
+    finally:
+        job.status.hset(STATUSES.SUCCESS)
+
+
+def test_it_has_its_own_priority_and_delay() -> None:
+    UniquenessRerunJob.add_job("a")
+    claim = claimed()
+    again = UniquenessRerunJob.add_job("a", priority=4, delayed_for=100)
+
+    finish(claim)
+
+    assert_only_place(again, "delayed", Queue.get_queue("unique", 4))
+
+
+def test_a_call_to_run_once_more_that_is_sent_again_adds_no_other_job() -> None:
+    UniquenessRerunJob.add_job("a")
+    claim = claimed()
+    way = UniquenessRerunJob._way(None, None, 0)
+    addition, _ = way.addition("a", {"if_queued": "rerun"}, False, None, None)
+    call = transitions.add(way.subject, [addition])
+
+    (first,) = transitions.send(connection(), call)
+    finish(claim)
+    claim = claimed("w-2")
+    (second,) = transitions.send(connection(), call)
+
+    assert second == first and len(UniquenessRerunJob.collection()) == 2
+    finish(claim)
+
+
+def test_many_jobs_run_once_more() -> None:
+    UniquenessRerunJob.add_jobs(["a", "b"])
+    claim = claimed()
+
+    counts = UniquenessRerunJob.add_jobs(["a", "b", "c", "a"])
+
+    assert counts == (2, 2)
+    finish(claim)
+    run_worker("unique", loops=3, callback=succeed)
+
+
+def test_a_coroutine_asks_to_run_once_more() -> None:
+    UniquenessRerunJob.add_job("a")
+    claim = claimed()
+
+    job = asyncio.run(UniquenessRerunJob.aadd_job("a"))
+
+    assert job.status.hget() == STATUSES.BLOCKED
+    finish(claim)
+
+
+def test_it_is_unique_for_its_time() -> None:
+    UniquenessRerunJob.add_job("a", unique_for=60)
+    claim = claimed()
+    again = UniquenessRerunJob.add_job("a", unique_for=60)
+    finish(claim)
+    run_worker("unique", callback=succeed)
+
+    assert UniquenessRerunJob.add_job("a", unique_for=60).ident == again.ident
+
+
+def test_of_many_that_ask_at_once_one_more_runs() -> None:
+    UniquenessRerunJob.add_job("a")
+    claim = claimed()
+
+    found = at_once(12, lambda number: UniquenessRerunJob.add_job("a").ident)
+
+    assert len(set(found)) == 1 and len(UniquenessRerunJob.collection()) == 2
+    finish(claim)
+
+
+def test_whoever_asks_is_followed_by_a_run_that_begins_later() -> None:
+    """What `rerun` is for: nothing that was asked for while a job ran is lost."""
+    last, seen, barrier = {"asked": 0}, [], threading.Barrier(2)
+
+    def ask() -> None:
+        barrier.wait()
+        for number in range(1, 41):
+            last["asked"] = number
+            UniquenessRerunJob.add_job("a")
+
+    asker = threading.Thread(target=ask)
+    asker.start()
+    barrier.wait()
+    while asker.is_alive() or not seen or seen[-1] != 40:
+        worker = Worker("unique", callback=lambda job, queue: seen.append(last["asked"]), burst=True, max_duration=20)
+        worker.run()
+    asker.join(20)
+
+    assert seen[-1] == 40
+    assert {job.status.hget() for job in UniquenessRerunJob.collection().instances()} == {STATUSES.SUCCESS}
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [(UniquenessPlacingJob, "methods of UniquenessPlacingJob"), (UniquenessOwnParentsJob, "fields of its own among")],
+)
+def test_a_class_whose_jobs_cannot_wait_for_others_cannot_run_once_more(model: Any, reason: str) -> None:
+    with pytest.raises(InvalidArgument, match=reason):
+        model.add_job("a", if_queued="rerun")
+
+
+def test_a_job_that_comes_after_others_cannot_run_once_more() -> None:
+    other = Job.add_job("other", "q")
+
+    with pytest.raises(InvalidArgument, match="comes after others"):
+        UniquenessRerunJob.add_job("a", after=other)
+
+
 # --- what is accepted
 
 
@@ -518,7 +775,7 @@ def test_a_time_that_is_none_is_refused(value: Any) -> None:
 
 @pytest.mark.parametrize("value", ["", "drop", 1, ["keep"]])
 def test_a_choice_that_there_is_not_is_refused_with_those_that_there_are(value: Any) -> None:
-    with pytest.raises(InvalidArgument, match="keep, replace, raise"):
+    with pytest.raises(InvalidArgument, match="keep, replace, rerun, raise"):
         UniquenessJob.add_job("a", if_queued=value)
 
 
@@ -551,4 +808,4 @@ def test_a_job_with_these_options_takes_one_round_trip(monkeypatch: pytest.Monke
 def test_the_document_has_each_choice() -> None:
     document = (ROOT / "docs" / "uniqueness.md").read_text()
 
-    assert [name for name in ("keep", "replace", "raise") if f"| `{name}`" not in document] == []
+    assert [name for name in ("keep", "replace", "rerun", "raise") if f"| `{name}`" not in document] == []

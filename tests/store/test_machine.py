@@ -29,7 +29,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from limpyd_jobs import STATUSES, Cancellation, Job, Queue, Retry, Worker, admin, transitions
+from limpyd_jobs import STATUSES, Cancellation, Job, Queue, Retry, Worker, admin, transitions, uniqueness
 from limpyd_jobs.aio import async_client
 from limpyd_jobs.exceptions import JobAlreadyQueued, JobNotInStatus, LeaseLost
 from limpyd_jobs.statuses import FOLLOWERS
@@ -280,6 +280,33 @@ class Books(RuleBasedStateMachine):
         if job.ident in before:
             assert job.hgetall() == before[job.ident], "a running job is returned unchanged"
 
+    @rule(
+        identifier=identifiers,
+        choice=st.sampled_from(uniqueness.CHOICES),
+        unique_for=st.sampled_from([None, None, 500]),
+        priority=priorities,
+        delay=delays,
+        prepend=st.booleans(),
+    )
+    def add_by_choice(
+        self, identifier: str, choice: str, unique_for: int | None, priority: int, delay: int | None, prepend: bool
+    ) -> None:
+        before = {job.ident: job.hgetall() for job in self.jobs(STATUSES.RUNNING)}
+        is_queued = bool(MachineJob.collection(identifier=identifier, queued="1"))
+        options = {"prepend": prepend, "delayed_for": delay, "if_queued": choice, "unique_for": unique_for}
+        try:
+            job = MachineJob.add_job(identifier, "mail", priority, cancel_on_error=priority, **options)
+        except JobAlreadyQueued as error:
+            assert choice == "raise" and (error.is_queued or unique_for) and is_queued >= error.is_queued
+            return
+        assert job.identifier.hget() == identifier
+        if job.ident in before:
+            assert choice in ("keep", "replace") and job.hgetall() == before[job.ident]
+        elif (
+            choice == "replace" and job.status.hget() in (STATUSES.WAITING, STATUSES.DELAYED) and not self.is_held(job)
+        ):
+            assert job.cancel_on_error.hget() == str(priority)
+
     @rule(number=picks, priority=priorities)
     def write_the_priority(self, number: int, priority: int) -> None:
         if job := self.pick(number):
@@ -370,7 +397,7 @@ class Books(RuleBasedStateMachine):
             try:
                 job.enqueue_or_delay(name, priority, until, prepend)
             except JobNotInStatus:
-                assert is_held
+                assert is_held or job.status.hget() == STATUSES.BLOCKED
             except JobAlreadyQueued:
                 assert self.has_rival(job)
             else:
@@ -386,7 +413,7 @@ class Books(RuleBasedStateMachine):
                 else:
                     queue.delay_job(job, utcnow() + timedelta(seconds=delay))
             except JobNotInStatus:
-                assert is_held
+                assert is_held or job.status.hget() == STATUSES.BLOCKED
             except JobAlreadyQueued:
                 assert self.has_rival(job)
             else:

@@ -74,7 +74,14 @@ class Other:
 
 # --- what goes in comes out ---
 
-OFFSETS = st.timedeltas(timedelta(hours=-23, minutes=-59), timedelta(hours=23, minutes=59)).map(timezone)
+
+def whole_seconds(offset: timedelta) -> timedelta:
+    return offset - timedelta(microseconds=offset.microseconds)
+
+
+OFFSETS = (
+    st.timedeltas(timedelta(hours=-23, minutes=-59), timedelta(hours=23, minutes=59)).map(whole_seconds).map(timezone)
+)
 HASHABLE = st.recursive(
     st.none()
     | st.booleans()
@@ -258,6 +265,8 @@ def nested(depth: int) -> Any:
         ({Tag("a")}, "value[0]", "can be hashed"),
         ({Tag("a"): 1}, f"value[{Tag('a')!r}]", "can be hashed"),
         ({ResultOf: 1}, "value[<class 'limpyd_jobs.serializers.ResultOf'>]", "type cannot be stored"),
+        ([time(tzinfo=timezone(timedelta(microseconds=1)))], "value[0]", "a fraction of a second"),
+        (datetime(2026, 1, 1, tzinfo=timezone(timedelta(seconds=1.5))), "value", "a fraction of a second"),
         (time(12, tzinfo=ZoneInfo("Europe/Paris")), "value", "no offset without a date"),
     ],
     ids=lambda value: type(value).__name__,
