@@ -12,9 +12,13 @@
     ├── JobNotInStatus              the transition does not start from the job's status
     ├── JobAlreadyQueued            another job with the identifier is queued
     ├── JobAlreadyExists            (also limpyd's UniquenessError) the primary key or a unique value is taken
+    ├── JobFailed                   the result of a job was asked for, and it failed
+    │   └── JobCanceled             it was canceled
     ├── JobClassError               an ident names a class that cannot be used
     ├── JobProcessDied              the process in which the job was isolated ended before the job
     ├── LeaseLost                   the job belongs to another worker by now
+    ├── NoResult                    the result of a job was asked for, and there is none
+    │   └── ResultNotStored         the job ended well, but what it answered could not be stored
     ├── NotDecodable                a stored argument or result is not what its serializer writes
     ├── QueueDeleted                the job was to be given back to a queue that is gone
     ├── Retry                       raised by a job: try it again, later
@@ -145,6 +149,39 @@ class JobClassError(LimpydJobsException):
         super().__init__(f"Unable to find the job class of {shorten(ident)}: {reason}")
 
 
+class JobFailed(LimpydJobsException):
+    """The result of a job was asked for, and it failed.
+
+    Attributes:
+        type, message, traceback, code: of its last Error; None for what is not known, as when no Error was saved.
+    """
+
+    def __init__(
+        self,
+        ident: str,
+        type: str | None = None,
+        message: str | None = None,
+        traceback: str | None = None,
+        code: str | None = None,
+    ) -> None:
+        self.ident, self.type, self.message, self.traceback, self.code = ident, type, message, traceback, code
+        known = ": ".join(text for text in (type, message) if text)
+        super().__init__(f"{ident} failed" + (f" with {known}" if known else ", and no Error of it is saved"))
+
+
+class JobCanceled(JobFailed):
+    """The result of a job was asked for, and it was canceled.
+
+    Attributes:
+        reason: its `cancel_reason`; None when it has none.
+    """
+
+    def __init__(self, ident: str, reason: str | None) -> None:
+        super().__init__(ident, type(self).__name__, reason)
+        self.reason = reason
+        self.args = (f"{ident} was canceled" + (f": {reason}" if reason not in (None, "canceled") else ""),)
+
+
 class JobProcessDied(LimpydJobsException):
     """The process in which the job was isolated ended before the job did.
 
@@ -180,6 +217,18 @@ class WorkerLost(LimpydJobsException):
     def __init__(self, ident: str, times: int) -> None:
         self.ident, self.times = ident, times
         super().__init__(f"{ident} is not given back any more: {times} times its worker died, or lost the lease")
+
+
+class NoResult(LimpydJobsException):
+    """The result of a job was asked for, and there is none: it has not ended, nothing was saved, or it expired."""
+
+    def __init__(self, ident: str, reason: str) -> None:
+        self.ident, self.reason = ident, reason
+        super().__init__(f"There is no result of {ident}: {reason}")
+
+
+class ResultNotStored(NoResult):
+    """The job ended well, but what it answered could not be stored."""
 
 
 class QueueDeleted(LimpydJobsException):

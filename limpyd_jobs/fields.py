@@ -92,6 +92,12 @@ class ProgressField(InstanceHashField):
     holds_progress = True
 
 
+class SavedResultField(limpyd_fields.StringField):
+    """Holds what a job answered (see outcomes.py), in a key of its own, which may expire."""
+
+    holds_saved_result = True
+
+
 class FollowUpField(InstanceHashField):
     """Holds who is to be told of the end of a job: `w`, whoever waits for it; `c`, the jobs that wait for it."""
 

@@ -33,9 +33,12 @@ from .exceptions import (
     ConfigurationException,
     DatabaseException,
     InvalidArgument,
+    JobCanceled,
     JobClassError,
+    JobFailed,
     JobNotInStatus,
     LimpydJobsException,
+    NoResult,
 )
 from .fields import (
     CancelReasonField,
@@ -44,13 +47,14 @@ from .fields import (
     Loaded,
     ProgressField,
     RunOptionsField,
+    SavedResultField,
     Writes,
     needs_limpyd,
     upgrade,
     write,
 )
 from .modules import allowed_modules, is_dotted_name
-from .outcomes import Progress, Track, progress_text, read_progress, total_of
+from .outcomes import Progress, Track, progress_text, read_progress, read_result, result_text, total_of
 from .retries import Retries
 from .statuses import STATUSES, Cancellation
 from .transitions import Added, Addition, Changes, Claim, Delay, Hold, Subject, Target
@@ -67,6 +71,7 @@ __all__ = ["STATUSES", "BaseJobsModel", "Error", "Job", "LimpydJobsException", "
 
 
 T = TypeVar("T")
+NOT_GIVEN: Any = object()
 LONGEST_PK = 1000
 TELL_AGAIN_SECONDS = 60
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -575,6 +580,7 @@ class Job(BaseJobsModel):
     cancel_reason = CancelReasonField()  # "canceled", "expired", or what `cancel` was told
     run_options = RunOptionsField()  # what `add_job` was told of its runs, as JSON; read it with `run_option`
     progress = ProgressField()  # how far it has come, as JSON; written by `update`, read by `get_progress`
+    saved_result = SavedResultField()  # what it answered, see outcomes.py; read it with `get_result`
     follow_up = FollowUpField()  # who is to be told of its end: `w`, those who wait for it; `c`, jobs that wait for it
 
     queue_model: Any = Queue
@@ -583,6 +589,7 @@ class Job(BaseJobsModel):
     isolate: bool | None = None  # in a process of its own; what the worker says when None
     lease_seconds: float | None = None  # the worker's own when None
     max_recoveries: int | None = None  # the worker's own when None
+    result_serializer = "json"  # of what it answers, if that is saved: a name, see serializers.py
     retry_for: float = 5  # how long a producer tries again while Redis cannot be used, in seconds
 
     # Options of the runs, where `add_job` does not say; without them the worker's own hold (see docs/retries.md). They
@@ -594,6 +601,7 @@ class Job(BaseJobsModel):
     backoff: Any
     retry_on: Any
     no_retry_on: Any
+    save_result: bool | float | timedelta | str | None
     max_concurrency: int | None  # this and what follows: see docs/limits.md
     rate_limit: str | None
     limit_key: str | None
@@ -611,6 +619,8 @@ class Job(BaseJobsModel):
     _trace: str | None = None  # of an error in another process
     _handed: Any = None  # how to tell the end of a job to the AsyncConsumer that it came from
     _loaded: Loaded | None = None  # the fields, as the worker of an event loop has read them
+    _extra = ""  # what is to be stored with its success, see transitions.End
+    _lost_result: str | None = None  # why its result did not come out of the process in which it was isolated
     _note_begun: Callable[[], None] | None = None  # to be called before the job moves itself
     _began: datetime | None = None
     _said: tuple[str, dict[str, Any]] = ("", {})  # the text of `run_options` that was read last, and what it says
@@ -772,7 +782,8 @@ class Job(BaseJobsModel):
                 that gets no reply ends with the timeout of the socket (5 seconds).
             fields_if_new: further fields of a new job, and options of its runs (`job_timeout`, `expires`,
                 `requeue_times`, `requeue_delay_delta`, `backoff`, `retry_on`, `no_retry_on`: see docs/retries.md;
-                `max_concurrency`, `rate_limit`, `limit_key`: see docs/limits.md); ignored when it exists.
+                `save_result`: see docs/results.md; `max_concurrency`, `rate_limit`, `limit_key`: see docs/limits.md);
+                ignored when it exists.
         Raises:
             LimpydJobsException: no queue name.
             InvalidArgument: a value is not accepted. JobAlreadyExists: a unique value is taken. WrongKeyType: something
@@ -1096,6 +1107,63 @@ class Job(BaseJobsModel):
             InvalidArgument: there is neither.
         """
         return Track(items, total_of(items, total), self.update, self.aupdate)
+
+    def get_result(self, default: Any = NOT_GIVEN, annotation: Any = Any, error_model: Any = None) -> Any:
+        """What the job answered, if that is saved; see docs/results.md.
+
+        Args:
+            default: for a job that has not ended, or whose result was not saved or has expired.
+            annotation: a type hint; it makes a dataclass of a dict again, and so on (see serializers.restore).
+            error_model: in which the errors of the job are; Error when None.
+        Raises:
+            JobFailed: the job failed; with what its last Error says. JobCanceled: it was canceled.
+            NoResult: there is none, and no default. ResultNotStored: the job ended well, but its result could not be
+                stored; also with a default.
+            NotDecodable: something else was written there. InvalidArgument: no serializer here reads it.
+        """
+        replies = self._patiently(lambda client: self._ask_for_result(client).execute(), 0)
+        return self._result_of(replies, default, annotation, error_model)
+
+    async def aget_result(self, default: Any = NOT_GIVEN, annotation: Any = Any, error_model: Any = None) -> Any:
+        """As `get_result`, for a coroutine."""
+        client: Any = await aio.async_connection(self.database)
+        replies = await self._ask_for_result(client).execute()
+        if replies[0][0] == STATUSES.ERROR:  # its Error is read by limpyd
+            return await asyncio.to_thread(self._result_of, replies, default, annotation, error_model)
+        return self._result_of(replies, default, annotation, error_model)
+
+    def _ask_for_result(self, client: Any) -> Any:
+        pipeline = client.pipeline(transaction=False)
+        pipeline.hmget(self.key, "status", "queued", "cancel_reason")
+        if recipes.has_saved_result(type(self)):
+            pipeline.get(self.saved_result.key)
+        return pipeline
+
+    def _result_of(self, replies: list[Any], default: Any, annotation: Any, error_model: Any) -> Any:
+        status, queued, reason = replies[0]
+        text = replies[1] if len(replies) > 1 else None
+        if status == STATUSES.SUCCESS and text is not None:
+            return read_result(self.ident, text, annotation)
+        if status == STATUSES.ERROR and not queued:
+            raise self._failure(Error if error_model is None else error_model)
+        if status == STATUSES.CANCELED and not queued:
+            raise JobCanceled(self.ident, reason if recipes.has_cancel_reason(type(self)) else None)
+        if default is not NOT_GIVEN:
+            return default
+        if status == STATUSES.SUCCESS:
+            raise NoResult(self.ident, "it was not saved (see save_result), or has expired")
+        raise NoResult(self.ident, "its record is gone" if status is None else "it has not ended")
+
+    def _failure(self, error_model: Any) -> JobFailed:
+        """What its last Error says."""
+        found = error_model.collection(job_model_repr=self.get_model_repr(), job_pk=self.pk.get())
+        pks = sorted(found, key=lambda pk: (len(pk), pk))
+        values = error_model.from_pk(pks[-1]).hmget("type", "message", "traceback", "code") if pks else ()
+        return JobFailed(self.ident, *values)
+
+    def _result_text(self, value: Any) -> str:
+        """What is stored of its result; raises LimpydJobsException when that cannot be."""
+        return result_text(value, self.result_serializer)
 
     @property
     def duration(self) -> timedelta | None:

@@ -1,4 +1,8 @@
-"""What is known of a job beside its status: how far it has come, and what it answered."""
+"""What is known of a job beside its status: how far it has come, and what it answered.
+
+A result is stored as the name of its serializer, a colon, and the text that this makes of it: `json:{"sum":3}`. Without
+a name, `:...` says why the result of a job that ended well could not be stored.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 
-from .exceptions import InvalidArgument
+from . import serializers
+from .exceptions import InvalidArgument, ResultNotStored
 from .utils import parse_datetime, utcnow
 
 T = TypeVar("T")
@@ -71,6 +76,34 @@ def read_progress(text: str | None) -> Progress | None:
         return Progress(percent, note, parse_datetime(found["updated"]))
     except (AttributeError, KeyError, TypeError, ValueError):
         return None
+
+
+def result_text(value: Any, serializer: str) -> str:
+    """What is stored of the result of a job.
+
+    Raises:
+        LimpydJobsException: it cannot be stored, is too large, or there is no serializer of this name.
+    """
+    text = serializers.get(serializer).encode(value, what="result", max_size=serializers.MAX_RESULT)
+    return f"{serializer}:{text}"
+
+
+def not_stored_text(reason: str) -> str:
+    """What is stored instead of a result that cannot be."""
+    return f":{reason}"
+
+
+def read_result(ident: str, text: str, annotation: Any) -> Any:
+    """The result of a job, from what is stored.
+
+    Raises:
+        ResultNotStored: that was not possible. NotDecodable: something else was written there.
+        InvalidArgument: its serializer is not registered in this process.
+    """
+    serializer, _, rest = text.partition(":")
+    if not serializer:
+        raise ResultNotStored(ident, f"it ended well, but what it answered could not be stored: {rest}")
+    return serializers.get(serializer).decode(rest, annotation)
 
 
 class Track(Generic[T]):

@@ -160,6 +160,8 @@ def job_recipe(model: Any) -> str:
         given["has_own_follow_up"] = True
     if not has_progress(model):
         given["has_own_progress"] = True
+    if not has_saved_result(model):
+        given["has_own_saved_result"] = True
     return json.dumps({**json.loads(recipe(model, TRANSITION_FIELDS)), **given}, sort_keys=True)
 
 
@@ -183,12 +185,18 @@ def has_progress(model: Any) -> bool:
     return model.has_field("progress") and hasattr(model.get_field("progress"), "holds_progress")
 
 
+def has_saved_result(model: Any) -> bool:
+    """As `has_run_options`, for `saved_result`: no result is saved where that is a field of the user's own."""
+    return model.has_field("saved_result") and hasattr(model.get_field("saved_result"), "holds_saved_result")
+
+
 @cache
 def stored_run_options(model: Any) -> frozenset[str]:
     """The options of a run that `add_job` takes, and stores, for a class of jobs: those that are no fields of it."""
     if not has_run_options(model):
         return frozenset()
-    return frozenset(name for name in run_options.NAMES if not model.has_field(name))
+    names = frozenset(name for name in run_options.NAMES if not model.has_field(name))
+    return names if has_saved_result(model) else names - {"save_result"}
 
 
 @cache
@@ -203,6 +211,11 @@ def class_run_options(model: Any) -> dict[str, Any]:
         value = inspect.getattr_static(model, name, None)
         if value is not None and not model.has_field(name) and not hasattr(type(value), "__get__"):
             found[name] = run_options.check_on(model.__name__, name, value)
+    if found.get("save_result") and not has_saved_result(model):
+        raise ConfigurationException(
+            f"Invalid {model.__name__}.save_result: it is stored in the field saved_result, which {model.__name__}"
+            " declares for something else"
+        )
     stored = [name for name in run_options.OF_NEW_JOBS if name in found]
     if stored and not has_run_options(model):
         raise ConfigurationException(

@@ -14,7 +14,7 @@ from typing import Any
 from . import limits
 from .exceptions import ConfigurationException, InvalidArgument
 from .retries import NO_LIMIT, exception_names, parse_backoff, seconds_of
-from .utils import check_datetime, datetime_to_score
+from .utils import check_datetime, datetime_to_score, parse_keep
 
 
 def _timeout(argument: str, value: Any) -> float:
@@ -40,6 +40,22 @@ def _expiry(argument: str, value: Any) -> float | timedelta | datetime:
         raise InvalidArgument(argument, value, accepted) from None
 
 
+def _saving(argument: str, value: Any) -> bool | float:
+    accepted = "True, False, or a duration of more than 0: seconds, a timedelta, or like 45s, 30m, 12h, 7d, 2w"
+    if isinstance(value, bool):
+        return value
+    if value in ("yes", "no"):  # of the command line
+        return bool(value == "yes")
+    try:
+        kept = parse_keep(argument, value) if isinstance(value, str) else value
+        seconds = seconds_of(argument, kept)
+    except InvalidArgument:
+        raise InvalidArgument(argument, value, accepted) from None
+    if not seconds:
+        raise InvalidArgument(argument, value, accepted)
+    return seconds
+
+
 # How the value of each is checked and made uniform.
 CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "expires": _expiry,
@@ -49,6 +65,7 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "backoff": parse_backoff,
     "retry_on": exception_names,
     "no_retry_on": exception_names,
+    "save_result": _saving,
     "max_concurrency": limits.max_concurrency,
     "rate_limit": limits.rate_limit,
     "limit_key": limits.limit_key,
@@ -62,7 +79,8 @@ def check(argument: str, value: Any) -> Any:
     """The value of an option in its uniform kind.
 
     Seconds for `job_timeout` and `requeue_delay_delta`, a timedelta (from the adding on) or a naive UTC datetime for
-    `expires`, a `retries.Backoff`, names of exceptions, a `limits.RateLimit`.
+    `expires`, a `retries.Backoff`, names of exceptions; for `save_result` False, True (for as long as the record) or
+    seconds; a `limits.RateLimit`.
 
     Raises:
         InvalidArgument: it is not accepted.

@@ -698,11 +698,27 @@ def _taken(reply: Reply, token: str, worker: str, start: str) -> Taken:
 
 
 class End(NamedTuple):
-    """A success to be recorded; `start` is '' unless the job was claimed ahead."""
+    """A success to be recorded.
+
+    Attributes:
+        start: '' unless the job was claimed ahead.
+        extra: what is stored with it, as `extra_text` makes it; '' for nothing.
+    """
 
     held: Claim
     start: str
     end: str
+    extra: str = ""
+
+
+def extra_text(result: str, result_seconds: float | None) -> str:
+    """What is stored with a success, for its `End`.
+
+    Args:
+        result: what the job answered, as outcomes.result_text makes it.
+        result_seconds: for how long; None: for as long as its record.
+    """
+    return _json({"result": result, "result_seconds": result_seconds})
 
 
 class Exchanged(NamedTuple):
@@ -752,8 +768,8 @@ def exchange(
     """
     namespace, queue_model, worker, lease_seconds, max_recoveries, by_keys, names = caller
     last = [*names]
-    for held, begun, end in ends:
-        last += (held.ident, held.token, held.queue_key, begun, end)
+    for held, begun, end, extra in ends:
+        last += (held.ident, held.token, held.queue_key, begun, end, extra)
     if keys or broken:
         last += [*keys, *broken]
     args: dict[str, str | Sequence[str]] = {
@@ -812,8 +828,12 @@ def _seconds(text: str) -> float | None:
     return float(text) if text and text != "?" else None
 
 
-def finish(namespace: str, held: Claim, end: str) -> Call[Ended]:
-    """Record the success of a job. Raises LeaseLost on reading."""
+def finish(namespace: str, held: Claim, end: str, extra: str = "") -> Call[Ended]:
+    """Record the success of a job. Raises LeaseLost on reading.
+
+    Args:
+        extra: as of an `End`.
+    """
     args = {
         "namespace": namespace,
         "ident": held.ident,
@@ -821,6 +841,7 @@ def finish(namespace: str, held: Claim, end: str) -> Call[Ended]:
         "worker": held.worker,
         "queue": held.queue_key,
         "end": end,
+        "extra": extra,
     }
 
     def read(reply: Reply) -> Ended:

@@ -877,9 +877,23 @@ local function due_time(kind, value)
   return math.min(wanted, LAST_SECOND)
 end
 
+-- What a job answered, beside its record; what it answered before is replaced, and forgotten when it begins anew.
+local function save_result(recipe, pk, result, seconds)
+  local key = recipe.key .. ':' .. pk .. ':saved_result'
+  if type(seconds) == 'number' then
+    redis.call('SET', key, result, 'PX', string.format('%.0f', math.max(seconds * 1000, 1)))
+  else
+    redis.call('SET', key, result)
+  end
+end
+
+local function forget_result(recipe, pk)
+  if not recipe.has_own_saved_result then redis.call('DEL', recipe.key .. ':' .. pk .. ':saved_result') end
+end
+
 -- Record the success of a job; see finish.lua. `start` is '' when its record says that it runs. With `steps`, what is to be
 -- remembered of it is left to the caller.
-local function record_success(namespace, ident, token, worker, queue, start, ended, steps)
+local function record_success(namespace, ident, token, worker, queue, start, ended, extra, steps)
   local holder = token ~= '' and redis.call('HGET', namespace .. ':claims', ident)
   if token == '' or holder ~= token then  -- else this step cannot be recorded yet: it would have dropped the lease
     local state = guard(namespace, ident, token, worker, '/finish')
@@ -894,7 +908,7 @@ local function record_success(namespace, ident, token, worker, queue, start, end
     drop_lease(namespace, ident, token)
     return {'GONE'}
   end
-  local has_to_begin = start ~= '' and status ~= 'r'
+  local has_to_begin, more = start ~= '' and status ~= 'r', extra ~= '' and cjson.decode(extra)
   if status == 'c' or status == 'd' then
     if has_to_begin then write_fields(recipe, pk, {'start', 'tries'}, {start, next_count(old_tries)}) end
     return {'CHANGED', status}
@@ -906,6 +920,7 @@ local function record_success(namespace, ident, token, worker, queue, start, end
     write_fields(recipe, pk, {'status', 'end', 'queued', 'start', 'tries'},
       {'s', ended, false, start, next_count(old_tries)}, values)
   end
+  if more and more.result then save_result(recipe, pk, more.result, more.result_seconds) end
   drop_lease(namespace, ident, token)
   local length, keep = push_history(queue, 'success', ident)
   if steps then steps[#steps + 1] = token .. '/finish' else mark_done(namespace, token, worker, '/finish') end

@@ -1,7 +1,7 @@
 -- exchange: record the successes of some jobs, and claim the next ones, in one round trip.
 -- KEYS: models
 -- ARGV: namespace queue_model worker lease_seconds max_recoveries by_keys names_count start looks_around number runs_count claims_count ends_count keys_count names_ends_keys_and_broken...
--- An end: ident token queue start end; `start` is '' when its record says that the job runs, else the job was claimed ahead.
+-- An end: ident token queue start end extra; `extra` as for `finish`; `start` is '' when its record says that the job runs, else the job was claimed ahead.
 -- All else is as for `claim`, but that up to `claims_count` jobs are claimed, under the tokens worker-number, worker-number+1...
 -- The first `runs_count` of them are RUNNING; the others are claimed ahead: leased, and WAITING until they begin. A job
 -- whose lease has lapsed before, or whose class is given back never, is not claimed ahead, nor is anything after it. One that
@@ -18,7 +18,7 @@
 local namespace, queue_model, worker, max_recoveries, start = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[5]), ARGV[8]
 local names_count, may_claim = tonumber(ARGV[7]), true
 local names_end = 14 + names_count
-local ends_end = names_end + 5 * tonumber(ARGV[13])
+local ends_end = names_end + 6 * tonumber(ARGV[13])
 local keys_end = ends_end + tonumber(ARGV[14])
 local claims_key, leases_key = namespace .. ':claims', namespace .. ':leases'
 local ends, claims, steps = {}, {}, {}
@@ -103,7 +103,7 @@ local function prepare()
     by_keys = ARGV[6] == '1', start = start, looks_around = ARGV[9] == '1', max_recoveries = max_recoveries,
     names = slice(ARGV, 15, names_end), keys = slice(ARGV, ends_end + 1, keys_end), broken = set_of(ARGV, keys_end + 1, #ARGV)}
   end_other = function(at)
-    local reply = record_success(namespace, ARGV[at], ARGV[at + 1], worker, ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], steps)
+    local reply = record_success(namespace, ARGV[at], ARGV[at + 1], worker, ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5], steps)
     changed = {}
     return reply
   end
@@ -116,9 +116,9 @@ local function prepare()
   end
 end
 
-for at = names_end + 1, ends_end, 5 do
+for at = names_end + 1, ends_end, 6 do
   local is_done, reply = true, nil
-  if is_known then
+  if is_known and ARGV[at + 5] == '' then
     is_done, reply = pcall(end_quickly, ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4])
   end
   if is_done and not reply then

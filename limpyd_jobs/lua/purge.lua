@@ -15,8 +15,9 @@ allow_when_full(namespace)
 
 local function remove(record)
   for _, command in ipairs(record.index) do redis.pcall(unpack(command)) end  -- under a key of another type is no entry
-  for _, name in ipairs(record.keys) do redis.call('DEL', record.key .. ':' .. record.pk .. ':' .. name) end
-  redis.call('DEL', record.key .. ':' .. record.pk .. ':hash')
+  local keys = {record.key .. ':' .. record.pk .. ':hash'}
+  for _, name in ipairs(record.keys) do keys[#keys + 1] = record.key .. ':' .. record.pk .. ':' .. name end
+  redis.call('DEL', unpack(keys))
   redis.call('SREM', record.key .. ':collection', record.pk)
 end
 

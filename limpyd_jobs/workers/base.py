@@ -45,8 +45,8 @@ class BaseWorker:
     Each option is an argument of the constructor and a class attribute; the argument wins. Durations are seconds.
 
     Attributes:
-        run_defaults: what is said by `job_timeout`, `backoff`, `retry_on` and `no_retry_on`, in the uniform kinds of
-            run_options.check.
+        run_defaults: what is said by `job_timeout`, `backoff`, `retry_on`, `no_retry_on` and `save_result`, in the
+            uniform kinds of run_options.check.
         lease_seconds: how long a job belongs to a worker that gives no sign of life, if its class does not say.
         max_recoveries: how often a job whose worker was lost is given back, if its class does not say.
         stop_timeout: how long the job may go on after SIGINT or SIGTERM, or when the parent of a pool is gone; None for
@@ -67,8 +67,10 @@ class BaseWorker:
             retries.parse_backoff); None: it does not grow.
         retry_on, no_retry_on: the exceptions after which a job is retried, or not: classes, dotted names, or a string
             of these with commas. The latter win; None for all, and for none.
+        save_result: for how long what jobs answer is kept: in seconds, as a timedelta or a text like `1h`, True for as
+            long as their records; None for not at all.
 
-    Of `requeue_times`, `requeue_delay_delta` and the last four, what a job or its class says wins: see docs/retries.md.
+    Of `requeue_times`, `requeue_delay_delta` and the last five, what a job or its class says wins: see docs/retries.md.
     """
 
     queues: Any = None
@@ -105,6 +107,7 @@ class BaseWorker:
     backoff: Any = None
     retry_on: Any = None
     no_retry_on: Any = None
+    save_result: Any = None
 
     parameters: tuple[str, ...] = (
         "queues",
@@ -143,6 +146,7 @@ class BaseWorker:
         "backoff",
         "retry_on",
         "no_retry_on",
+        "save_result",
     )
 
     def __init__(self, queues: Any = None, **kwargs: Any) -> None:
@@ -285,7 +289,7 @@ class BaseWorker:
     def _check_run_options(self) -> None:
         """Fill `run_defaults`. A method or a property of a subclass that has one of these names is its own."""
         self.run_defaults: dict[str, Any] = {}
-        for name in ("job_timeout", "backoff", "retry_on", "no_retry_on"):
+        for name in ("job_timeout", "backoff", "retry_on", "no_retry_on", "save_result"):
             value = inspect.getattr_static(self, name)
             if value is not None and not hasattr(type(value), "__get__"):
                 self.run_defaults[name] = run_options.check_on(type(self).__name__, name, value)
@@ -295,7 +299,8 @@ class BaseWorker:
         """What holds for the retries of jobs that do not say; `requeue_times` of 0 says nothing."""
         delay = self.requeue_delay_delta
         seconds = delay.total_seconds() if isinstance(delay, timedelta) else delay
-        said = {name: value for name, value in self.run_defaults.items() if name != "job_timeout"}
+        others = ("job_timeout", "save_result")
+        said = {name: value for name, value in self.run_defaults.items() if name not in others}
         return Retries(self.requeue_times or None, seconds, **said)
 
     @staticmethod

@@ -151,6 +151,7 @@ class Worker(JobLife):
             self._stopping.join()  # that gives the job back, and ends the process
         if outcome.was_killed:
             raise StatusChanged(STATUSES.CANCELED)
+        job._lost_result = outcome.lost_result
         if outcome.lost_result:
             self.log(f"{self._ident_of(job)}: its result is lost: {outcome.lost_result}", level="warning")
         if outcome.error is not None:
@@ -641,7 +642,7 @@ class Worker(JobLife):
         with self._ahead.lock:
             running, self._ahead.running = self._ahead.running, None
             start = running.start if job._is_ahead and running is not None else ""
-            self._ahead.unsent.append(Done(job, queue, result, End(job._claim, start, str(ended))))
+            self._ahead.unsent.append(Done(job, queue, result, End(job._claim, start, str(ended), job._extra)))
         job._cached_duration = ended - (job._began or parse_datetime(job._claim.start))
         job._ends_later = True
         self._ahead.wake()

@@ -16,8 +16,16 @@ from redis.exceptions import RedisError
 
 from .. import recipes, transitions
 from ..database import is_outage
-from ..exceptions import ConfigurationException, DatabaseException, JobNotInStatus, LeaseLost, Retry
+from ..exceptions import (
+    ConfigurationException,
+    DatabaseException,
+    JobNotInStatus,
+    LeaseLost,
+    LimpydJobsException,
+    Retry,
+)
 from ..models import Error, Job, _overrides, repair_indexes
+from ..outcomes import not_stored_text
 from ..retries import Retries
 from ..statuses import STATUSES
 from ..transitions import Claim, End, Ended
@@ -191,6 +199,7 @@ class JobLife(Claiming):
         if is_ours and job._claim is None:
             await self._moved_itself(job, queue)
             return
+        job._extra = self._extra_of(job, result)
         if self._ends_together(job):
             self._end_later(job, queue, result)
             return
@@ -204,6 +213,27 @@ class JobLife(Claiming):
             job._cached_status = changed.status
         if job._cached_status in (STATUSES.CANCELED, STATUSES.DELAYED):
             await self._pass_over(queue, job)
+
+    # --- What is stored with a success
+
+    def _extra_of(self, job: Any, result: Any) -> str:
+        """What is stored with the success of a job, for its End: its result, if that is to be saved."""
+        own = job.run_option("save_result") if job._says_how_to_run else None
+        kept = self.run_defaults.get("save_result") if own is None else own
+        if not kept or not recipes.has_saved_result(type(job)):
+            return ""
+        return transitions.extra_text(self._result_text(job, result), None if kept is True else kept)
+
+    def _result_text(self, job: Any, result: Any) -> str:
+        """What is stored of a result; of one that cannot be, why: the work is done, and must not be done again."""
+        reason: str | None = job._lost_result
+        if reason is None:
+            try:
+                return str(job._result_text(result))
+            except LimpydJobsException as error:
+                reason = str(error)
+        self.log(f"{self._ident_of(job)}: its result is not stored: {reason}", level="error")
+        return not_stored_text(reason)
 
     # --- What limits a run
 
@@ -396,7 +426,7 @@ class JobLife(Claiming):
         self._note_begun(job, queue)
         claim = self._claim_for(job, queue)
         end = utcnow()
-        ended = await self._finish(job, End(claim, "", str(end)))
+        ended = await self._finish(job, End(claim, "", str(end), job._extra))
         if ended.kind == "CHANGED":
             raise StatusChanged(ended.status)
         if claim.start:
@@ -416,7 +446,7 @@ class JobLife(Claiming):
         Raises:
             LeaseLost: it is somebody else's by now.
         """
-        ended: Ended = await self._end_alone(transitions.finish(self._namespace, end.held, end.end))
+        ended: Ended = await self._end_alone(transitions.finish(self._namespace, end.held, end.end, end.extra))
         return ended
 
     def job_error(self, job: Any, queue: Any, exception: BaseException, trace: str | None = None) -> Any:

@@ -199,6 +199,11 @@ OPTIONS: tuple[Option, ...] = (
         help="The exceptions after which a job is not put back, e.g. --no-retry-on=ValueError (default: none)",
     ),
     make_option(
+        "--save-result",
+        help="For how long what jobs answer is kept, e.g. --save-result=1h (s, m, h, d, w); yes for as long as their "
+        "records (default: it is not)",
+    ),
+    make_option(
         "--job-timeout",
         type="seconds",
         help="How long a job may run, in seconds, e.g. --job-timeout=300 (default: no limit)",

@@ -53,6 +53,16 @@ class HeldJob(Job):
             connection().blpop(["test:doors"], 1)
 
 
+class AnsweringJob(Job):
+    """Answers with its identifier."""
+
+    queue_name = "answers"
+    save_result = True
+
+    def run(self, queue: Any) -> Any:
+        return {"answer": self._claim.identifier if self._claim else None}
+
+
 class RacesJob(Job):
     """Does nothing by itself: the workers of the races have a callback."""
 

@@ -58,7 +58,9 @@ class MachineJob(Job):
 
 
 class PlacingJob(MachineJob):
-    """One that wants to know when it enters a queue: so it is held, and placed in a second step."""
+    """One that wants to know when it enters a queue: so it is held, and placed in a second step. Answers are kept."""
+
+    save_result = True
 
     def enqueue_or_delay(self, *args: Any, **kwargs: Any) -> None:
         super().enqueue_or_delay(*args, **kwargs)
@@ -502,6 +504,12 @@ class Books(RuleBasedStateMachine):
             assert actor.worker._send_call(call).kind == "ALREADY"
             assert queue.success.llen() == length + 1
 
+    @precondition(lambda self: self.running)
+    @rule(number=picks, percent=st.integers(min_value=0, max_value=100))
+    def say_how_far(self, number: int, percent: int) -> None:
+        job = self.running[number % len(self.running)][2]
+        assert job.update(percent) == (job._claim is None or self.holder(job) == job._claim.token)
+
     # --- Time
 
     @rule()
@@ -539,6 +547,12 @@ class Books(RuleBasedStateMachine):
     @invariant()
     def the_books_are_right(self) -> None:
         assert [str(problem) for problem in admin.check()] == []
+
+    @invariant()
+    def results_go_with_ends(self) -> None:
+        for job in self.jobs():
+            if job.saved_result.get() is not None:
+                assert job.connection.hget(job.key, "status") in (STATUSES.SUCCESS, STATUSES.CANCELED)
 
     @invariant()
     def no_more_run_than_may_and_nobody_waits_for_a_place_that_is_free(self) -> None:

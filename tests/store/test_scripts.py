@@ -104,6 +104,7 @@ SAMPLES = {
     "begin": lambda: transitions.begin("jobs", Claim("a:1", "t", "w", "jobs:queue:1"), NOW),
     "finish": lambda: transitions.finish("jobs", Claim("a:1", "t", "w", "jobs:queue:1"), NOW),
     "fail": lambda: transitions.fail("jobs", Claim("a:1", "t", "w", "jobs:queue:1"), NOW, 1, ""),
+    "update": lambda: transitions.update("jobs", ScriptJob._class_subject("1"), "t", "{}"),
     "skip": lambda: transitions.skip("jobs", Claim("a:1", "t", "w", "jobs:queue:1")),
     "move": lambda: transitions.move(ScriptJob._class_subject("1"), target(), False, False, Delay(), "", Hold()),
     "cancel": lambda: transitions.cancel(ScriptJob._class_subject("1"), "jobs", "{}", "canceled"),

@@ -63,6 +63,7 @@ OPTION_NAMES = [
     "backoff",
     "retry-on",
     "no-retry-on",
+    "save-result",
     "job-timeout",
     "lease-seconds",
     "max-recoveries",
@@ -241,6 +242,7 @@ def test_c17_gracefully_may_be_spelt_well() -> None:
         ("--backoff=exponential:1:3600:jitter", "backoff", "exponential:1:3600:jitter"),
         ("--retry-on=OSError,my.module.MyError", "retry_on", "OSError,my.module.MyError"),
         ("--no-retry-on=ValueError", "no_retry_on", "ValueError"),
+        ("--save-result=1h", "save_result", "1h"),
         ("--job-timeout=2.5", "job_timeout", 2.5),
         ("--logger-name=limpyd-jobs.mails", "logger_name", "limpyd-jobs.mails"),
     ],
@@ -656,6 +658,7 @@ def test_c4_the_options_in_force_are_printed(capsys: pytest.CaptureFixture[str])
         " - backoff = None",
         " - retry-on = None",
         " - no-retry-on = None",
+        " - save-result = None",
     ]
 
 
