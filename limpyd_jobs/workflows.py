@@ -18,7 +18,7 @@ from .run_options import FIELD
 from .statuses import STATUSES, Cancellation
 from .utils import compute_delayed_until
 
-MOST_JOBS = 10_000  # of a workflow: some 200 ms of Redis' time
+MOST_JOBS = 10_000  # of a workflow: about half a second of Redis' time
 MOST_EDGES = 50_000  # between them
 PAGE = 500
 MOST_TRIES = 5  # to find primary keys that nobody else has taken by hand

@@ -37,6 +37,14 @@ local function state_of(ident, job, first, fields)
   return state
 end
 
+-- Who still waits for a job is told that there is nothing to wait for; false when there are too many of them for one call.
+local function tell_waiting(ident, job)
+  local values = redis.call('HMGET', job.key .. ':' .. job.pk .. ':hash', 'follow_up', 'status')
+  if not is_told({}, values[1], 'c') then return true end
+  local status = values[2] == 's' and 's' or 'c'
+  return not tell_on(namespace, {{ident = ident, cursor = 0, status = status, is_removed = true}}, {})
+end
+
 local function forget_queued(job)
   local last = job.key .. ':last_queued'
   for _, name in ipairs(job.identifier and {job.identifier, job.identifier .. RERUN} or NOTHING) do
@@ -50,6 +58,7 @@ while position <= #ARGV do
   if what.job ~= cjson.null then
     local state = state_of(ident, what.job, position + 3, fields)
     if state == 'written' then break end
+    if state == 'same' and not tell_waiting(ident, what.job) then break end
     if state == 'anew' or (what.job.may_repeat and redis.call('LPOS', list, ident, 'RANK', 2)) then
       kept[#kept + 1] = ident
     else
