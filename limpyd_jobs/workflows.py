@@ -18,7 +18,7 @@ from .run_options import FIELD
 from .statuses import STATUSES, Cancellation
 from .utils import compute_delayed_until
 
-MOST_JOBS = 10_000  # of a workflow: some 200 ms of Redis' time
+MOST_JOBS = 10_000  # of a workflow: about half a second of Redis' time
 MOST_EDGES = 50_000  # between them
 PAGE = 500
 MOST_TRIES = 5  # to find primary keys that nobody else has taken by hand
@@ -32,7 +32,7 @@ class Step:
 
     Attributes:
         parents: the steps, or idents of jobs, that it comes after.
-        pk: known as soon as it is added.
+        pk: known when it is added, or at once if it was reserved.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Step:
     ) -> None:
         self.workflow, self.way, self.identifier, self.delays = workflow, way, identifier, delays
         self.parents, self.fields = parents, fields
-        self.has_children = False
+        self.has_children = self.is_reserved = False
         self.pk = ""
 
     @property
@@ -62,13 +62,14 @@ class Workflow:
 
     Attributes:
         id: what the field `workflow` of its jobs holds.
-        jobs: in the order in which they were planned; none before `add`.
+        steps: what was planned. jobs: in the same order; none before `add`.
     """
 
     def __init__(self, id: str | None = None) -> None:
         self.id = id or os.urandom(8).hex()
         self.jobs: list[Any] = []
-        self._steps: list[Step] = []
+        self.steps: list[Step] = []
+        self._reserved: dict[Any, Iterator[int]] = {}
         self._edges = 0
 
     @classmethod
@@ -108,19 +109,32 @@ class Workflow:
         Raises:
             LimpydJobsException, InvalidArgument: as `Job.add_job`; too many jobs; a step of another workflow.
         """
-        if len(self._steps) >= MOST_JOBS:
-            raise InvalidArgument("workflow", len(self._steps) + 1, f"at most {MOST_JOBS} jobs")
+        if len(self.steps) >= MOST_JOBS:
+            raise InvalidArgument("workflow", len(self.steps) + 1, f"at most {MOST_JOBS} jobs")
         way = model._way(queue_model, queue_name, priority)
         compute_delayed_until(delayed_for, delayed_until)
         text = recipes.to_text("identifier", identifier)
         parents = self._parents(after)
         fields = {} if fields_if_new is None else fields_if_new
         step = Step(self, way, text, (delayed_for, delayed_until), parents, fields)
+        step.pk = str(next(self._reserved.get(model, iter(())), ""))
+        step.is_reserved = bool(step.pk)
         for parent in parents:
             if isinstance(parent, Step):
                 parent.has_children = True
-        self._steps.append(step)
+        self.steps.append(step)
         return step
+
+    def reserve(self, model: type[Job], count: int) -> None:
+        """Choose the primary keys of the next jobs of a class that are planned, so that their idents are known at once.
+
+        Raises:
+            InvalidArgument: more jobs than a workflow may have; or Redis does not make the primary keys of the class.
+        """
+        if count > MOST_JOBS:
+            raise InvalidArgument("workflow", count, f"at most {MOST_JOBS} jobs")
+        last = _next_pks(model, count, model.retry_for)
+        self._reserved[model] = iter(range(last - count + 1, last + 1))
 
     def _parents(self, after: Any) -> list[Step | str]:
         many = [after] if isinstance(after, (str, Step)) or hasattr(after, "ident") else list(after or ())
@@ -148,9 +162,9 @@ class Workflow:
                 identifiers. Nothing was written.
         Redis: workflow.lua.
         """
-        if not self._steps or self.jobs:
+        if not self.steps or self.jobs:
             raise LimpydJobsException("A workflow is added once, and has one job at least")
-        first = self._steps[0].way
+        first = self.steps[0].way
         patience = _seconds("retry_for", first.model.retry_for if retry_for is None else retry_for)
         self._check()
         for _ in range(MOST_TRIES):
@@ -165,7 +179,7 @@ class Workflow:
         if done.kind == "TAKEN":
             raise JobAlreadyExists(f"The value of {done.field!r} belongs to another job; nothing was written")
         repair_indexes(done.changes)
-        self.jobs = [step.way.model.from_pk(step.pk) for step in self._steps]
+        self.jobs = [step.way.model.from_pk(step.pk) for step in self.steps]
         return self
 
     async def aadd(self, retry_for: float | None = None) -> Workflow:
@@ -189,9 +203,9 @@ class Workflow:
     # --- In the words of the script
 
     def _check(self) -> None:
-        namespace, database = self._steps[0].way.target.namespace, self._steps[0].way.model.database
+        namespace, database = self.steps[0].way.target.namespace, self.steps[0].way.model.database
         identifiers: set[tuple[str, str]] = set()
-        for step in self._steps:
+        for step in self.steps:
             key = (step.way.subject.repr, step.identifier)
             if key in identifiers:
                 raise InvalidArgument("identifier", step.identifier, "one that no other job of the workflow has")
@@ -202,24 +216,23 @@ class Workflow:
     def _take_pks(self, patience: float) -> None:
         """Choose primary keys that nobody has: an edge needs the idents of both."""
         steps: dict[Any, list[Step]] = {}
-        for step in self._steps:
-            steps.setdefault(step.way.model, []).append(step)
+        for step in self.steps:
+            if not step.is_reserved:
+                steps.setdefault(step.way.model, []).append(step)
         for model, of_class in steps.items():
-            if not model.get_field("pk")._auto_increment:
-                raise InvalidArgument("model", model.__name__, "a class whose primary keys are made by Redis")
             last = _next_pks(model, len(of_class), patience)
             for number, step in enumerate(of_class, last - len(of_class) + 1):
                 step.pk = str(number)
 
     def _ways(self) -> list[Way]:
-        return list({step.way.target: step.way for step in self._steps}.values())
+        return list({step.way.target: step.way for step in self.steps}.values())
 
     def _call(self) -> transitions.Call[transitions.Created]:
-        subjects = list({step.way.subject: None for step in self._steps})
+        subjects = list({step.way.subject: None for step in self.steps})
         targets = [way.target for way in self._ways()]
         classes = {subject: number for number, subject in enumerate(subjects, 1)}
         queues = {target: number for number, target in enumerate(targets, 1)}
-        jobs = [self._describe(step, classes[step.way.subject], queues[step.way.target]) for step in self._steps]
+        jobs = [self._describe(step, classes[step.way.subject], queues[step.way.target]) for step in self.steps]
         return transitions.workflow(targets[0].namespace, subjects, targets, jobs)
 
     def _describe(self, step: Step, number: int, target: int) -> dict[str, Any]:
@@ -232,6 +245,8 @@ class Workflow:
         addition, record = step.way.addition(step.identifier, values, False, None, None)
         step.way.check_may_wait(record, False)
         rest = json.loads(addition.rest) if addition.rest else {}
+        if "uniqueness" in rest:
+            raise InvalidArgument("if_queued", step.identifier, "left out, like unique_for, for the jobs of a workflow")
         return {
             **rest,
             "class": number,
@@ -248,7 +263,13 @@ class Workflow:
 
 
 def _next_pks(model: Any, count: int, patience: float) -> int:
-    """The last of some numbers that no other job of a class gets."""
+    """The last of some numbers that no other job of a class gets.
+
+    Raises:
+        InvalidArgument: the primary keys of the class are not made by Redis.
+    """
+    if not model.get_field("pk")._auto_increment:
+        raise InvalidArgument("model", model.__name__, "a class whose primary keys are made by Redis")
     return int(model._patiently(lambda client: client.incrby(f"{model._name}:max_pk", count), patience))
 
 

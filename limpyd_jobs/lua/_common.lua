@@ -709,18 +709,21 @@ local function cancel_child(namespace, recipe, pk, values, reason)
   return is_told(recipe, values.follow_up, 'c')
 end
 
--- Tell a job that one of those that it waits for has ended. Answers whether it is canceled, and has children itself.
-local function tell_child(namespace, recipe, pk, ident, parent, has_succeeded)
+-- Tell a job that one of those that it waits for has ended, `parent` (see tell_page), with this status. Answers whether it is
+-- canceled, and has children itself.
+local function tell_child(namespace, recipe, pk, ident, parent, status)
   local key = recipe.key .. ':' .. pk
   local values = redis.call('HMGET', key .. ':hash', 'status', 'queue_key', 'delayed_until', 'run_options', 'queued',
     'follow_up')
-  local known, policy = {follow_up = values[6], run_options = values[4]}, has_succeeded and 'run' or policy_of(recipe, values[4])
+  local known = {follow_up = values[6], run_options = values[4]}
+  local policy = status == 's' and 'run' or policy_of(recipe, values[4])
+  if policy == 'wait' and parent.is_removed then policy = 'cancel' end  -- nobody can requeue it any more
   if values[1] == 'c' and values[5] and redis.call('EXISTS', key .. ':waits_for') == 1 then
     return cancel_child(namespace, recipe, pk, known, 'canceled')  -- somebody wrote CANCELED
   end
   if values[1] ~= 'b' or policy == 'wait' then return false end
-  if policy == 'cancel' then return cancel_child(namespace, recipe, pk, known, 'parent failed: ' .. parent) end
-  redis.call('SREM', key .. ':waits_for', parent)
+  if policy == 'cancel' then return cancel_child(namespace, recipe, pk, known, 'parent failed: ' .. parent.ident) end
+  redis.call('SREM', key .. ':waits_for', parent.ident)
   if redis.call('EXISTS', key .. ':waits_for') == 0 then
     release_child(namespace, recipe, pk, ident, values[2], values[3])
   end
@@ -732,7 +735,8 @@ local function end_of(status, queued)
   return (status == 's' or (status == 'e' or status == 'c') and not queued) and status or nil
 end
 
--- Tell some children of a job; `job`: its ident, the `cursor` of its children, and the `status` that it ended in, if known.
+-- Tell some children of a job; `job`: its ident, the `cursor` of its children, the `status` that it ended in, if known, and
+-- `is_removed`, if its record is about to go.
 -- Answers how many were looked at, and puts those that are to be told next behind `jobs`.
 local function tell_page(namespace, job, jobs, unknown)
   local repr, pk = split_ident(job.ident)
@@ -756,7 +760,7 @@ local function tell_page(namespace, job, jobs, unknown)
     local child_repr, child_pk = split_ident(child)
     local child_recipe = child_repr and recipe_of(namespace, child_repr)
     if child_recipe then
-      local is_told_well, is_parent = pcall(tell_child, namespace, child_recipe, child_pk, child, job.ident, status == 's')
+      local is_told_well, is_parent = pcall(tell_child, namespace, child_recipe, child_pk, child, job, status)
       if not is_told_well then job.is_stuck = true end
       if is_told_well and is_parent then jobs[#jobs + 1] = {ident = child, cursor = 0, status = 'c'} end
     else
@@ -788,6 +792,14 @@ local function tell_on(namespace, jobs, unknown)
     position = position + 1
   end
   return has_more
+end
+
+-- Who still waits for a job is told that there is nothing to wait for; false when there are too many of them for one call.
+local function tell_waiting(namespace, ident, job)
+  local values = redis.call('HMGET', job.key .. ':' .. job.pk .. ':hash', 'follow_up', 'status')
+  if not is_told({}, values[1], 'c') then return true end
+  local status = values[2] == 's' and 's' or 'c'
+  return not tell_on(namespace, {{ident = ident, cursor = 0, status = status, is_removed = true}}, {})
 end
 
 -- Go on with the jobs that wait for one that has ended: 's', 'e' or 'c'. If they are too many for one call, the caller is asked

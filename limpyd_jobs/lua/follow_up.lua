@@ -11,7 +11,7 @@
 local namespace, deleted = ARGV[1], ARGV[2]
 local jobs, unknown = {}, {}
 allow_when_full(namespace)
-if deleted ~= '' then jobs[1] = {ident = deleted, cursor = 0, status = 'c'} end
+if deleted ~= '' then jobs[1] = {ident = deleted, cursor = 0, status = 'c', is_removed = true} end
 local noted = redis.call('ZREVRANGE', namespace .. ':followups', 0, 99, 'WITHSCORES')
 for position = 1, #noted, 2 do  -- those that could not be told come last
   local cursor = tonumber(noted[position + 1])

@@ -55,7 +55,7 @@ local function forget(ident, what, first, fields)
     redis.call('ZREM', expiring, ident)
   elseif not changed_since_read(hash, first, fields) then
     for _, record in ipairs(what.errors) do remove_record(record) end
-    if not what.is_all then return end
+    if not what.is_all or not tell_waiting(namespace, ident, what.job) then return end
     leave_histories(values[2], ident, status, count_of(values[3]))
     forget_queued(what.job)
     remove_record(what.job)

@@ -28,6 +28,7 @@ while position <= #ARGV do
   if what.job ~= cjson.null then
     local state = state_of(ident, what.job, position + 3, fields)
     if state == 'written' then break end
+    if state == 'same' and not tell_waiting(namespace, ident, what.job) then break end
     if state == 'anew' or (what.job.may_repeat and redis.call('LPOS', list, ident, 'RANK', 2)) then
       kept[#kept + 1] = ident
     else

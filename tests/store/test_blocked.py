@@ -379,6 +379,26 @@ def test_a_parent_that_is_deleted_tells_its_children_first() -> None:
         BlockedJob.get(first.pk.get())
 
 
+def test_a_parent_that_is_deleted_cancels_also_those_that_would_wait() -> None:
+    bad = BlockedJob.add_job("bad")
+    last = BlockedJob.add_job("last", after=bad, if_parent_fails="wait")
+    work()
+
+    bad.delete()
+
+    assert statuses(last) == "c"
+
+
+def test_a_parent_that_retention_removes_cancels_those_that_would_wait() -> None:
+    bad = BlockedJob.add_job("bad")
+    last = BlockedJob.add_job("last", after=bad, if_parent_fails="wait")
+
+    work(keep_errors=0)
+
+    assert statuses(last) == "c"
+    assert not BlockedJob.exists(identifier="bad")
+
+
 def test_a_job_whose_queue_was_deleted_ends_in_error() -> None:
     first = BlockedJob.add_job("first")
     last = BlockedJob.add_job("last", "other", after=first)

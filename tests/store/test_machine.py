@@ -307,6 +307,20 @@ class Books(RuleBasedStateMachine):
         ):
             assert job.cancel_on_error.hget() == str(priority)
 
+    @rule(
+        identifier=identifiers,
+        numbers=st.lists(picks, max_size=3),
+        policy=st.sampled_from(["cancel", "run", "wait"]),
+        delay=delays,
+    )
+    def add_after(self, identifier: str, numbers: list[int], policy: str, delay: int | None) -> None:
+        after = {job.ident: job for number in numbers if (job := self.pick(number))}
+        before = {job.ident for job in self.jobs()}
+        job = MachineJob.add_job(identifier, "mail", after=after.values(), if_parent_fails=policy, delayed_for=delay)
+        if job.ident not in before:
+            assert job.parents.smembers() == after.keys()
+            assert (job.status.hget() == STATUSES.BLOCKED) == bool(job.waits_for.scard())
+
     @rule(number=picks, priority=priorities)
     def write_the_priority(self, number: int, priority: int) -> None:
         if job := self.pick(number):

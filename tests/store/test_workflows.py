@@ -166,7 +166,7 @@ def test_a_unique_value_that_is_taken_refuses_all_of_it(codes: list[str]) -> Non
     WorkflowJob.add_job("there", code="x")
     workflow = diamond()
     for code in codes:
-        workflow.plan(WorkflowJob, f"more {len(workflow._steps)}", fields_if_new={"code": code})
+        workflow.plan(WorkflowJob, f"more {len(workflow.steps)}", fields_if_new={"code": code})
 
     with pytest.raises(JobAlreadyExists, match="code"):
         workflow.add()

@@ -135,6 +135,7 @@ def test_with_nothing_to_keep_nothing_is_left() -> None:
     left = {key for key in set(client().keys("*")) - before - {"jobs:tasks"} if ":done:" not in key}
     assert left <= {
         "jobs:models",
+        "jobs:tasks",
         "jobs:keptjob:max_pk",
         "jobs:queue:1:hash",
         "jobs:queue:max_pk",
