@@ -7,7 +7,7 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
     import limpyd  # noqa: F401
 
-from .exceptions import ConfigurationException, JobTimeout, LimpydJobsException, Retry
+from .exceptions import ConfigurationException, JobCanceled, JobFailed, JobTimeout, LimpydJobsException, NoResult, Retry
 from .models import Error, Job, Queue
 from .retries import Backoff
 from .statuses import STATUSES, Cancellation
@@ -24,8 +24,11 @@ __all__ = [
     "ConfigurationException",
     "Error",
     "Job",
+    "JobCanceled",
+    "JobFailed",
     "JobTimeout",
     "LimpydJobsException",
+    "NoResult",
     "Queue",
     "Retry",
     "Worker",

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, TypeAlias
 
-from . import recipes, run_options, transitions, uniqueness
+from . import limits, recipes, run_options, transitions, uniqueness
 from .exceptions import InvalidArgument
 from .transitions import Added, Addition, Answer, Call, Delay, Hold, Subject, Target
 from .utils import compute_delayed_until, datetime_to_score, utcnow
@@ -42,7 +42,7 @@ class Way:
     Attributes:
         is_held: whether methods of the user place the jobs in the queue.
         is_queue_late: whether limpyd has to write some of a new queue, before it gets its first job.
-        expires: of the class, for each new job.
+        run_defaults: what the class says of the runs of each new job.
         uniqueness: of the class, where a call does not say.
     """
 
@@ -53,7 +53,7 @@ class Way:
     subject: Subject
     is_held: bool
     is_queue_late: bool
-    expires: Any = None
+    run_defaults: Mapping[str, Any] = field(default_factory=dict)
     uniqueness: Mapping[str, Any] = field(default_factory=dict)
 
     def with_run_options(self, fields_if_new: Mapping[str, Any], has_parents: bool = False) -> Mapping[str, Any]:
@@ -66,7 +66,7 @@ class Way:
         """
         if self.uniqueness:
             fields_if_new = {**self.uniqueness, **fields_if_new}
-        if self.expires is None and not fields_if_new and not has_parents:
+        if not self.run_defaults and not fields_if_new and not has_parents:
             return fields_if_new
         names = recipes.stored_run_options(self.model).intersection(fields_if_new)
         given = {name: fields_if_new[name] for name in names if fields_if_new[name] is not None}
@@ -76,11 +76,11 @@ class Way:
                 accepted = f"given alone, without {', '.join(sorted(given))}"
                 raise InvalidArgument(run_options.FIELD, fields[run_options.FIELD], accepted)
             return fields
-        if self.expires is not None:
-            given.setdefault("expires", self.expires)
         policy = recipes.class_run_options(self.model).get(POLICY) if has_parents else None
         if policy is not None and POLICY in recipes.stored_run_options(self.model):
             given.setdefault(POLICY, policy)
+        if given or self.run_defaults:
+            given = limits.with_key({**self.run_defaults, **given}, self.subject.repr)
         return {**fields, run_options.FIELD: run_options.to_text(given)} if given else fields
 
     def made_for(self, fields: Iterable[str]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ class Problem:
     """Something that is wrong in the books.
 
     Attributes:
-        kind: `place` (a job is nowhere, in several places, or where its status does not belong), `lease`, `index`,
+        kind: `place` (a job is nowhere, in several places, or where its status does not belong), `lease`, `limit`
+            (who is parked or holds a place is not noted so), `index`,
             `queue` (a worker would find its jobs late), `identifier` (queued twice), `edge` (a job waits for one
             that will not tell it) or `key` (nothing owns it).
         subject: the ident or the key that it is about.
@@ -69,12 +71,12 @@ SIDE_KINDS = ("doorbell", "ready", "due", "queues")  # what is kept for a name o
 
 # Where a job may be, by its status; `None` is nowhere.
 PLACES: dict[str, tuple[str | None, ...]] = {
-    STATUSES.WAITING: ("waiting", "leased"),
-    STATUSES.DELAYED: ("delayed", "waiting", "leased"),
+    STATUSES.WAITING: ("waiting", "parked", "leased"),
+    STATUSES.DELAYED: ("delayed", "waiting", "parked", "leased"),
     STATUSES.RUNNING: ("leased",),
     STATUSES.SUCCESS: (None,),
     STATUSES.ERROR: (None, "leased"),
-    STATUSES.CANCELED: (None, "waiting", "delayed", "leased"),
+    STATUSES.CANCELED: (None, "waiting", "delayed", "parked", "leased"),
     STATUSES.BLOCKED: (None,),
 }
 
@@ -91,6 +93,7 @@ class _Books:
         self.keys = set(self.client.scan_iter(match=f"{_escaped(self.namespace)}:*", count=1000))
         self.owned: set[str] = set()
         self.pks = {model: self.client.smembers(f"{model._name}:collection") for model in self.models}
+        self.holders: set[str] = set()
         self.places: dict[str, list[tuple[str, str]]] = defaultdict(list)
 
     def _find_models(self) -> Iterator[Any]:
@@ -107,6 +110,7 @@ class _Books:
     def problems(self) -> Iterator[Problem]:
         yield from self._check_queues()
         yield from self._check_leases()
+        yield from self._check_limits()
         for model in self.models:
             if issubclass(model, Job):
                 yield from self._check_jobs(model)
@@ -159,6 +163,8 @@ class _Books:
 
     def _check_leases(self) -> Iterator[Problem]:
         claims = self.client.hgetall(f"{self.namespace}:claims")
+        self.holders = {name[1:] for name in claims if name.startswith("*")}
+        claims = {name: value for name, value in claims.items() if not name.startswith("*")}
         for ident in self.client.zrange(f"{self.namespace}:leases", 0, -1):
             self.places[ident].append(("leased", f"{self.namespace}:leases"))
             token = claims.pop(ident, None)
@@ -166,6 +172,37 @@ class _Books:
                 yield Problem("lease", ident, "it is leased, and its token is not noted")
         for left, right in claims.items():
             yield Problem("lease", left, f"it is noted with {right}, and not leased")
+
+    def _check_limits(self) -> Iterator[Problem]:
+        noted = {}
+        for ident, text in self.client.hgetall(f"{self.namespace}:limits:jobs").items():
+            place = json.loads(text)
+            noted[ident] = (place["state"], place["key"])
+        due = set(self.client.zrange(f"{self.namespace}:limits:due", 0, -1))
+        found = {}
+        for limit in sorted({key for _, key in noted.values()} | due):
+            prefix = f"{self.namespace}:limit:{limit}"
+            for name in self.client.zrange(f"{prefix}:parked", 0, -1):
+                ident = name.partition(" ")[2]
+                self.places[ident].append(("parked", f"{prefix}:parked"))
+                found[ident] = ("parked", limit)
+                if limit not in due:
+                    yield Problem("limit", ident, f"it is parked under {limit!r}, and nobody looks at that")
+            for ident in self.client.zrange(f"{prefix}:held", 0, -1):
+                found[ident] = ("held", limit)
+            self.owned |= {f"{prefix}:parked", f"{prefix}:held"}
+        self.owned |= {f"{self.namespace}:limits:{name}" for name in ("jobs", "due")}
+        self.owned |= {key for key in self.keys if self._is_rate(key)}
+        for ident in sorted(found.keys() | noted):
+            state, limit = noted.get(ident, (None, None))
+            if state != "called" and found.get(ident) != noted.get(ident):
+                yield Problem("limit", ident, f"it is noted as {state} under {limit!r}, and found {found.get(ident)}")
+            elif (state == "held") != (ident in self.holders):
+                yield Problem("limit", ident, f"it is noted as {state} under {limit!r}, which its lease does not say")
+
+    def _is_rate(self, key: str) -> bool:
+        is_one = key.startswith(f"{self.namespace}:limit:") and key.endswith(":rate")
+        return is_one and bool(self.client.ttl(key) != -1)
 
     # --- Jobs
 
@@ -284,7 +321,9 @@ class _Books:
         return found
 
     def _check_keys(self) -> Iterator[Problem]:
-        self.owned |= {f"{self.namespace}:{name}" for name in ("models", "tasks", "leases", "claims", "followups")}
+        self.owned |= {
+            f"{self.namespace}:{name}" for name in ("models", "tasks", "leases", "claims", "followups", "expiring")
+        }
         expiring = tuple(f"{self.namespace}:{kind}:" for kind in ("done", "unique"))
         self.owned |= {key for key in self.keys if key.startswith(expiring) and self.client.ttl(key) != -1}
         for model in self.models:

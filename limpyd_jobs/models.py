@@ -444,13 +444,25 @@ class Queue(BaseJobsModel):
 
     @classmethod
     def count_waiting_jobs(cls, names: str | Iterable[str]) -> int:
-        """How many jobs wait under these names, all priorities together."""
+        """How many jobs wait under these names, all priorities together; not those that are parked."""
         return cls._count(names, "llen", "waiting")
 
     @classmethod
     def count_delayed_jobs(cls, names: str | Iterable[str]) -> int:
         """How many jobs are delayed under these names, all priorities together."""
         return cls._count(names, "zcard", "delayed")
+
+    @classmethod
+    def count_parked_jobs(cls) -> dict[str, int]:
+        """How many jobs may not start yet, by the key of their limit, in all queues; see docs/limits.md.
+
+        They are WAITING, but in no waiting list: `count_waiting_jobs` does not count them.
+        """
+        namespace, pipeline = cls.namespace or "", cls._raw_pipeline()
+        keys = cls.get_connection().zrange(f"{namespace}:limits:due", 0, -1)
+        for key in keys:
+            pipeline.zcard(f"{namespace}:limit:{key}:parked")
+        return {key: count for key, count in zip(keys, pipeline.execute(), strict=True) if count}
 
     @classmethod
     def _count(cls, names: str | Iterable[str], command: str, field: str) -> int:
@@ -622,6 +634,9 @@ class Job(BaseJobsModel):
     )  # for how long the record of an ended job is kept; see docs/retention.md
     keep_errors: float | timedelta | str | None  # also of a canceled one
     save_result: bool | float | timedelta | str | None
+    max_concurrency: int | None  # this and what follows: see docs/limits.md
+    rate_limit: str | None
+    limit_key: str | None
 
     # How an identifier is unique, where `add_job` does not say (see docs/uniqueness.md).
     unique_for: float | timedelta | None
@@ -810,8 +825,9 @@ class Job(BaseJobsModel):
                 then it is BLOCKED. What it does if one of them fails, `if_parent_fails` says: see docs/workflows.md.
             fields_if_new: further fields of a new job, and options of its runs (`job_timeout`, `expires`,
                 `requeue_times`, `requeue_delay_delta`, `backoff`, `retry_on`, `no_retry_on`: see docs/retries.md;
-                `save_result`: see docs/results.md; `keep_success`, `keep_errors`: see docs/retention.md);
-                ignored when it exists. `unique_for` and `if_queued` say how the identifier is unique: see
+                `save_result`: see docs/results.md; `keep_success`, `keep_errors`: see docs/retention.md;
+                `max_concurrency`, `rate_limit`, `limit_key`: see docs/limits.md); ignored when it exists.
+                `unique_for` and `if_queued` say how the identifier is unique: see
                 docs/uniqueness.md.
         Raises:
             LimpydJobsException: no queue name.
@@ -967,9 +983,9 @@ class Job(BaseJobsModel):
         queue_model, name = cls._get_queue_model(queue_model), cls._get_queue_name(queue_name)
         target, record = queue_model._target(name, priority)
         is_late = bool(record and record.late)
-        is_held, expires = cls._has_own_placing(queue_model), recipes.class_run_options(model).get("expires")
+        is_held, defaults = cls._has_own_placing(queue_model), recipes.options_of_new_jobs(model)
         unique = recipes.class_uniqueness(model)
-        way = Way(model, queue_model, name, target, cls._class_subject(), is_held, is_late, expires, unique)
+        way = Way(model, queue_model, name, target, cls._class_subject(), is_held, is_late, defaults, unique)
         if len(_ways) >= MAX_WAYS:
             _ways.clear()
         return _ways.setdefault(key, way)
@@ -1012,14 +1028,15 @@ class Job(BaseJobsModel):
         """What holds for the runs of this job: its own option, or its class'; None when neither says: the worker's.
 
         Without a round trip in the worker that has claimed it. Durations are in seconds, `expires` is in seconds since
-        the epoch, `backoff` a `retries.Backoff`, the exceptions are their names.
+        the epoch, `backoff` a `retries.Backoff`, `rate_limit` a `limits.RateLimit`, the exceptions are their names.
 
         Raises:
             InvalidArgument: there is no such option.
         """
         if name not in run_options.NAMES:
             raise InvalidArgument("name", name, f"one of {', '.join(run_options.NAMES)}")
-        return self._own_run_options().get(name) if name == "expires" else self._run_options().get(name)
+        is_stored = name in run_options.OF_NEW_JOBS
+        return self._own_run_options().get(name) if is_stored else self._run_options().get(name)
 
     @property
     def _says_how_to_run(self) -> bool:
@@ -1037,7 +1054,7 @@ class Job(BaseJobsModel):
         return replace(default, **found) if found else default
 
     def _run_options(self) -> Mapping[str, Any]:
-        """What the job says of its runs, and its class; of the latter, `expires` is meant for new jobs alone."""
+        """What the job says of its runs, and its class; of the latter, `OF_NEW_JOBS` are meant for new jobs alone."""
         model: Any = type(self)
         own, of_class = self._own_run_options(), recipes.class_run_options(model)
         return {**of_class, **own} if own else of_class
@@ -1199,19 +1216,18 @@ class Job(BaseJobsModel):
                 stored; also with a default.
             NotDecodable: something else was written there. InvalidArgument: no serializer here reads it.
         """
-        replies = self._patiently(lambda client: self._ask_for_result(client).execute(), 0)
+        replies = self._patiently(lambda client: self._ask_for_result(client.pipeline(transaction=False)).execute(), 0)
         return self._result_of(replies, default, annotation, error_model)
 
     async def aget_result(self, default: Any = NOT_GIVEN, annotation: Any = Any, error_model: Any = None) -> Any:
         """As `get_result`, for a coroutine."""
         client: Any = await aio.async_connection(self.database)
-        replies = await self._ask_for_result(client).execute()
+        replies = await self._ask_for_result(client.pipeline(transaction=False)).execute()
         if replies[0][0] == STATUSES.ERROR:  # its Error is read by limpyd
             return await asyncio.to_thread(self._result_of, replies, default, annotation, error_model)
         return self._result_of(replies, default, annotation, error_model)
 
-    def _ask_for_result(self, client: Any) -> Any:
-        pipeline = client.pipeline(transaction=False)
+    def _ask_for_result(self, pipeline: Any) -> Any:
         pipeline.hmget(self.key, "status", "queued", "cancel_reason")
         if recipes.has_saved_result(type(self)):
             pipeline.get(self.saved_result.key)

@@ -44,6 +44,7 @@ TRANSITION_FIELDS = (
 )
 MOST_SHAPES = 20  # sets of names for which scripts are made for a class
 MOST_ALIKE = 50  # fields that a script of add_alike writes: Lua cannot hold more than some 120 in one expression
+KEPT = ("keep_success", "keep_errors")  # how long the records of ended jobs are kept, for scripts in seconds
 JOB_OPTIONS = ("lease_seconds", "max_recoveries")  # attributes of a class of jobs that scripts must know
 EDGES = ("parents", "waits_for", "children", "workflow")
 QUEUE_FIELDS = ("name", "priority")
@@ -143,7 +144,7 @@ def recipe(model: Any, only: tuple[str, ...] | None = None) -> str:
 
 @cache
 def job_recipe(model: Any) -> str:
-    """The recipe of a class of jobs, as the registry holds it: with its own `lease_seconds` and `max_recoveries`.
+    """The recipe of a class of jobs, as the registry holds it: with its own `lease_seconds`, `max_recoveries` and KEPT.
 
     Raises:
         ConfigurationException: one of these is not accepted.
@@ -151,9 +152,10 @@ def job_recipe(model: Any) -> str:
     options = {name: getattr(model, name, None) for name in JOB_OPTIONS}
     for name, value in options.items():
         check_job_option(model.__name__, name, value)
-    class_run_options(model)  # checked as soon as the class is used
+    said = class_run_options(model)  # checked as soon as the class is used
     class_uniqueness(model)
     given = {name: value for name, value in options.items() if value is not None}
+    given |= {name: said[name] for name in KEPT if name in said}
     if not has_run_options(model):
         given["has_own_run_options"] = True
     if not has_cancel_reason(model):
@@ -223,10 +225,11 @@ def class_run_options(model: Any) -> dict[str, Any]:
             f"Invalid {model.__name__}.save_result: it is stored in the field saved_result, which {model.__name__}"
             " declares for something else"
         )
-    if "expires" in found and not has_run_options(model):
+    stored = [name for name in run_options.OF_NEW_JOBS if name in found]
+    if stored and not has_run_options(model):
         raise ConfigurationException(
-            f"Invalid {model.__name__}.expires: it is stored in the field run_options, which {model.__name__} declares"
-            " for something else"
+            f"Invalid {model.__name__}.{stored[0]}: it is stored in the field run_options, which {model.__name__}"
+            " declares for something else"
         )
     return found
 
@@ -250,6 +253,11 @@ def class_uniqueness(model: Any) -> dict[str, Any]:
 def uniqueness_names(model: Any) -> frozenset[str]:
     """The options of uniqueness that `add_job` takes for a class of jobs: those that are no fields of it."""
     return frozenset(name for name in uniqueness.NAMES if not model.has_field(name))
+
+
+def options_of_new_jobs(model: Any) -> dict[str, Any]:
+    """What a class says of its runs that is stored with each new job."""
+    return {name: value for name, value in class_run_options(model).items() if name in run_options.OF_NEW_JOBS}
 
 
 def guessed_job_recipe(job_model: Any, namespace: str, model_repr: str) -> str:
@@ -512,6 +520,8 @@ def plain_life(model: Any, queue_model: Any) -> str:
         parts.append(f"lease_seconds = {lua.quoted(repr(model.lease_seconds))}")
     if model.max_recoveries is not None:
         parts.append(f"max_recoveries = {model.max_recoveries}")
+    if "keep_success" in class_run_options(model):
+        parts.append(f"keep_success = {class_run_options(model)['keep_success']!r}")
     return f"local CLASS = {{{', '.join(parts)}}}\n"
 
 

@@ -1,6 +1,6 @@
 """The options of the runs of a job: what `add_job`, its class and its worker may say of them.
 
-What `add_job` was given is stored in the field `run_options`, as JSON, `expires` first: claim.lua looks for it there.
+What `add_job` was given is stored in the field `run_options`, as JSON: scripts look there for `expires` and `limits`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
+from . import limits
 from .exceptions import ConfigurationException, InvalidArgument
 from .retries import NO_LIMIT, exception_names, parse_backoff, seconds_of
 from .utils import check_datetime, datetime_to_score, parse_keep
@@ -64,6 +65,15 @@ def _saving(argument: str, value: Any) -> bool | float:
     return seconds
 
 
+def _kept_for(argument: str, value: Any) -> float:
+    accepted = "a number of seconds, a timedelta (0 or more), or a duration like 45s, 30m, 12h, 7d, 2w"
+    try:
+        is_text = isinstance(value, str) and value[-1:].isalpha()  # else it would be a number of jobs
+        return seconds_of(argument, parse_keep(argument, value) if is_text else value)
+    except InvalidArgument:
+        raise InvalidArgument(argument, value, accepted) from None
+
+
 # How the value of each is checked and made uniform.
 CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "expires": _expiry,
@@ -75,17 +85,23 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "no_retry_on": exception_names,
     "if_parent_fails": _policy,
     "save_result": _saving,
+    "max_concurrency": limits.max_concurrency,
+    "rate_limit": limits.rate_limit,
+    "limit_key": limits.limit_key,
+    "keep_success": _kept_for,
+    "keep_errors": _kept_for,
 }
 NAMES = tuple(CHECKS)
+OF_NEW_JOBS = ("expires", *limits.NAMES)  # what a class says is stored with each job that is added
 FIELD = "run_options"
 
 
 def check(argument: str, value: Any) -> Any:
     """The value of an option in its uniform kind.
 
-    Seconds for `job_timeout` and `requeue_delay_delta`, a timedelta (from the adding on) or a naive UTC datetime for
-    `expires`, a `retries.Backoff`, names of exceptions; for `save_result` False, True (for as long as the record) or
-    seconds.
+    Seconds for `job_timeout`, `requeue_delay_delta`, `keep_success` and `keep_errors`, a timedelta (from the adding on)
+    or a naive UTC datetime for `expires`, a `retries.Backoff`, names of exceptions, a `limits.RateLimit`; for
+    `save_result` False, True (for as long as the record) or seconds.
 
     Raises:
         InvalidArgument: it is not accepted.
@@ -111,7 +127,7 @@ def to_text(given: Mapping[str, Any], now: float | None = None) -> str:
         InvalidArgument: a value is not accepted.
     """
     stored = {name: _stored(check(name, given[name]), now) for name in NAMES if name in given}
-    return json.dumps(stored, separators=(",", ":"))
+    return json.dumps(limits.together(stored), separators=(",", ":"))
 
 
 def _stored(value: Any, now: float | None) -> Any:
@@ -131,6 +147,7 @@ def read(text: str) -> dict[str, Any]:
     found = json.loads(text)
     if not isinstance(found, dict):
         raise ValueError(text)
+    found = limits.apart(found)
     values = {name: found[name] for name in NAMES if name in found}
     expires = values.pop("expires", None)
     if expires is not None and (isinstance(expires, bool) or not isinstance(expires, (int, float))):

@@ -252,12 +252,12 @@ class Moved:
 
 
 class Taken(NamedTuple):
-    """What `claim` found: `kind` is CLAIMED, STALE, GONE, UNKNOWN, UNREADABLE, BROKEN or EMPTY.
+    """What `claim` found: `kind` is CLAIMED, STALE, GONE, UNKNOWN, UNREADABLE, BROKEN, PARKED or EMPTY.
 
     Attributes:
         queue_key: of BROKEN, the key that is to be left alone.
         broken_key: of BROKEN and UNREADABLE, where something of another type is.
-        next_due: seconds until the first delayed job is due, None when there is none.
+        next_due: seconds until the first delayed job is due, or a parked one may start, None when there is none.
         is_ahead: leased, and still WAITING.
     """
 
@@ -700,6 +700,8 @@ def _taken(reply: Reply, token: str, worker: str, start: str) -> Taken:
         return Taken(kind, _seconds(due), ident, queue_key, name, status, held, "", how == "1")
     if kind == "EMPTY":
         return Taken(kind, _seconds(reply[1]))
+    if kind == "PARKED":
+        return Taken(kind)
     if kind == "BROKEN":
         return Taken(kind, queue_key=reply[1], broken_key=reply[-1])
     if kind == "UNREADABLE":
@@ -1028,16 +1030,19 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
+def _entry(past: Past, more: Mapping[str, Any]) -> list[str]:
+    """What is to be removed, as `purge` and `forget` get it."""
+    pairs = [(name, "" if value is None else f"={value}") for name, value in past.values.items()]
+    texts = [text for pair in pairs for text in pair]
+    return [past.ident, _json({"job": past.job, "errors": past.errors, **more}), str(len(pairs)), *texts]
+
+
 def purge(namespace: str, queue_key: str, history: str, past: Iterable[Past]) -> Call[tuple[int, frozenset[str]]]:
     """Remove the oldest entries of a history, `success` or `errors`, with what goes with them.
 
     Answers how many were removed, and of which of them the record was kept, because it has changed.
     """
-    entries = []
-    for one in past:
-        pairs = [(name, "" if value is None else f"={value}") for name, value in one.values.items()]
-        texts = [text for pair in pairs for text in pair]
-        entries += [one.ident, _json({"job": one.job, "errors": one.errors}), str(len(pairs)), *texts]
+    entries = [text for one in past for text in _entry(one, {})]
 
     def read(reply: Reply) -> tuple[int, frozenset[str]]:
         return int(reply[1]), frozenset(reply[2:])
@@ -1049,6 +1054,23 @@ def purge(namespace: str, queue_key: str, history: str, past: Iterable[Past]) ->
         "entries": entries,
     }
     return Call("purge", _keys(namespace), args, read)
+
+
+def forget(namespace: str, past: Iterable[tuple[Past, bool]]) -> Call[tuple[int, frozenset[str]]]:
+    """Remove ended jobs that were kept for a time of their own.
+
+    Answers to how many it came, and which of them were removed.
+
+    Args:
+        past: each with whether these are all of its errors.
+    """
+
+    def read(reply: Reply) -> tuple[int, frozenset[str]]:
+        return int(reply[1]), frozenset(reply[2:])
+
+    entries = [text for one, is_all in past for text in _entry(one, {"is_all": is_all})]
+    args: dict[str, str | Sequence[str]] = {"namespace": namespace, "entries": entries}
+    return Call("forget", _keys(namespace), args, read)
 
 
 def renew(namespace: str, held: Iterable[Claim], asks_canceled: bool = False) -> Call[Renewed]:

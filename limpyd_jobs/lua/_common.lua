@@ -5,7 +5,8 @@
 -- Keys beside the models' own, all under the namespace:
 --   jobs:models                  hash: class of a job -> recipe
 --   jobs:leases                  sorted set: ident -> deadline by the clock of Redis
---   jobs:claims                  hash: ident -> token, and token -> ident
+--   jobs:claims                  hash: ident -> token, and token -> ident; also `*` and the ident of a job that holds a place
+--   jobs:expiring                sorted set: ident of an ended job that is kept for a time of its own -> when that is over
 --   jobs:followups               sorted set: ident of a job that has ended -> how far its children have been told
 --   jobs:done:<worker>           string: the last end that this worker recorded; expires
 --   jobs:ready:queue:<name>      sorted set: pk of a queue that may hold work -> its priority
@@ -17,12 +18,20 @@
 --   jobs:unique:<class>:<identifier>   string: pk of the job that has the identifier, as long as it is unique; expires
 --   jobs:job:<pk>:events         channel: `status r` when a job begins that somebody waits for, `status s`, e or c at its end;
 --                                `update {"percent":40,...}` when it says how far it has come
+--   jobs:limits:jobs             hash: ident of a job with limits -> JSON: it is parked, called or held (see `park`), under which key
+--   jobs:limits:due              sorted set: key of a limit under which jobs are parked -> when to look at them
+--   jobs:limit:<key>:parked      sorted set: number and ident of a job that may not start yet -> its priority, negated
+--   jobs:limit:<key>:held        sorted set: ident that holds a place -> when its lease was last seen
+--   jobs:limit:<key>:rate        sorted set: token -> when its job started; '' -> the longest time that is looked back; expires
 
 local NOTHING = {}
 local RERUN = '\0rerun'  -- after an identifier: of the job that is to run after the one that is queued
 local MAX_RINGS = 100
 local DONE_SECONDS = 3600
 local MANY_RECORDS = 1000  -- of one identifier, and that are queued
+local LOOK_SECONDS = 30  -- after which parked jobs are looked at again, even if nothing calls them
+local MAX_LOOKS = 100  -- at parked jobs
+local EPOCH = 100000000  -- any time in a sorted set of starts is later, any duration shorter
 local LAST_SECOND = 253402300799  -- of the year 9999, the last one that dates are written for
 
 local changed = {}  -- repr, pk, field, old, new: what indexes that no recipe describes have yet to learn; or repr, pk, '',
@@ -356,6 +365,207 @@ local function broken_key(namespace, queue_model, name, queue, is_delayed)
   return nil
 end
 
+-- The limits of a job, by its field `run_options`: their key, `most` at the same time, and `rate`, {count, seconds}; nil for
+-- none. What cannot be read says nothing.
+local function limits_of(recipe, text)
+  if not text or not string.find(text, '"limits"', 1, true) or recipe.has_own_run_options then return nil end
+  local is_json, found = pcall(cjson.decode, text)
+  local limits = is_json and type(found) == 'table' and found.limits
+  if type(limits) ~= 'table' or type(limits.limit_key) ~= 'string' then return nil end
+  local most, rate = tonumber(limits.max_concurrency), limits.rate_limit
+  local is_rate = type(rate) == 'table' and (tonumber(rate[1]) or 0) >= 1 and tonumber(rate[2])
+  return {key = limits.limit_key, most = most and most >= 1 and most or nil, rate = is_rate and rate or nil}
+end
+
+local function of_limit(namespace, key, part)
+  return namespace .. ':limit:' .. key .. ':' .. part
+end
+
+-- The key that makes it impossible to look at a limit, because something of another type is there; or nil.
+local function broken_limit(namespace, key)
+  local wanted = {zset = {namespace .. ':limits:due', of_limit(namespace, key, 'parked'), of_limit(namespace, key, 'held'),
+    of_limit(namespace, key, 'rate')}, hash = {namespace .. ':limits:jobs'}}
+  for kind, names in pairs(wanted) do
+    for _, name in ipairs(names) do
+      local found = redis.call('TYPE', name).ok
+      if found ~= kind and found ~= 'none' then return name end
+    end
+  end
+  return nil
+end
+
+-- What is noted of a job with limits, or nil: its `state`, the `key`; where it is parked, `rank` and `number`.
+local function place_of(namespace, ident)
+  local text = redis.call('HGET', namespace .. ':limits:jobs', ident)
+  return text and cjson.decode(text) or nil
+end
+
+local function note_place(namespace, ident, place)
+  redis.call('HSET', namespace .. ':limits:jobs', ident, cjson.encode(place))
+end
+
+local function parked_name(place, ident)
+  return string.format('%016.0f', place.number) .. ' ' .. ident
+end
+
+-- Places end with leases. Should somebody have deleted those, look at some: at each once a second at most.
+local function drop_dead_holders(namespace, held, current)
+  for _, ident in ipairs(redis.call('ZRANGEBYSCORE', held, '-inf', score(current - 1), 'LIMIT', 0, 10)) do
+    if redis.call('HEXISTS', namespace .. ':claims', ident) == 1 then
+      redis.call('ZADD', held, score(current), ident)
+    else
+      redis.call('ZREM', held, ident)
+      redis.call('HDEL', namespace .. ':limits:jobs', ident)
+    end
+  end
+end
+
+-- When to ask again whether a job with these limits may start, after `others`; nil: it may now.
+local function refused_until(namespace, limits, others, current)
+  local held = of_limit(namespace, limits.key, 'held')
+  if limits.most and redis.call('ZCARD', held) + others >= limits.most then
+    drop_dead_holders(namespace, held, current)
+    if redis.call('ZCARD', held) + others >= limits.most then return current + LOOK_SECONDS end
+  end
+  if not limits.rate then return nil end
+  local count, seconds = limits.rate[1], limits.rate[2]
+  if others >= count then return current + math.min(seconds, LOOK_SECONDS) end
+  local at = count - 1 - others
+  local start = redis.call('ZREVRANGE', of_limit(namespace, limits.key, 'rate'), at, at, 'WITHSCORES')
+  local free_at = start[1] and tonumber(start[2]) + seconds
+  return free_at and free_at > current and free_at or nil
+end
+
+-- A job that is leased by now starts: it holds a place until its lease ends, and its start counts.
+local function take_place(namespace, ident, token, limits, current)
+  if limits.rate then
+    local starts = of_limit(namespace, limits.key, 'rate')
+    redis.call('ZADD', starts, 'GT', limits.rate[2], '')
+    redis.call('ZADD', starts, score(current), token)
+    local longest = tonumber(redis.call('ZSCORE', starts, ''))
+    for _, old in ipairs(redis.call('ZRANGEBYSCORE', starts, EPOCH, score(current - longest), 'LIMIT', 0, 10)) do
+      redis.call('ZREM', starts, old)
+    end
+    redis.call('PEXPIRE', starts, math.ceil(longest * 1000))
+  end
+  if limits.most then
+    redis.call('ZADD', of_limit(namespace, limits.key, 'held'), score(current), ident)
+    redis.call('HSET', namespace .. ':claims', '*' .. ident, '1')
+    note_place(namespace, ident, {state = 'held', key = limits.key})
+  else
+    redis.call('HDEL', namespace .. ':limits:jobs', ident)
+  end
+end
+
+-- Put a job that may not start yet aside, behind those of its priority that were put there before; one that was called comes
+-- where it was. It is *parked* until `call_parked` moves it to the head of its waiting list; then it is *called*, until it
+-- starts: *held*, if it takes a place.
+local function park(namespace, ident, queue, limits, current, look_at)
+  local parked = of_limit(namespace, limits.key, 'parked')
+  local place = place_of(namespace, ident) or {}
+  local priority = tonumber(redis.call('HGET', queue .. ':hash', 'priority') or 0) or 0
+  local rank = score(priority == priority and -priority or 0)
+  if not place.number then
+    local last = redis.call('ZREVRANGEBYSCORE', parked, rank, rank, 'LIMIT', 0, 1)[1]
+    place.number = math.max(math.floor(current * 1000000), last and tonumber(string.match(last, '^%d+')) + 1 or 0)
+  end
+  local text = string.format('%.0f', place.number)
+  redis.call('ZADD', parked, rank, parked_name(place, ident))
+  note_place(namespace, ident, {state = 'parked', key = limits.key, number = text, queue = queue, limits = limits})
+  redis.call('ZADD', namespace .. ':limits:due', 'LT', score(look_at), limits.key)
+end
+
+-- The queue model and the name of the queue that a parked job goes back to; nil when it was deleted.
+local function home_of(place)
+  local queue_model = string.match(place.queue, '^(.*):[^:]*$')
+  local name = queue_model and redis.call('HGET', place.queue .. ':hash', 'name')
+  if name then return queue_model, name end
+end
+
+local function call_to_waiting(namespace, ident, place, queue_model, name)
+  redis.call('ZREM', of_limit(namespace, place.key, 'parked'), parked_name(place, ident))
+  note_place(namespace, ident, {state = 'called', key = place.key, number = place.number})
+  enter(namespace, queue_model, name, place.queue, ident, nil, true)
+end
+
+-- Move the first jobs that are parked under a key, and may start now, to the heads of their waiting lists: `most` of them.
+-- What was parked for a queue that is deleted goes with it. Answers how many there were, and when to look at the others.
+local function call_parked(namespace, key, most)
+  local parked, current = of_limit(namespace, key, 'parked'), now()
+  local called, look_at = {}, nil
+  for _, entry in ipairs(redis.call('ZRANGE', parked, 0, most > 1 and MAX_LOOKS or 10)) do
+    if #called == most then
+      look_at = current
+      break
+    end
+    local ident = string.match(entry, '^%d+ (.*)$')
+    local place = place_of(namespace, ident)
+    local queue_model, name
+    if place then queue_model, name = home_of(place) end
+    local refused = name and refused_until(namespace, place.limits, #called, current)
+    if name and broken_key(namespace, queue_model, name, place.queue, false) then refused = current + LOOK_SECONDS end
+    if refused then
+      look_at = math.min(look_at or refused, refused)
+    elseif name then
+      called[#called + 1] = {ident, place, queue_model, name}
+    else
+      redis.call('ZREM', parked, entry)
+      redis.call('HDEL', namespace .. ':limits:jobs', ident)
+    end
+  end
+  for position = #called, 1, -1 do call_to_waiting(namespace, unpack(called[position])) end
+  if redis.call('EXISTS', parked) == 0 then redis.call('ZREM', namespace .. ':limits:due', key) end
+  return #called, look_at or current + LOOK_SECONDS
+end
+
+-- Look at the parked jobs whose time has come; answers how many may start.
+local function call_due(namespace)
+  local due, current, found = namespace .. ':limits:due', now(), 0
+  local keys = redis.pcall('ZRANGEBYSCORE', due, '-inf', score(current), 'LIMIT', 0, MAX_LOOKS)
+  for _, key in ipairs(keys) do
+    if found >= MAX_LOOKS then break end
+    local is_done, count, look_at = pcall(call_parked, namespace, key, MAX_LOOKS)
+    redis.call('ZADD', due, 'XX', score(is_done and look_at or current + LOOK_SECONDS), key)
+    found = found + (is_done and count or 0)
+  end
+  return found
+end
+
+-- When to look at parked jobs next, or nil.
+local function next_look(namespace)
+  local first = redis.pcall('ZRANGE', namespace .. ':limits:due', 0, 0, 'WITHSCORES')
+  return first[2] and tonumber(first[2])
+end
+
+-- A job no longer waits for its start: it is moved, canceled or gone. Answers whether it was parked.
+local function leave_parking(namespace, ident)
+  local is_known, place = pcall(place_of, namespace, ident)
+  if not is_known or not place or place.state == 'held' then return false end
+  redis.call('HDEL', namespace .. ':limits:jobs', ident)
+  if place.state == 'called' then
+    pcall(call_parked, namespace, place.key, 1)
+    return false
+  end
+  local parked = of_limit(namespace, place.key, 'parked')
+  redis.call('ZREM', parked, parked_name(place, ident))
+  if redis.call('EXISTS', parked) == 0 then redis.call('ZREM', namespace .. ':limits:due', place.key) end
+  return true
+end
+
+-- The lease of a job that held a place ends: the next one may have it. One that `waits` again, at the head of its list, is
+-- that itself.
+local function free_place(namespace, ident, waits)
+  local place = place_of(namespace, ident)
+  if not place or place.state ~= 'held' then return end
+  redis.call('ZREM', of_limit(namespace, place.key, 'held'), ident)
+  if waits then
+    note_place(namespace, ident, {state = 'called', key = place.key, number = 0})
+  else
+    redis.call('HDEL', namespace .. ':limits:jobs', ident)
+    call_parked(namespace, place.key, 1)
+  end
+end
+
 -- What is of another type holds no ident.
 local function leave(queue, ident)
   local waited, delayed = redis.pcall('LREM', queue .. ':waiting', 0, ident), redis.pcall('ZREM', queue .. ':delayed', ident)
@@ -364,7 +574,8 @@ end
 
 -- Take an ident out of wherever it waits, and say whether it was there. Jobs of version 2 do not say where: then look at
 -- the queues of their priority, then at all of them.
-local function leave_anywhere(queue_recipe, recipe, pk, ident)
+local function leave_anywhere(namespace, queue_recipe, recipe, pk, ident)
+  if leave_parking(namespace, ident) then return true end
   local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'queue_key', 'priority', 'queued', 'status')
   if values[1] and leave(values[1], ident) > 0 then return true end
   if not values[3] and values[4] ~= 'w' and values[4] ~= 'd' then return false end
@@ -416,12 +627,28 @@ local function take_lease(namespace, ident, token, deadline)
   redis.call('HSET', namespace .. ':claims', ident, token, token, ident)
 end
 
-local function drop_lease(namespace, ident, token)
+-- `waits`: the job is at the head of its waiting list again.
+local function drop_lease(namespace, ident, token, waits)
   redis.call('ZREM', namespace .. ':leases', ident)
-  redis.call('HDEL', namespace .. ':claims', ident, token)
+  local removed = redis.call('HDEL', namespace .. ':claims', ident, token, '*' .. ident)
+  if removed > 2 then pcall(free_place, namespace, ident, waits) end  -- whatever is under the keys of its limit, its lease is over
+end
+
+-- Note until when the record of a job that has ended is kept, if it or its class says so.
+local function note_expiring(namespace, recipe, pk, status, run_options)
+  local name = status == 's' and 'keep_success' or 'keep_errors'
+  local seconds = recipe[name]
+  if run_options and not recipe.has_own_run_options and string.find(run_options, '"' .. name .. '"', 1, true) then
+    local is_json, found = pcall(cjson.decode, run_options)
+    local own = is_json and type(found) == 'table' and found[name]
+    if type(own) == 'number' then seconds = own end
+  end
+  if seconds then redis.pcall('ZADD', namespace .. ':expiring', score(now() + seconds), recipe.repr .. ':' .. pk) end
 end
 
 local MANY_CHILDREN = 500  -- that are told of the end of their parents in one call
+local MOST_PAGES = 20  -- of so many children that are looked at before the record of their parent goes
+local KEPT_SECONDS = 3600  -- that a record stays for its children, before it is looked at again
 
 local function policy_of(recipe, text)
   local is_ours = text and not recipe.has_own_run_options
@@ -445,8 +672,9 @@ local function release_child(namespace, recipe, pk, ident, queue, delayed_until)
 end
 
 -- A job that waits for others is canceled; answers whether it has children, who are to be told.
-local function cancel_child(recipe, pk, values, reason)
+local function cancel_child(namespace, recipe, pk, values, reason)
   write_fields(recipe, pk, {'status', 'queued', 'cancel_reason'}, {'c', false, reason})
+  note_expiring(namespace, recipe, pk, 'c', values.run_options)
   redis.call('DEL', recipe.key .. ':' .. pk .. ':waits_for')
   if is_told(recipe, values.follow_up, 'w') then publish(recipe, pk, 'status c') end
   return is_told(recipe, values.follow_up, 'c')
@@ -458,13 +686,13 @@ local function tell_child(namespace, recipe, pk, ident, parent, status)
   local key = recipe.key .. ':' .. pk
   local values = redis.call('HMGET', key .. ':hash', 'status', 'queue_key', 'delayed_until', 'run_options', 'queued',
     'follow_up')
-  local known, policy = {follow_up = values[6]}, status == 's' and 'run' or policy_of(recipe, values[4])
+  local known, policy = {follow_up = values[6], run_options = values[4]}, status == 's' and 'run' or policy_of(recipe, values[4])
   if policy == 'wait' and parent.is_removed then policy = 'cancel' end  -- nobody can requeue it any more
   if values[1] == 'c' and values[5] and redis.call('EXISTS', key .. ':waits_for') == 1 then
-    return cancel_child(recipe, pk, known, 'canceled')  -- somebody wrote CANCELED
+    return cancel_child(namespace, recipe, pk, known, 'canceled')  -- somebody wrote CANCELED
   end
   if values[1] ~= 'b' or policy == 'wait' then return false end
-  if policy == 'cancel' then return cancel_child(recipe, pk, known, 'parent failed: ' .. parent.ident) end
+  if policy == 'cancel' then return cancel_child(namespace, recipe, pk, known, 'parent failed: ' .. parent.ident) end
   redis.call('SREM', key .. ':waits_for', parent.ident)
   if redis.call('EXISTS', key .. ':waits_for') == 0 then
     release_child(namespace, recipe, pk, ident, values[2], values[3])
@@ -536,6 +764,36 @@ local function tell_on(namespace, jobs, unknown)
   return has_more
 end
 
+local function has_queued_children(namespace, key)
+  local cursor, pages = '0', 0
+  repeat
+    local page = redis.pcall('SSCAN', key .. ':children', cursor, 'COUNT', MANY_CHILDREN)
+    if page.err then return false end
+    for _, child in ipairs(page[2]) do
+      local repr, pk = split_ident(child)
+      local recipe = repr and recipe_of(namespace, repr)
+      if recipe and redis.pcall('HGET', recipe.key .. ':' .. pk .. ':hash', 'queued') == '1' then return true end
+    end
+    cursor, pages = page[1], pages + 1
+  until cursor == '0' or pages == MOST_PAGES
+  return false
+end
+
+-- May the record of an ended job go? Who still waits for it is told that there is nothing to wait for, and the record stays if
+-- they are too many for one call. So it does when it has succeeded and jobs that come after it have not ended: they may need its
+-- result. It is looked at again after KEPT_SECONDS.
+local function may_go(namespace, ident, key)
+  local values = redis.call('HMGET', key .. ':hash', 'follow_up', 'status')
+  if not is_told({}, values[1], 'c') then return true end
+  local has_failed = values[2] ~= 's'
+  local job = {ident = ident, cursor = 0, status = 'c', is_removed = true}
+  if has_failed and not tell_on(namespace, {job}, {}) or not has_failed and not has_queued_children(namespace, key) then
+    return true
+  end
+  redis.call('ZADD', namespace .. ':expiring', score(now() + KEPT_SECONDS), ident)
+  return false
+end
+
 -- Go on with the jobs that wait for one that has ended: 's', 'e' or 'c'. If they are too many for one call, the caller is asked
 -- for `follow_up`; should it never do so, a worker that looks at what is noted does.
 local function tell_children(namespace, recipe, pk, status)
@@ -547,10 +805,42 @@ end
 
 -- Tell those who are to know that a job has ended for good: in SUCCESS, in ERROR and not to be requeued, or CANCELED
 -- and in no place; another status, or none, is no end. It is written by then. For some ends this is called twice.
-local function note_end(namespace, recipe, pk, status, follow_up)
+-- `run_options`: what this field says, nil if it was not read.
+local function note_end(namespace, recipe, pk, status, follow_up, run_options)
   if status ~= 's' and status ~= 'e' and status ~= 'c' then return end
+  if run_options == nil then run_options = redis.call('HGET', recipe.key .. ':' .. pk .. ':hash', 'run_options') end
+  note_expiring(namespace, recipe, pk, status, run_options)
   if is_told(recipe, follow_up, 'w') then publish(recipe, pk, 'status ' .. status) end
   if is_told(recipe, follow_up, 'c') then tell_children(namespace, recipe, pk, status) end
+end
+
+-- Remove a record, as recipes.removal describes it.
+local function remove_record(record)
+  for _, command in ipairs(record.index) do redis.pcall(unpack(command)) end  -- under a key of another type is no entry
+  for _, name in ipairs(record.keys) do redis.call('DEL', record.key .. ':' .. record.pk .. ':' .. name) end
+  redis.call('DEL', record.key .. ':' .. record.pk .. ':hash')
+  redis.call('SREM', record.key .. ':collection', record.pk)
+end
+
+-- Is a job that had ended in the books again?
+local function is_queued_or_held(namespace, ident, hash)
+  return redis.call('HEXISTS', namespace .. ':claims', ident) == 1 or redis.call('HEXISTS', hash, 'queued') == 1
+end
+
+-- The first of some fields that has another value than when it was read, or nil: they are in ARGV from `first` on, each
+-- followed by '=' and the value, or by ''.
+local function changed_since_read(hash, first, fields)
+  for position = first, first + 2 * fields - 1, 2 do
+    local value = redis.call('HGET', hash, ARGV[position])
+    if (value and '=' .. value or '') ~= ARGV[position + 1] then return ARGV[position] end
+  end
+end
+
+local function forget_queued(job)
+  local last = job.key .. ':last_queued'
+  for _, name in ipairs(job.identifier and {job.identifier, job.identifier .. RERUN} or NOTHING) do
+    if redis.call('HGET', last, name) == job.pk then redis.call('HDEL', last, name) end
+  end
 end
 
 local function equal_index(recipe, field)
@@ -605,7 +895,7 @@ local function end_expired(namespace, queue_recipe, recipe, pk)
   local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'status', 'run_options', 'follow_up')
   local expires = (values[1] == 'w' or values[1] == 'd') and expiry_of(recipe, values[2])
   if not expires or expires > now() or redis.call('HEXISTS', namespace .. ':claims', ident) == 1 then return false end
-  leave_anywhere(queue_recipe, recipe, pk, ident)
+  leave_anywhere(namespace, queue_recipe, recipe, pk, ident)
   write_fields(recipe, pk, {'status', 'queued', 'cancel_reason'}, {'c', false, 'expired'})
   note_end(namespace, recipe, pk, 'c', values[3])
   return true
@@ -678,7 +968,7 @@ local function raise_or_move(way, job, pk)
   local wanted = is_higher and way.priority or values[2] or '0'
   local queue, refusal = queue_for(way, wanted, job.due)
   if not queue then return refusal end
-  leave_anywhere(way.queue_recipe, recipe, pk, ident)
+  leave_anywhere(way.namespace, way.queue_recipe, recipe, pk, ident)
   write_fields(recipe, pk, {'status', 'queued', 'priority', 'delayed_until', 'queue_key', 'cancel_reason'},
     {job.due and 'd' or 'w', '1', wanted, job.due and format_date(job.due) or false, queue, false})
   put_added(way, job, ident, queue)
@@ -839,6 +1129,7 @@ local function try_to_add(way, job)
     register(way.namespace, way.repr, way.recipe_text, way.recipe)
     write_fields(recipe, pk, {'status', 'queued', 'delayed_until', 'queue_key', 'cancel_reason'}, {failed and 'c' or 'b',
       not failed and '1', job.due and format_date(job.due) or false, queue, failed and 'parent failed: ' .. failed})
+    if failed then note_end(way.namespace, recipe, pk, 'c', nil) end
     return {'NEW', pk, unpack(changed)}
   end
   write_fields(recipe, pk, {'status', 'queued', 'delayed_until', 'queue_key'},
@@ -892,14 +1183,15 @@ local function give_back(namespace, queue_model, recipe, pk, ident, token)
   if not owner or not name then return 'HOMELESS' end
   if broken_key(namespace, owner, name, queue) then return 'BROKEN' end
   local due = status == 'd' and (parse_date(values[4]) or now() + 60)
-  if due and due > now() then
+  local is_late = due and due > now()
+  if is_late then
     write_fields(recipe, pk, {'delayed_until', 'progress'}, {format_date(due), false})
     enter(namespace, owner, name, queue, ident, due)
   else
     write_fields(recipe, pk, {'status', 'start', 'end', 'delayed_until', 'progress'}, {'w', false, false, false, false})
     enter(namespace, owner, name, queue, ident, nil, true)
   end
-  drop_lease(namespace, ident, token)
+  drop_lease(namespace, ident, token, not is_late)
   return 'OK'
 end
 
@@ -951,7 +1243,7 @@ local function record_success(namespace, ident, token, worker, queue, start, end
   local repr, pk = split_ident(ident)
   local recipe = recipe_of(namespace, repr)
   local hash = recipe.key .. ':' .. pk .. ':hash'
-  local values = redis.call('HMGET', hash, 'status', 'end', 'queued', 'start', 'tries', 'follow_up')
+  local values = redis.call('HMGET', hash, 'status', 'end', 'queued', 'start', 'tries', 'follow_up', 'run_options')
   local status, old_tries, follow_up = values[1], values[5], values[6]
   if not status and redis.call('EXISTS', hash) == 0 then
     drop_lease(namespace, ident, token)
@@ -973,14 +1265,12 @@ local function record_success(namespace, ident, token, worker, queue, start, end
   drop_lease(namespace, ident, token)
   local length, keep = push_history(queue, 'success', ident)
   if steps then steps[#steps + 1] = token .. '/finish' else mark_done(namespace, token, worker, '/finish') end
-  if follow_up then note_end(namespace, recipe, pk, 's', follow_up) end
+  note_end(namespace, recipe, pk, 's', follow_up, values[7])
   return {'OK', tostring(length), keep, unpack(changed)}
 end
 
--- Take the next job; see claim.lua. `wanted` holds what that gets, and `is_ahead`: it will wait for another one;
--- `is_after`: others are claimed in the same call.
--- Answers the reply, nil for none, and whether another job may be claimed after this one.
-local function claim_next(wanted)
+-- Take the first job; as `claim_next`, which see. Answers a third value, true, when it was parked instead.
+local function claim_first(wanted)
   local namespace, queue_model, token = wanted.namespace, wanted.queue_model, wanted.token
   local claims = namespace .. ':claims'
   local found_broken
@@ -1002,6 +1292,8 @@ local function claim_next(wanted)
       local found = ask('ZRANGE', side(namespace, 'due', queue_model, wanted.names[position]), 0, 0, 'WITHSCORES') or NOTHING
       if found[1] and (not earliest or tonumber(found[2]) < earliest) then earliest = tonumber(found[2]) end
     end
+    local look_at = next_look(namespace)
+    if look_at and (not earliest or look_at < earliest) then earliest = look_at end
     return earliest and score(earliest - now()) or ''
   end
 
@@ -1074,8 +1366,14 @@ local function claim_next(wanted)
     drop_lease(namespace, again, token)  -- the record was deleted meanwhile
   end
 
-  local queue, name, ident = first_of_keys()
-  if not wanted.by_keys then queue, name, ident = first_of_names() end
+  local function first()
+    local queue, name, ident = first_of_keys()
+    if wanted.by_keys then return queue, name, ident end
+    return first_of_names()
+  end
+
+  local queue, name, ident = first()
+  if not queue and not found_broken and not wanted.looks_around and call_due(namespace) > 0 then queue, name, ident = first() end
   if found_broken then return {'BROKEN', found_broken} end
   if not queue then
     for position = 1, #wanted.names do
@@ -1094,6 +1392,7 @@ local function claim_next(wanted)
 
   ident = recipe.repr .. ':' .. pk
   local status, has_next = values[1] or '', false
+  local limits = limits_of(recipe, values[9])
   if status == '' and redis.call('EXISTS', hash) == 0 then
     status = 'GONE'
   elseif redis.call('HEXISTS', claims, ident) == 1 then
@@ -1101,14 +1400,27 @@ local function claim_next(wanted)
   elseif status == 'w' or status == 'd' or status == 'c' then  -- the lease first: the job is never in no place
     has_next = status == 'w' and not values[8] and (recipe.max_recoveries or wanted.max_recoveries or 0) > 0
     local expires = status == 'w' and expiry_of(recipe, values[9])
-    if wanted.is_ahead and (not has_next or expires) then return nil end
+    if wanted.is_ahead and (not has_next or expires or limits) then return nil end
     if wanted.is_after and status == 'w' and is_last_chance(recipe, values[8]) then return nil end
     local index = status == 'w' and wanted.looks_around and (broken_index(recipe, 'status', 'w', 'r')
       or broken_index(recipe, 'status', 's', 'e') or broken_index(recipe, 'queued', '1')
       or expires and broken_index(recipe, 'status', 'c') or nil)
+    index = index or limits and broken_limit(namespace, limits.key)
     if index then return {'BROKEN', waiting, index} end
+    local starts = limits and status == 'w' and not (expires and expires <= now())
+    local look_at = starts and refused_until(namespace, limits, 0, now())
+    if look_at then
+      park(namespace, ident, queue, limits, now(), look_at)
+      redis.call('LPOP', waiting)
+      return nil, false, true
+    end
     take_lease(namespace, ident, token, now() + (recipe.lease_seconds or wanted.lease_seconds))
     redis.call('LPOP', waiting)
+    if starts then
+      take_place(namespace, ident, token, limits, now())
+    elseif limits then
+      leave_parking(namespace, ident)
+    end
     if expires and expires <= now() then
       write_fields(recipe, pk, {'status', 'cancel_reason', 'queue_key'}, {'c', 'expired', queue})
       status, values[1], has_next = 'c', 'c', false
@@ -1124,8 +1436,22 @@ local function claim_next(wanted)
     return answer(ident, queue, name, recipe, values, status == 'w' and wanted.is_ahead), has_next
   end
   redis.call('LPOP', waiting)
+  leave_parking(namespace, ident)
   if status == 'GONE' then return {status, ident, queue, name, next_due()} end
   if status ~= 'r' and status ~= 'b' then write_fields(recipe, pk, {'queued'}, {false}) end
   note_end(namespace, recipe, pk, status, values[10])
   return {'STALE', ident, queue, name, next_due(), status}
+end
+
+-- Take the next job; see claim.lua. `wanted` holds what that gets, and `is_ahead`: it will wait for another one;
+-- `is_after`: others are claimed in the same call. Jobs whose limits do not let them start are parked.
+-- Answers the reply, nil for none, and whether another job may be claimed after this one.
+local function claim_next(wanted)
+  if wanted.looks_around then call_due(wanted.namespace) end
+  for _ = 1, MAX_LOOKS do
+    local reply, has_next, is_parked = claim_first(wanted)
+    if not is_parked then return reply, has_next end
+    if not wanted.by_keys then wanted.keys = NOTHING end
+  end
+  return {'PARKED'}
 end

@@ -17,7 +17,8 @@
 --   BROKEN key                          something of another type is under this key of a queue, nothing was taken
 --   BROKEN key index                    the same, under an index of the first job of the waiting list `key`
 --   EMPTY next_due                      nothing waits; the doorbells are cleared
--- `next_due`: seconds until the first delayed job is due, '' when there is none, '?' when nobody asked.
+--   PARKED                              a hundred jobs that may not start yet were parked (see docs/limits.md): ask again
+-- `next_due`: seconds until the first delayed job is due, or a parked one may start, '' when there is none, '?' when nobody asked.
 -- Invariants: the same token gets the same job; a job is in the list or leased, never neither.
 local names_count, keys_count = tonumber(ARGV[8]), tonumber(ARGV[9])
 allow_when_full(ARGV[1])

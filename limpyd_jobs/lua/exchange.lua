@@ -5,7 +5,7 @@
 -- All else is as for `claim`, but that up to `claims_count` jobs are claimed, under the tokens worker-number, worker-number+1...
 -- The first `runs_count` of them are RUNNING; the others are claimed ahead: leased, and WAITING until they begin. A job
 -- whose lease has lapsed before, or whose class is given back never, is not claimed ahead, nor is anything after it. One that
--- may expire is never claimed ahead: it would begin later, and nobody would look at the time again. Neither is a job whose lease
+-- may expire, or has limits, is never claimed ahead: it would begin later, and nobody would look at the time again. Neither is a job whose lease
 -- has lapsed as often as it may claimed after others that run, nor anything after it: if it kills its worker, it kills nothing else.
 -- Replies, in two lists: for each end one of those of `finish`, like
 --   OK length keep changed...
@@ -34,10 +34,13 @@ end
 
 local function end_quickly(ident, token, queue, begun, ended)
   local pk = pk_of(ident)
-  if not pk or token == '' or redis.call('HGET', claims_key, ident) ~= token then return nil end
+  if not pk or token == '' then return nil end
+  local holders = redis.call('HMGET', claims_key, ident, '*' .. ident)
+  if holders[1] ~= token or holders[2] then return nil end  -- who holds a place, too, goes the other way
   local hash = CLASS.key .. ':' .. pk .. ':hash'
-  local values = redis.call('HMGET', hash, 'status', 'queued', 'tries', 'follow_up')
+  local values = redis.call('HMGET', hash, 'status', 'queued', 'tries', 'follow_up', 'run_options')
   local status = values[1]
+  if values[5] and string.find(values[5], '"keep_success"', 1, true) then return nil end
   if values[4] or values[2] ~= '1' or not (status == 'r' and begun == '' or status == 'w' and begun ~= '') then return nil end
   redis.call('SREM', CLASS.status .. status, pk)
   redis.call('SADD', CLASS.status .. 's', pk)
@@ -50,6 +53,9 @@ local function end_quickly(ident, token, queue, begun, ended)
   redis.call('HDEL', hash, 'queued')
   redis.call('ZREM', leases_key, ident)
   redis.call('HDEL', claims_key, ident, token)
+  if CLASS.keep_success then
+    redis.pcall('ZADD', namespace .. ':expiring', string.format('%.6f', now_text + CLASS.keep_success), ident)
+  end
   local length, keep = push_history(queue, 'success', ident)
   steps[#steps + 1] = token .. '/finish'
   return {'OK', tostring(length), keep}
@@ -71,7 +77,8 @@ local function claim_quickly(token, is_ahead)
   local values = redis.pcall('HMGET', hash, 'status', 'tries', 'identifier', 'priority', 'cancel_on_error', 'recoveries', 'queue_key',
     'run_options', 'follow_up')
   if values[1] ~= 'w' or values[6] or values[9] then return nil end
-  if values[8] and string.find(values[8], '"expires"', 1, true) then return nil end  -- the other way looks at the time
+  local said = values[8]  -- the other way looks at the time, and for a place
+  if said and (string.find(said, '"expires"', 1, true) or string.find(said, '"limits"', 1, true)) then return nil end
   local has_next = (CLASS.max_recoveries or max_recoveries) > 0
   if is_ahead and not has_next then return nil end
 

@@ -45,12 +45,14 @@ local rival = rival_of(namespace, queue_recipe, recipe, pk)
 if rival then return {'QUEUED', rival} end
 queue = queue or remember_queue(namespace, queue_recipe, name, priority, create(queue_record))
 register(namespace, repr, ARGV[3])
-if holder then drop_lease(namespace, ident, holder) else leave_anywhere(queue_recipe, recipe, pk, ident) end
+if holder then drop_lease(namespace, ident, holder) else leave_anywhere(namespace, queue_recipe, recipe, pk, ident) end
 write_fields(recipe, pk, {'status', 'queued', 'priority', 'delayed_until', 'queue_key', 'cancel_reason', 'progress'},
   {due and 'd' or 'w', '1', priority, due and format_date(due) or false, queue, false, false})
 if status == 's' or status == 'e' then write_fields(recipe, pk, {'start', 'end', 'recoveries'}, {false, false, false}) end
-if status == 's' then forget_result(recipe, pk) end
-if not holder and (status == 's' or status == 'e' or status == 'c') then forget_past_expiry(recipe, pk) end
+if status == 's' or status == 'e' or status == 'c' then
+  forget_result(recipe, pk)
+  if not holder then forget_past_expiry(recipe, pk) end
+end
 if hold ~= '' then
   take_lease(namespace, ident, hold, now() + lease_seconds)
 else

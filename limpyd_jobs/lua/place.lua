@@ -28,10 +28,10 @@ if broken then return {'BROKEN', broken} end
 local rival = rival_of(namespace, queue_recipe, recipe, pk)
 if rival then return {'QUEUED', rival} end
 register(namespace, repr, ARGV[3])
-if holder then drop_lease(namespace, ident, token) else leave_anywhere(queue_recipe, recipe, pk, ident) end
+if holder then drop_lease(namespace, ident, token) else leave_anywhere(namespace, queue_recipe, recipe, pk, ident) end
 if status == 's' or status == 'e' then
   write_fields(recipe, pk, {'start', 'end', 'recoveries', 'cancel_reason'}, {false, false, false, false})
-  if status == 's' then forget_result(recipe, pk) end
+  forget_result(recipe, pk)
   if not holder then forget_past_expiry(recipe, pk) end
 end
 if status ~= 'c' then status = due and 'd' or 'w' end

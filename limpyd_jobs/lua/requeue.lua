@@ -47,7 +47,7 @@ register(namespace, repr, ARGV[3])
 if holder then
   drop_lease(namespace, ident, holder)
 elseif values[3] then
-  leave_anywhere(queue_recipe, recipe, pk, ident)  -- somebody wrote ERROR on a job that waits
+  leave_anywhere(namespace, queue_recipe, recipe, pk, ident)  -- somebody wrote ERROR on a job that waits
 end
 write_fields(recipe, pk, {'status', 'queued', 'priority', 'delayed_until', 'queue_key', 'start', 'end', 'recoveries',
   'cancel_reason', 'progress'},

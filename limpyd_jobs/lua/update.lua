@@ -13,6 +13,7 @@ local hash = key .. ':' .. pk .. ':hash'
 local values = redis.call('HMGET', hash, 'status', 'progress')
 if not values[1] and redis.call('EXISTS', hash) == 0 then return {'GONE'} end
 if token ~= '' and redis.call('HGET', namespace .. ':claims', ident) ~= token then return {'LOST'} end
+allow_when_full(namespace)
 local is_json, progress = pcall(cjson.decode, values[2] or '{}')
 if not is_json or type(progress) ~= 'table' then progress = {} end
 for name, value in pairs(cjson.decode(ARGV[5])) do progress[name] = value end

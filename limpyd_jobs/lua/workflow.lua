@@ -129,6 +129,7 @@ local function write_job(job)
   write_edges(job.key, job.ident, standing, members)
   if not job.class.is_new then note_queued(job.class.recipe, job.identifier, job.pk) end
   job.status = status
+  if status == 'c' then note_end(namespace, job.class.recipe, job.pk, 'c', nil) end
 end
 
 local function enter_all(target, idents)

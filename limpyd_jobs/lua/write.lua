@@ -15,7 +15,7 @@ if ARGV[3] == '1' and redis.call('SISMEMBER', recipe.key .. ':collection', pk) =
 local function note_written_end()
   if ARGV[5] ~= '1' then return end
   local values = redis.call('HMGET', hash, 'status', 'queued', 'follow_up')
-  if not values[2] then note_end(ARGV[4], recipe, pk, values[1], values[3]) end
+  if not values[2] then note_end(ARGV[4], recipe_of(ARGV[4], recipe.repr) or recipe, pk, values[1], values[3]) end
 end
 
 if command == 'hset' then

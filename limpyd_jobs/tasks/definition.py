@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import os
 import sys
@@ -14,6 +15,7 @@ from ..exceptions import ConfigurationException, InvalidArgument
 from . import options as task_options
 from .calls import bind, check_template, spec_of
 from .models import TaskJob
+from .references import references_in, resolved
 from .registry import registry
 from .signatures import Signature
 
@@ -185,6 +187,18 @@ class Task(Addable[P, R], Generic[P, C, R]):
             WrongArguments: it takes others by now.
         """
         bind(self, args, kwargs)
+        if any(references_in((args, kwargs))):
+            if self.is_coroutine:
+                return self._call_with_results(job, args, kwargs)
+            args, kwargs = resolved((args, kwargs))
+        return self._call_restored(job, args, kwargs)
+
+    async def _call_with_results(self, job: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        """Read the results in a thread, so that the event loop goes on."""
+        args, kwargs = await asyncio.to_thread(resolved, (args, kwargs))
+        return await self._call_restored(job, args, kwargs)
+
+    def _call_restored(self, job: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
         args, kwargs = self._hints.restore(args, kwargs)
         return self.__wrapped__(*([job] if self.is_bound else []), *args, **kwargs)
 

@@ -32,6 +32,7 @@ from ..utils import pauses, utcnow
 from .ahead import Ahead, Done, Look
 from .base import BaseWorker, new_worker_key
 from .doorbell import Alarm, Doorbell
+from .expiring import NEXT_STEP_SECONDS, ExpiringJobs
 from .heartbeat import Heartbeat, own_client
 from .outage import Outage
 from .retention import Retention
@@ -64,6 +65,7 @@ class Claiming(BaseWorker):
         self._outage = Outage(lambda message: self.log(message, level="error"))
         keep = {"success": self.keep_success, "errors": self.keep_errors}
         self._retention = Retention(self.queue_model, self.error_model, keep, self.log)
+        self._expiring = ExpiringJobs(self.queue_model, self.error_model, self.log)
         own_keys = _overrides(type(self), Claiming, "update_keys")
         self._has_own_getting = _overrides(type(self), Claiming, "get_job", "get_queue")
         self._has_own_keys = own_keys or _overrides(self.queue_model, Queue, "get_waiting_keys", "get_all_by_priority")
@@ -301,6 +303,8 @@ class Claiming(BaseWorker):
             yield self._recover_lapsed
         if self._retention.is_due:
             yield self._retention.trim
+        if self._expiring.is_due:
+            yield self._expiring.trim
 
     def _recover_lapsed(self) -> None:
         call = transitions.recover(
@@ -458,7 +462,7 @@ class Claiming(BaseWorker):
             self._reject_ident(taken, WrongKeyType(taken.broken_key))
         elif taken.kind == "BROKEN":
             self._set_aside(taken.queue_key, taken.broken_key)
-        else:
+        elif taken.kind != "PARKED":  # then there is more to look at
             self.log(f"Unable to get job: no record of {taken.ident}", level="error")
 
     def _looks_at_keys(self) -> bool:
@@ -616,6 +620,8 @@ class Claiming(BaseWorker):
         if self._doorbell is None:  # `wait_for_job` is called without `run`
             keys = [self._side_key("doorbell", name) for name in self.queues]
             self._doorbell = Doorbell(self.connection, keys, self._alarm)
+        if self._expiring.is_due:
+            seconds = min(seconds, NEXT_STEP_SECONDS)
         self._doorbell.wait(min(seconds, until_due), is_exact=until_due < seconds)
 
     def _wait_for_database(self) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -179,14 +179,8 @@ class Retention:
     # --- Reading
 
     def _read(self, name: str, idents: list[str]) -> list[Entry]:
-        client = self._queue_model.get_connection()
-        models = {ident: _class_of(ident) for ident in idents}
-        pipeline = client.pipeline(transaction=False)
-        for ident, model in models.items():
-            if model is not None:
-                pipeline.hmget(f"{model._name}:{ident.partition(':')[2]}:hash", _names(model))
-        replies = iter(pipeline.execute(raise_on_error=False))  # an error: the record is not a hash
-        found = {ident: _values(model, next(replies)) if model else None for ident, model in models.items()}
+        models = {ident: class_of(ident) for ident in idents}
+        found = read_jobs(models, self._queue_model.get_connection())
         errors = self._read_errors(idents) if name == "errors" else {}
         seen: Counter[str] = Counter()
         entries = []
@@ -201,36 +195,11 @@ class Retention:
         """The Errors of each job, oldest first: as many as it has entries here."""
         model = self._error_model
         if not has_plain_error_indexes(model):
-            self._warn(
-                (model._name, ""), f"The errors of {model.__name__} stay: its indexes do not tell those of a job"
-            )
+            self._warn((model._name, ""), errors_stay(model))
             return {}
-        client = model.get_connection()
         counts = Counter(idents)
-        keys = [
-            [
-                model.get_field(name).get_index().get_storage_key(printable(value))
-                for name, value in zip(("job_model_repr", "job_pk"), ident.split(":", 1), strict=True)
-            ]
-            for ident in counts
-            if ":" in ident
-        ]
-        pipeline = client.pipeline(transaction=False)
-        for pair in keys:
-            pipeline.sinter(pair)
-        named = [ident for ident in counts if ":" in ident]
-        pks = {
-            ident: sorted(found, key=lambda pk: (len(pk), pk))[: counts[ident]]
-            for ident, found in zip(named, pipeline.execute(), strict=True)
-        }
-        for found in pks.values():
-            for pk in found:
-                pipeline.hmget(f"{model._name}:{pk}:hash", _names(model))
-        replies = iter(pipeline.execute())
-        return {
-            ident: [(pk, dict(zip(_names(model), next(replies), strict=True))) for pk in found]
-            for ident, found in pks.items()
-        }
+        pks = {ident: found[: counts[ident]] for ident, found in pks_of_errors(model, counts).items()}
+        return read_errors(model, pks)
 
     # --- Removing
 
@@ -254,10 +223,58 @@ class Retention:
         removed = [(self._error_model, entry.error_pk, entry.error_values)] if entry.error_pk else []
         if past.job is not None and not is_kept:
             removed.append((entry.model, entry.pk, entry.values or {}))
-        for model, pk, values in removed:
-            for field, value in values.items():
-                if value is not None and recipes.has_foreign_index(model, field):
-                    recipes.repair_index(model, pk, field, (value,))
+        for record in removed:
+            repair_removed(*record)
+
+
+def errors_stay(model: Any) -> str:
+    """What is said of a model of errors in which those of a job cannot be found."""
+    return f"The errors of {model.__name__} stay: its indexes do not tell those of a job"
+
+
+def pks_of_errors(model: Any, idents: Iterable[str]) -> dict[str, list[str]]:
+    """The primary keys of the Errors of each job, oldest first."""
+    named = [ident for ident in idents if ":" in ident]
+    pipeline = model.get_connection().pipeline(transaction=False)
+    for ident in named:
+        parts = zip(("job_model_repr", "job_pk"), ident.split(":", 1), strict=True)
+        pipeline.sinter([model.get_field(name).get_index().get_storage_key(printable(value)) for name, value in parts])
+    found = zip(named, pipeline.execute(), strict=True)
+    return {ident: sorted(pks, key=lambda pk: (len(pk), pk)) for ident, pks in found}
+
+
+def read_errors(model: Any, pks: Mapping[str, list[str]]) -> dict[str, list[tuple[str, dict[str, str | None]]]]:
+    """Errors by the ident of their job: the primary key and the fields that decide, of each."""
+    pipeline = model.get_connection().pipeline(transaction=False)
+    for found in pks.values():
+        for pk in found:
+            pipeline.hmget(f"{model._name}:{pk}:hash", _names(model))
+    replies = iter(pipeline.execute())
+    return {
+        ident: [(pk, dict(zip(_names(model), next(replies), strict=True))) for pk in found]
+        for ident, found in pks.items()
+    }
+
+
+def read_jobs(models: Mapping[str, Any], client: Any) -> dict[str, dict[str, str | None] | None]:
+    """The fields that decide of jobs, by ident; None: there is no record, or none that can be read.
+
+    Args:
+        models: the class of each, None when it cannot be had.
+    """
+    pipeline = client.pipeline(transaction=False)
+    for ident, model in models.items():
+        if model is not None:
+            pipeline.hmget(f"{model._name}:{ident.partition(':')[2]}:hash", _names(model))
+    replies = iter(pipeline.execute(raise_on_error=False))  # an error: the record is not a hash
+    return {ident: _values(model, next(replies)) if model else None for ident, model in models.items()}
+
+
+def repair_removed(model: Any, pk: str, values: Mapping[str, str | None]) -> None:
+    """Bring the indexes that no script knows in step with the removal of a record."""
+    for field, value in values.items():
+        if value is not None and recipes.has_foreign_index(model, field):
+            recipes.repair_index(model, pk, field, (value,))
 
 
 def _goes_with_its_entry(queue_key: str, name: str, values: Mapping[str, str | None]) -> bool:
@@ -265,7 +282,8 @@ def _goes_with_its_entry(queue_key: str, name: str, values: Mapping[str, str | N
     return values["status"] == STATUS_OF[name] and not values["queued"] and values["queue_key"] in (None, queue_key)
 
 
-def _class_of(ident: str) -> Any:
+def class_of(ident: str) -> Any:
+    """The class of a job; None when it cannot be had."""
     try:
         return Job.class_of(ident)
     except JobClassError:

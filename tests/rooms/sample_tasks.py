@@ -103,3 +103,28 @@ def pack(data: bytes) -> bytes:
 @task(queue="test", save_result=60)
 def weigh(weight: float) -> Parcel:
     return Parcel(weight, Size.LARGE)
+
+
+@task(queue="test")
+def note(what: list[Any], parcel: Parcel | None = None) -> None:
+    calls.append((what, parcel))
+
+
+@task(queue="test")
+async def note_later(parcel: Parcel) -> None:
+    calls.append(("later", parcel))
+
+
+running: list[int] = []
+
+
+@task(queue="test", max_concurrency=1)
+async def limited(number: int) -> None:
+    running.append(number)
+    await asyncio.sleep(0.01)
+    calls.append((number, len(running)))
+    running.remove(number)
+
+
+@task(queue="test", max_concurrency=1, limit_key="of {user}")
+def limited_each(user: str) -> None: ...

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import json
 import pickle
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from limpyd_jobs import STATUSES, Error, Job, Queue, Worker, admin
+from limpyd_jobs import STATUSES, Error, Job, Queue, Worker, admin, run_options, uniqueness
 from limpyd_jobs.exceptions import (
     ConfigurationException,
     InvalidArgument,
@@ -28,9 +29,23 @@ from limpyd_jobs.exceptions import (
     WrongArguments,
 )
 from limpyd_jobs.modules import allowed_modules
-from limpyd_jobs.tasks import KnownTask, TaskJob, acall, call, current_job, get_task, known_tasks, registry, task
+from limpyd_jobs.serializers import ResultOf
+from limpyd_jobs.tasks import (
+    KnownTask,
+    TaskJob,
+    acall,
+    call,
+    current_job,
+    get_task,
+    known_tasks,
+    references,
+    registry,
+    task,
+)
+from limpyd_jobs.tasks.options import CallOptions, TaskOptions
 from limpyd_jobs.workers import AsyncWorker
 
+from ..base import ROOT
 from ..workers.base import Log, client, work
 from . import sample_tasks as tasks
 
@@ -577,6 +592,81 @@ def test_a_result_is_packed_as_the_arguments() -> None:
     assert job.get_result() == b"xx"
 
 
+def test_the_record_of_a_call_is_kept_for_a_time_only() -> None:
+    kept, longer, failed = (
+        tasks.send.add("a"),
+        tasks.send.options(keep_success="7d").add("b"),
+        tasks.fail.add("KeyError"),
+    )
+
+    work(3)
+
+    seconds, _ = client().time()
+    days = [round((client().zscore("jobs:expiring", job.ident) - seconds) / 86400) for job in (kept, longer, failed)]
+    assert days == [1, 7, 30]
+
+
+@pytest.mark.parametrize("worker_class", [Worker, AsyncWorker])
+def test_the_result_of_a_job_can_be_an_argument_of_another(worker_class: type[Worker]) -> None:
+    first, second = tasks.weigh.add(2), tasks.weigh.add(3)
+    work(2)
+
+    tasks.note.add([ResultOf(first.ident), 7], parcel=ResultOf(second.ident))
+    tasks.note_later.add(ResultOf(first.ident))
+    work(2, worker_class=worker_class)
+
+    light, heavy = tasks.Parcel(2.0, tasks.Size.LARGE), tasks.Parcel(3.0, tasks.Size.LARGE)
+    assert ([{"weight": 2.0, "size": "l"}, 7], heavy) in tasks.calls and ("later", light) in tasks.calls
+
+
+def test_many_results_are_read_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[int] = []
+    read = references._read_together
+    monkeypatch.setattr(references, "CHUNK", 30)
+    monkeypatch.setattr(
+        references, "_read_together", lambda model, jobs: (reads.append(len(jobs)), read(model, jobs))[1]
+    )
+    tasks.weigh.add_many((number,) for number in range(70))
+    work(70)
+
+    tasks.note.add([ResultOf(job.ident) for job in tasks.weigh.jobs().instances()])
+    work(1)
+
+    ((found, _),) = tasks.calls
+    assert sorted(one["weight"] for one in found) == list(range(70))
+    assert reads == [30, 30, 10]
+
+
+def test_a_reference_to_a_job_without_a_result_is_an_error() -> None:
+    job = tasks.send.add("a")
+    work(1)
+
+    tasks.note.add([ResultOf(job.ident)])
+    work(1)
+
+    assert [kind for kind, _ in errors()] == ["NoResult"]
+
+
+# --- Limits
+
+
+def test_a_limit_of_a_task_counts_its_calls() -> None:
+    keys = [tasks.limited.add(number).run_option("limit_key") for number in range(2)]
+    other = tasks.limited_each.add("ann")
+
+    assert keys == [tasks.limited.name] * 2
+    assert other.run_option("limit_key") == "of ann"
+
+
+def test_the_calls_of_a_limited_task_run_one_after_the_other() -> None:
+    tasks.limited.add_many((number,) for number in range(10))
+
+    work(10, worker_class=AsyncWorker)
+
+    assert sorted(number for number, _ in tasks.calls) == list(range(10))
+    assert {count for _, count in tasks.calls} == {1}
+
+
 def test_a_task_that_fails_has_no_result() -> None:
     job = tasks.fail.add("KeyError")
 
@@ -751,3 +841,19 @@ def test_a_signature_with_wrong_arguments_is_refused() -> None:
 
 def test_there_is_no_current_job_outside() -> None:
     assert current_job() is None
+
+
+# --- What there is
+
+
+def test_what_can_be_said_of_a_job_can_be_said_of_a_call() -> None:
+    arguments = set(inspect.signature(Job.add_job).parameters) - {"queue_model", "fields_if_new"}
+
+    assert {*arguments, *run_options.NAMES, *uniqueness.NAMES} <= set(CallOptions.__annotations__)
+
+
+def test_the_chapter_has_each_option() -> None:
+    chapter = (ROOT / "docs" / "tasks.md").read_text().partition("\n## Options\n")[2].partition("\n## ")[0]
+    named = {name for line in chapter.splitlines() if line.startswith("| `") for name in re.findall(r"`(\w+)`", line)}
+
+    assert {*TaskOptions.__annotations__, "bind"} <= named

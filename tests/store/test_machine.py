@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -57,13 +58,20 @@ class MachineJob(Job):
 
 
 class PlacingJob(MachineJob):
-    """One that wants to know when it enters a queue: so it is held, and placed in a second step."""
+    """One that wants to know when it enters a queue: so it is held, and placed in a second step. Answers are kept."""
+
+    save_result = True
 
     def enqueue_or_delay(self, *args: Any, **kwargs: Any) -> None:
         super().enqueue_or_delay(*args, **kwargs)
 
 
 MODELS = (MachineJob, PlacingJob)
+LIMITS: tuple[dict[str, Any], ...] = (
+    {"max_concurrency": 1, "limit_key": "places"},
+    {"max_concurrency": 2, "limit_key": "places"},
+    {"max_concurrency": 2, "limit_key": "starts", "rate_limit": "2/h"},
+)
 
 Taken = tuple[Any, Any]  # a queue and a job
 OPTIONS: dict[str, Any] = {
@@ -243,6 +251,8 @@ class Books(RuleBasedStateMachine):
                 {"job_timeout": 0.01},
                 {"requeue_times": 2, "backoff": [0, 500]},
                 {"requeue_times": 2, "no_retry_on": ["ValueError"]},
+                *LIMITS,
+                *LIMITS,
             ]
         ),
     )
@@ -495,6 +505,12 @@ class Books(RuleBasedStateMachine):
             assert actor.worker._send_call(call).kind == "ALREADY"
             assert queue.success.llen() == length + 1
 
+    @precondition(lambda self: self.running)
+    @rule(number=picks, percent=st.integers(min_value=0, max_value=100))
+    def say_how_far(self, number: int, percent: int) -> None:
+        job = self.running[number % len(self.running)][2]
+        assert job.update(percent) == (job._claim is None or self.holder(job) == job._claim.token)
+
     # --- Time
 
     @rule()
@@ -516,6 +532,13 @@ class Books(RuleBasedStateMachine):
                     client.zadd(queue.delayed.key, {ident: now - 10.5})
                     client.zadd(f"jobs:due:queue:{name}", {queue.pk.get(): now - 10.5})
 
+    @rule()
+    def rates_allow_more(self) -> None:
+        client = MachineJob.database.connection
+        client.delete("jobs:limit:starts:rate")
+        if client.zscore("jobs:limits:due", "starts") is not None:
+            client.zadd("jobs:limits:due", {"starts": 1})
+
     @rule(who=picks)
     def promote(self, who: int) -> None:
         self.worker(who).requeue_delayed_jobs()
@@ -525,6 +548,21 @@ class Books(RuleBasedStateMachine):
     @invariant()
     def the_books_are_right(self) -> None:
         assert [str(problem) for problem in admin.check()] == []
+
+    @invariant()
+    def no_more_run_than_may_and_nobody_waits_for_a_place_that_is_free(self) -> None:
+        client = MachineJob.database.connection
+        places = [json.loads(text) for text in client.hvals("jobs:limits:jobs")]
+        for key in ("places", "starts"):
+            states = [place["state"] for place in places if place["key"] == key]
+            assert states.count("held") <= 2
+            assert key == "starts" or "parked" not in states or {"held", "called"}.intersection(states)
+
+    @invariant()
+    def results_go_with_ends(self) -> None:
+        for job in self.jobs():
+            if job.saved_result.get() is not None:
+                assert job.connection.hget(job.key, "status") in (STATUSES.SUCCESS, STATUSES.CANCELED)
 
 
 def tries_of(job: Any) -> int:

@@ -211,7 +211,7 @@ def test_the_diagram_and_the_table_name_the_same_scripts() -> None:
 
 def test_the_transitions_are_scripts_that_exist() -> None:
     named = {name for table in tables(section(STATES, "Transitions")) for row in table for name in row[0].split(", ")}
-    aside = {"create", "get_queue", "purge", "register", "renew"}  # they change no status and no place
+    aside = {"create", "forget", "get_queue", "purge", "register", "renew"}  # they change no status and no place
     aside |= {"add_alike"}  # as `add`
     aside |= {"update", "watch"}  # what is told of a job
 

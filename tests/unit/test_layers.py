@@ -21,6 +21,7 @@ LAYERS: dict[str, list[str]] = {
         "retries",
         "run_options",
         "uniqueness",
+        "limits",
         "serializers",
         "outcomes",
         "version",

@@ -132,7 +132,7 @@ def test_with_nothing_to_keep_nothing_is_left() -> None:
         KeptJob.add_job("two", colour="red", tags={"a"})
         wait_until(lambda: history() == [] and not KeptJob.collection(), message="all is removed")
 
-    left = {key for key in set(client().keys("*")) - before if ":done:" not in key}
+    left = {key for key in set(client().keys("*")) - before - {"jobs:tasks"} if ":done:" not in key}
     assert left <= {
         "jobs:models",
         "jobs:tasks",

@@ -1,0 +1,70 @@
+"""Results of other jobs among the arguments of a call: they travel as references, and are read when it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from ..models import NOT_GIVEN, Job
+from ..serializers import ResultOf
+
+CHUNK = 500  # results that one round trip reads
+
+
+def references_in(value: Any) -> Iterator[ResultOf]:
+    """The references in a value: in it, in its lists, tuples, sets and dicts."""
+    if type(value) is ResultOf:
+        yield value
+    elif type(value) is dict:
+        for key, one in value.items():
+            yield from references_in(key)
+            yield from references_in(one)
+    elif type(value) in (list, tuple, set, frozenset):
+        for one in value:
+            yield from references_in(one)
+
+
+def resolved(value: Any) -> Any:
+    """The value with the results instead of the references.
+
+    Raises:
+        JobFailed, JobCanceled, NoResult, ResultNotStored: there is no result. JobClassError: nor a class for its job.
+    """
+    idents = list(dict.fromkeys(one.ident for one in references_in(value)))
+    return _replaced(value, _results_of(idents)) if idents else value
+
+
+def _results_of(idents: list[str]) -> dict[str, Any]:
+    jobs = {ident: Job.class_of(ident).from_pk(ident.partition(":")[2]) for ident in idents}
+    found: dict[str, Any] = {}
+    for model in dict.fromkeys(type(job) for job in jobs.values()):
+        of_model = [(ident, job) for ident, job in jobs.items() if type(job) is model]
+        for start in range(0, len(of_model), CHUNK):
+            found.update(_read_together(model, of_model[start : start + CHUNK]))
+    return found
+
+
+def _read_together(model: Any, jobs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The results of some jobs of a class, in one round trip."""
+
+    def ask(client: Any) -> list[Any]:
+        pipeline = client.pipeline(transaction=False)
+        for _, job in jobs:
+            job._ask_for_result(pipeline)
+        replies: list[Any] = pipeline.execute()
+        return replies
+
+    replies = model._patiently(ask, model.retry_for)
+    width = len(replies) // len(jobs)
+    parts = [replies[place * width : (place + 1) * width] for place in range(len(jobs))]
+    return {ident: job._result_of(part, NOT_GIVEN, Any, None) for (ident, job), part in zip(jobs, parts, strict=True)}
+
+
+def _replaced(value: Any, results: dict[str, Any]) -> Any:
+    if type(value) is ResultOf:
+        return results[value.ident]
+    if type(value) is dict:
+        return {_replaced(key, results): _replaced(one, results) for key, one in value.items()}
+    if type(value) in (list, tuple, set, frozenset):
+        return type(value)(_replaced(one, results) for one in value)
+    return value
