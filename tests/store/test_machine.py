@@ -440,7 +440,7 @@ class Books(RuleBasedStateMachine):
     @rule(number=picks)
     def delete_an_ended_job(self, number: int) -> None:
         job = self.pick(number, STATUSES.SUCCESS, STATUSES.ERROR, STATUSES.CANCELED)
-        if job and not job.queued.hget():
+        if job and not job.queued.hget() and not self.is_held(job):
             job.delete()
 
     # --- Workers
@@ -531,10 +531,14 @@ class Books(RuleBasedStateMachine):
 
     @rule(who=picks, name=st.sampled_from(["success", "errors"]), keep=st.sampled_from([0, 1, 3, timedelta()]))
     def shorten_the_histories(self, who: int, name: str, keep: Any) -> None:
-        unfinished = {job.ident for job in self.jobs() if job.queued.hget()}
+        unfinished = self.unfinished()
         for queue in Queue.get_all(NAMES):
             self.worker(who)._retention._trim_history(queue.key.rpartition(":")[0], name, keep)
-        assert unfinished == {job.ident for job in self.jobs() if job.queued.hget()}
+        assert unfinished == self.unfinished()
+
+    def unfinished(self) -> set[str]:
+        """Without what is BLOCKED: that ends with a record that it waits for."""
+        return {job.ident for job in self.jobs() if job.queued.hget() and job.status.hget() != STATUSES.BLOCKED}
 
     @rule(number=picks, who=picks)
     def forget_a_job(self, number: int, who: int) -> None:
