@@ -624,7 +624,7 @@ def test_many_results_are_read_together(monkeypatch: pytest.MonkeyPatch) -> None
     read = references._read_together
     monkeypatch.setattr(references, "CHUNK", 30)
     monkeypatch.setattr(
-        references, "_read_together", lambda model, jobs: (reads.append(len(jobs)), read(model, jobs))[1]
+        references, "_read_together", lambda model, jobs, *args: (reads.append(len(jobs)), read(model, jobs, *args))[1]
     )
     tasks.weigh.add_many((number,) for number in range(70))
     work(70)
