@@ -190,17 +190,21 @@ class Task(Addable[P, R], Generic[P, C, R]):
         if any(references_in((args, kwargs))):
             if self.is_coroutine:
                 return self._call_with_results(job, args, kwargs)
-            args, kwargs = resolved((args, kwargs))
+            args, kwargs = resolved((args, kwargs), _runs_after_failures(job))
         return self._call_restored(job, args, kwargs)
 
     async def _call_with_results(self, job: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """Read the results in a thread, so that the event loop goes on."""
-        args, kwargs = await asyncio.to_thread(resolved, (args, kwargs))
+        args, kwargs = await asyncio.to_thread(resolved, (args, kwargs), _runs_after_failures(job))
         return await self._call_restored(job, args, kwargs)
 
     def _call_restored(self, job: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
         args, kwargs = self._hints.restore(args, kwargs)
         return self.__wrapped__(*([job] if self.is_bound else []), *args, **kwargs)
+
+
+def _runs_after_failures(job: Any) -> bool:
+    return bool(job.run_option("if_parent_fails") == "run")
 
 
 class BoundTask(Task[P, C, R]):

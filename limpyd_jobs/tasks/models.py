@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Generic, TypeVar, overload
 
@@ -12,11 +12,7 @@ from ..exceptions import TaskNotFound, WrongArguments
 from ..fields import InstanceHashField
 from ..models import NOT_GIVEN, Job
 from ..retries import Retries
-from ..serializers import ResultOf
-from ..statuses import STATUSES
 from .registry import KnownTask, describe, get_task, registry
-
-PAGE = 500  # results that are read in one round trip
 
 D = TypeVar("D")
 R = TypeVar("R")
@@ -101,17 +97,7 @@ class TaskJob(Job, Generic[R]):
             TaskNotFound: the worker has no task of this name. WrongArguments: it takes others by now.
         """
         task = get_task(self.task_name)
-        args, kwargs = self._decoded()
-        idents = list(dict.fromkeys(_idents_in([args, kwargs])))
-        if not idents:
-            return task.call_for(self, args, kwargs)
-        if task.is_coroutine:
-            return self._run_with_results(task, args, kwargs, idents)
-        return task.call_for(self, *_filled_in([args, kwargs], results_of(idents)))
-
-    async def _run_with_results(self, task: Any, args: Any, kwargs: Any, idents: list[str]) -> Any:
-        results = await asyncio.to_thread(results_of, idents)
-        return await task.call_for(self, *_filled_in([args, kwargs], results))
+        return task.call_for(self, *self._decoded())
 
     @property
     def _is_coroutine(self) -> bool:  # type: ignore[override]
@@ -197,49 +183,3 @@ class TaskJob(Job, Generic[R]):
     @classmethod
     def _tasks_key(cls) -> str:
         return f"{cls.namespace}:tasks"
-
-
-# --- Results of other jobs, in its arguments
-
-
-def _idents_in(value: Any) -> Iterator[str]:
-    """The idents of the jobs whose results a value needs."""
-    if isinstance(value, ResultOf):
-        yield value.ident
-    elif isinstance(value, (list, tuple, dict)):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _idents_in(item)
-
-
-def _filled_in(value: Any, results: Mapping[str, Any]) -> Any:
-    """The same value, with results in place of what stands for them."""
-    if isinstance(value, ResultOf):
-        return results[value.ident]
-    if isinstance(value, (list, tuple)):
-        return type(value)(_filled_in(item, results) for item in value)
-    if isinstance(value, dict):
-        return {key: _filled_in(item, results) for key, item in value.items()}
-    return value
-
-
-def results_of(idents: Sequence[str]) -> dict[str, Any]:
-    """The results of some jobs, some hundreds in a round trip; None for one that has failed or was canceled.
-
-    Raises:
-        NoResult: it has not ended, or its result was not saved, or is gone. ResultNotStored, NotDecodable: see
-            `Job.get_result`. JobClassError: its class cannot be had.
-    """
-    found: dict[str, Any] = {}
-    for start in range(0, len(idents), PAGE):
-        page = [Job.class_of(ident).from_pk(ident.partition(":")[2]) for ident in idents[start : start + PAGE]]
-        pipeline = page[0].database.connection.pipeline(transaction=False)
-        for job in page:
-            pipeline.hmget(job.key, "status", "queued", "cancel_reason").get(job.saved_result.key)
-        replies = pipeline.execute()
-        for place, (ident, job) in enumerate(zip(idents[start : start + PAGE], page, strict=True)):
-            status, queued, _ = replies[2 * place]
-            has_failed = status in (STATUSES.ERROR, STATUSES.CANCELED) and not queued
-            found[ident] = (
-                None if has_failed else job._result_of(replies[2 * place : 2 * place + 2], NOT_GIVEN, Any, None)
-            )
-    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from ..exceptions import JobCanceled, JobFailed
 from ..models import NOT_GIVEN, Job
 from ..serializers import ResultOf
 
@@ -24,28 +25,41 @@ def references_in(value: Any) -> Iterator[ResultOf]:
             yield from references_in(one)
 
 
-def resolved(value: Any) -> Any:
+def resolved(value: Any, is_tolerant: bool = False) -> Any:
     """The value with the results instead of the references.
 
+    Args:
+        is_tolerant: None stands for the result of a job that has failed or was canceled.
     Raises:
         JobFailed, JobCanceled, NoResult, ResultNotStored: there is no result. JobClassError: nor a class for its job.
     """
     idents = list(dict.fromkeys(one.ident for one in references_in(value)))
-    return _replaced(value, _results_of(idents)) if idents else value
+    return _replaced(value, _results_of(idents, is_tolerant)) if idents else value
 
 
-def _results_of(idents: list[str]) -> dict[str, Any]:
+def _results_of(idents: list[str], is_tolerant: bool) -> dict[str, Any]:
     jobs = {ident: Job.class_of(ident).from_pk(ident.partition(":")[2]) for ident in idents}
     found: dict[str, Any] = {}
     for model in dict.fromkeys(type(job) for job in jobs.values()):
         of_model = [(ident, job) for ident, job in jobs.items() if type(job) is model]
         for start in range(0, len(of_model), CHUNK):
-            found.update(_read_together(model, of_model[start : start + CHUNK]))
+            chunk = of_model[start : start + CHUNK]
+            for (ident, job), replies in zip(chunk, _read_together(model, chunk), strict=True):
+                found[ident] = _result(job, replies, is_tolerant)
     return found
 
 
-def _read_together(model: Any, jobs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The results of some jobs of a class, in one round trip."""
+def _result(job: Any, replies: list[Any], is_tolerant: bool) -> Any:
+    try:
+        return job._result_of(replies, NOT_GIVEN, Any, None)
+    except (JobFailed, JobCanceled):
+        if is_tolerant:
+            return None
+        raise
+
+
+def _read_together(model: Any, jobs: list[tuple[str, Any]]) -> list[list[Any]]:
+    """What Redis has of the results of some jobs of a class, in one round trip."""
 
     def ask(client: Any) -> list[Any]:
         pipeline = client.pipeline(transaction=False)
@@ -56,8 +70,7 @@ def _read_together(model: Any, jobs: list[tuple[str, Any]]) -> dict[str, Any]:
 
     replies = model._patiently(ask, model.retry_for)
     width = len(replies) // len(jobs)
-    parts = [replies[place * width : (place + 1) * width] for place in range(len(jobs))]
-    return {ident: job._result_of(part, NOT_GIVEN, Any, None) for (ident, job), part in zip(jobs, parts, strict=True)}
+    return [replies[place * width : (place + 1) * width] for place in range(len(jobs))]
 
 
 def _replaced(value: Any, results: dict[str, Any]) -> Any:

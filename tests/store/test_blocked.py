@@ -10,9 +10,10 @@ import pytest
 from limpyd import fields
 from limpyd.exceptions import DoesNotExist
 
-from limpyd_jobs import STATUSES, Cancellation, Job, Queue, Worker, admin, transitions
+from limpyd_jobs import STATUSES, Cancellation, Error, Job, Queue, Worker, admin, transitions
 from limpyd_jobs.exceptions import ConfigurationException, InvalidArgument, JobNotInStatus
 from limpyd_jobs.utils import utcnow
+from limpyd_jobs.workers.expiring import ExpiringJobs
 
 
 class BlockedJob(Job):
@@ -410,7 +411,7 @@ def test_retention_leaves_a_success_alone_while_its_children_have_not_ended() ->
     second.cancel()
     assert statuses(last) == "c"
     first.connection.zadd("jobs:expiring", {first.ident: 1})
-    work()
+    ExpiringJobs(Queue, Error, lambda *line: None).trim()
     assert not BlockedJob.exists(identifier="first")
 
 
