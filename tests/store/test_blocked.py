@@ -10,9 +10,10 @@ import pytest
 from limpyd import fields
 from limpyd.exceptions import DoesNotExist
 
-from limpyd_jobs import STATUSES, Cancellation, Job, Queue, Worker, admin, transitions
+from limpyd_jobs import STATUSES, Cancellation, Error, Job, Queue, Worker, admin, transitions
 from limpyd_jobs.exceptions import ConfigurationException, InvalidArgument, JobNotInStatus
 from limpyd_jobs.utils import utcnow
+from limpyd_jobs.workers.expiring import ExpiringJobs
 
 
 class BlockedJob(Job):
