@@ -53,9 +53,9 @@ local function forget(ident, what, first, fields)
   local has_ended = status == 's' or status == 'e' or status == 'c'
   if not has_ended or is_queued_or_held(namespace, ident, hash) then
     redis.call('ZREM', expiring, ident)
-  elseif not changed_since_read(hash, first, fields) then
+  elseif not changed_since_read(hash, first, fields) and may_go(namespace, ident, what.job.key .. ':' .. what.job.pk) then
     for _, record in ipairs(what.errors) do remove_record(record) end
-    if not what.is_all or not tell_waiting(namespace, ident, what.job) then return end
+    if not what.is_all then return end
     leave_histories(values[2], ident, status, count_of(values[3]))
     forget_queued(what.job)
     remove_record(what.job)

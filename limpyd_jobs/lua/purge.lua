@@ -5,7 +5,8 @@
 -- name and '=' with the value that the job had when it was read, or '' for no value. The JSON: `job`, null to keep its
 -- record, and `errors`; each record as `key`, `pk`, `index` (commands that remove its index entries) and `keys` (its
 -- fields with keys of their own); of a job also its `identifier`, and `may_repeat`: it may have a later entry. A job that
--- has one, or has begun anew since, is kept. It ends at the first entry that is no longer the oldest one (another worker
+-- has one, or has begun anew since, is kept, as is one that others come after which may need its result (see may_go). It
+-- ends at the first entry that is no longer the oldest one (another worker
 -- was faster), or whose record was written to since.
 -- Replies:
 --   OK count kept...           entries removed; the idents of those whose records are kept
@@ -28,8 +29,8 @@ while position <= #ARGV do
   if what.job ~= cjson.null then
     local state = state_of(ident, what.job, position + 3, fields)
     if state == 'written' then break end
-    if state == 'same' and not tell_waiting(namespace, ident, what.job) then break end
-    if state == 'anew' or (what.job.may_repeat and redis.call('LPOS', list, ident, 'RANK', 2)) then
+    local stays = state == 'anew' or (what.job.may_repeat and redis.call('LPOS', list, ident, 'RANK', 2))
+    if stays or not may_go(namespace, ident, what.job.key .. ':' .. what.job.pk) then
       kept[#kept + 1] = ident
     else
       forget_queued(what.job)

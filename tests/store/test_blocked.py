@@ -400,6 +400,21 @@ def test_a_parent_that_retention_removes_cancels_those_that_would_wait() -> None
     assert not BlockedJob.exists(identifier="bad")
 
 
+def test_retention_leaves_a_success_alone_while_its_children_have_not_ended() -> None:
+    first, second = BlockedJob.add_job("first"), BlockedJob.add_job("second", "elsewhere")
+    last = BlockedJob.add_job("last", "elsewhere", after=[first, second])
+
+    work(keep_success=0)
+
+    assert BlockedJob.exists(identifier="first") and first.status.hget() == STATUSES.SUCCESS
+    assert first.connection.zscore("jobs:expiring", first.ident) is not None
+    second.cancel()
+    assert statuses(last) == "c"
+    first.connection.zadd("jobs:expiring", {first.ident: 1})
+    ExpiringJobs(Queue, Error, lambda *line: None).trim()
+    assert not BlockedJob.exists(identifier="first")
+
+
 def test_a_job_whose_queue_was_deleted_ends_in_error() -> None:
     first = BlockedJob.add_job("first")
     last = BlockedJob.add_job("last", "other", after=first)
