@@ -560,6 +560,19 @@ local function limits_kit()
     return true
   end
 
+  -- The limits of a job that is parked, or was called, are others by now: the next claim looks at them. It keeps its turn if
+  -- the key is the same.
+  local function look_anew(namespace, ident, limits)
+    local place = place_of(namespace, ident)
+    if not place or place.state == 'held' then return end
+    if place.state == 'parked' then
+      local queue_model, name = home_of(place)
+      if not name or broken_key(namespace, queue_model, name, place.queue, false) then return end
+      call_to_waiting(namespace, ident, place, queue_model, name)
+    end
+    if not limits or limits.key ~= place.key then leave_parking(namespace, ident) end
+  end
+
   -- The lease of a job that held a place ends: the next one may have it. One that `waits` again, at the head of its list, is
   -- that itself.
   local function free_place(namespace, ident, waits)
@@ -575,7 +588,7 @@ local function limits_kit()
   end
 
   kit = {broken_limit = broken_limit, refused_until = refused_until, take_place = take_place, park = park,
-    call_keys = call_keys, leave_parking = leave_parking, free_place = free_place}
+    call_keys = call_keys, leave_parking = leave_parking, look_anew = look_anew, free_place = free_place}
   return kit
 end
 
@@ -591,10 +604,14 @@ local function next_look(namespace)
   return first[2] and tonumber(first[2])
 end
 
+-- Is a job parked, called or held? Something else under the key knows nothing of it.
+local function is_noted_with_limits(namespace, ident)
+  return redis.pcall('HEXISTS', namespace .. ':limits:jobs', ident) == 1
+end
+
 -- A job no longer waits for its start: it is moved, canceled or gone. Answers whether it was parked.
 local function stop_waiting(namespace, ident)
-  local noted = redis.pcall('HEXISTS', namespace .. ':limits:jobs', ident)
-  return noted == 1 and limits_kit().leave_parking(namespace, ident)
+  return is_noted_with_limits(namespace, ident) and limits_kit().leave_parking(namespace, ident)
 end
 
 -- What is of another type holds no ident.
@@ -1103,8 +1120,14 @@ local function replacement_of(way, job, pk, record)
   return nil, {recipe = recipe, names = wanted.names, values = values, known = known, keys = set_of(wanted.keys, 1, #wanted.keys)}
 end
 
-local function replace_fields(pk, record, new)
+local function replace_fields(way, pk, record, new)
   if #new.names > 0 then write_fields(new.recipe, pk, new.names, new.values, new.known) end
+  for position, name in ipairs(new.names) do
+    local text, ident = new.values[position], way.repr .. ':' .. pk
+    if name == 'run_options' and text ~= new.known[position] and is_noted_with_limits(way.namespace, ident) then
+      limits_kit().look_anew(way.namespace, ident, limits_of(way.recipe, text))
+    end
+  end
   for name in pairs(new.keys) do redis.call('DEL', new.recipe.key .. ':' .. pk .. ':' .. name) end
   for _, command in ipairs(record.commands or NOTHING) do
     if new.keys[command[2]] then
@@ -1130,7 +1153,7 @@ local function meet(way, job, record, pk, rerun)
   if refusal then return refusal end
   local reply = raise_or_move(way, job, pk)
   if not new or (reply[1] ~= 'MOVED' and reply[1] ~= 'EXISTING') then return reply end
-  replace_fields(pk, record, new)
+  replace_fields(way, pk, record, new)
   return {reply[1], pk, unpack(changed)}
 end
 

@@ -10,6 +10,7 @@ from typing import Any
 from .. import lua, transitions, utils
 from ..exceptions import InvalidArgument
 from ..utils import EPOCH, check_datetime, get_delta
+from ..workers import heartbeat
 
 listeners: set[Callable[[], None]] = set()  # called when the clock was moved
 
@@ -67,7 +68,10 @@ def fake_clock(start: datetime | None = None) -> Iterator[FakeClock]:
 
 
 def _set(moment: datetime | None) -> None:
+    former = utils.utcnow()
     utils.fix_clock(moment)
+    for one in list(heartbeat.beating):  # what runs here has not outlasted its lease
+        one.prolong((utils.utcnow() - former).total_seconds())
     micros: Any = None if moment is None else (moment - EPOCH) // timedelta(microseconds=1)
     lua.fix_clock(*((None,) if micros is None else divmod(micros, 1_000_000)))
     transitions.forget_packed()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
+import json
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -215,16 +217,32 @@ def _run_noting(worker: Worker, raised: list[BaseException]) -> None:
 
 
 def queued(identifier: str | None = None, queue: str | None = None, queue_model: Any = Queue) -> list[Any]:
-    """The jobs that wait or are delayed, by priority: of each queue first those that wait.
+    """The jobs that wait, are delayed or are parked, by priority: those of each queue in this order.
 
     Args:
         identifier: only jobs with this one.
         queue: only in queues of this name.
     """
+    parked = _parked(queue_model)
     idents = [
         ident
         for _, one in _queues(queue_model, [] if queue is None else [queue])
-        for ident in (*one.waiting.lmembers(), *one.delayed.zmembers())
+        for ident in (*one.waiting.lmembers(), *one.delayed.zmembers(), *parked.get(_key_of(one), ()))
     ]
     jobs = [Job.get_from_ident(ident) for ident in idents]
     return [job for job in jobs if identifier is None or job.identifier.hget() == identifier]
+
+
+def _parked(queue_model: Any) -> dict[str, list[str]]:
+    """The idents of the jobs that their limits do not let start, by the key of their queue, in their order."""
+    noted = queue_model.database.connection.hgetall(f"{queue_model.namespace or ''}:limits:jobs")
+    places = [(ident, json.loads(text)) for ident, text in noted.items()]
+    found: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    for ident, place in places:
+        if place["state"] == "parked":
+            found[place["queue"]].append((int(place["number"]), ident))
+    return {key: [ident for _, ident in sorted(pairs)] for key, pairs in found.items()}
+
+
+def _key_of(queue: Any) -> str:
+    return f"{queue._name}:{queue.pk.get()}"

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
@@ -67,16 +66,17 @@ def to_order(model: Any, identifier: str | None, queue_name: str | None, queue_m
     Raises:
         InvalidArgument: one is not accepted.
     """
-    for name in IN_QUEUES_ONLY:
-        is_own_field = model.has_field(name) and not Job.has_field(name)
-        if fields.get(name) is not None and not is_own_field:
+    left_out = [name for name in IN_QUEUES_ONLY if Job.has_field(name) or not model.has_field(name)]
+    for name in left_out:
+        if fields.get(name) is not None:
             raise InvalidArgument(name, fields[name], "left out: a job that is executed at once is in no queue")
     text = recipes.to_text("identifier", os.urandom(8).hex() if identifier is None else identifier)
     queue_model, start = model._get_queue_model(queue_model), str(utcnow())
     is_named = queue_name is not None or bool(model.queue_name)
     name = model._get_queue_name(queue_name) if is_named else ""
     way = model._known_way(queue_model, name or "-", 0)  # of which only what it makes of the fields is used
-    given: Mapping[str, Any] = way.with_run_options(fields)
+    said = way.with_run_options(fields)
+    given = {name: value for name, value in said.items() if name not in left_out}  # that its class says, or None
     own = {"identifier": text, "status": STATUSES.RUNNING, "tries": 1, "start": start}
     record = recipes.Record(model, {"added": start, **given, **own})
     return Order(model, queue_model, text, queue_model.get_queue(name) if name else None, name, record, start)

@@ -27,6 +27,9 @@ def own_client(client: Any, answer_seconds: float) -> Any:
     return Redis(connection_pool=ConnectionPool(connection_class=pool.connection_class, **settings))
 
 
+beating: set[Heartbeat] = set()  # of this process; after a fork, of its parent, without their threads
+
+
 class Heartbeat:
     """A thread that renews leases, every third of the shortest one, while the jobs run. It has a connection of its own.
 
@@ -67,10 +70,12 @@ class Heartbeat:
 
     def start(self) -> None:
         """Begin to beat."""
+        beating.add(self)
         self._thread.start()
 
     def stop(self) -> None:
         """End, after the beat that is under way."""
+        beating.discard(self)
         self._must_stop = True
         self._wake.set()
         self._thread.join(timeout=self._lease_seconds)
@@ -141,6 +146,13 @@ class Heartbeat:
             elif claim.ident in renewed.canceled:
                 self._tell_canceled(claim)
         self._told &= {claim.token for claim in claims}
+
+    def prolong(self, seconds: float) -> None:
+        """Renew what is held, for longer: a clock is about to be moved, and the leases with it."""
+        claims = [claim._replace(lease_seconds=claim.lease_seconds + seconds) for claim in list(self._held.values())]
+        if claims and self._thread.is_alive():
+            with self.quiet:
+                transitions.send(self._client, transitions.renew(self._namespace, claims))
 
     def _tell_canceled(self, claim: Claim) -> None:
         if self._on_canceled is not None and claim.token not in self._told:

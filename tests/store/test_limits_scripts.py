@@ -511,6 +511,59 @@ def test_when_the_record_of_the_job_that_was_called_is_gone_the_next_one_is_call
     assert claim("v-3").identifier == "c"
 
 
+OTHER_LIMITS = {"max_concurrency": 1, "limit_key": "other"}
+
+
+@pytest.mark.parametrize("options", [OTHER_LIMITS, {"job_timeout": 5}])
+@pytest.mark.parametrize("is_called", [False, True])
+def test_a_job_that_gets_other_limits_obeys_these(options: dict[str, Any], is_called: bool) -> None:
+    add("a", "b", "c", model=LimitsPlainJob, max_concurrency=1, limit_key="one")
+    first = claim("w-1")
+    assert take("v-1").kind == "EMPTY"
+    if is_called:
+        finish(first)
+
+    LimitsPlainJob.add_job("b", if_queued="replace", **options)
+
+    assert claim("v-2").identifier == ("c" if is_called else "b")
+    if not is_called:
+        assert parked("one") == ["c"]
+        finish(first)
+    assert claim("v-3").identifier == ("b" if is_called else "c")
+    assert (waiting(), parked("one")) == ([], [])
+
+
+def test_a_parked_job_that_gets_another_number_keeps_its_turn() -> None:
+    add("a", "b", "c", model=LimitsPlainJob, max_concurrency=2, limit_key="one")
+    add("d", "e", model=LimitsPlainJob, max_concurrency=2, limit_key="one")
+    first, second = claim("w-1"), claim("v-1")
+    assert take("v-2").kind == "EMPTY"
+
+    LimitsPlainJob.add_job("c", if_queued="replace", max_concurrency=1, limit_key="one")
+    LimitsPlainJob.add_job("d", if_queued="replace", max_concurrency=3, limit_key="one")
+
+    third = claim("v-3")
+    assert (third.identifier, take("v-4").kind, parked("one")) == ("d", "EMPTY", ["c", "e"])
+    for holding in (first, second, third):
+        finish(holding)
+    assert [claim("v-5").identifier, claim("v-6").identifier] == ["c", "e"]
+
+
+def test_a_parked_job_that_gets_other_limits_is_left_alone_when_its_queue_cannot_be_written() -> None:
+    add("a", "b", model=LimitsPlainJob, max_concurrency=1, limit_key="one")
+    first = claim("w-1")
+    assert take("v-1").kind == "EMPTY"
+    key = f"{Queue.get_queue('q').waiting.key}"
+    client().set(key, "something else")
+
+    LimitsPlainJob.add_job("b", if_queued="replace", **OTHER_LIMITS)
+
+    assert parked("one") == ["b"]
+    client().delete(key)
+    finish(first)
+    assert claim("v-2").identifier == "b"
+
+
 def test_a_parked_job_that_was_canceled_by_hand_takes_no_place() -> None:
     _, second, _ = add("a", "b", "c")
     first = claim("w-1")

@@ -287,13 +287,21 @@ class Books(RuleBasedStateMachine):
         priority=priorities,
         delay=delays,
         prepend=st.booleans(),
+        limits=st.sampled_from([{}, {"job_timeout": 5}, *LIMITS]),
     )
     def add_by_choice(
-        self, identifier: str, choice: str, unique_for: int | None, priority: int, delay: int | None, prepend: bool
+        self,
+        identifier: str,
+        choice: str,
+        unique_for: int | None,
+        priority: int,
+        delay: int | None,
+        prepend: bool,
+        limits: dict[str, Any],
     ) -> None:
         before = {job.ident: job.hgetall() for job in self.jobs(STATUSES.RUNNING)}
         is_queued = bool(MachineJob.collection(identifier=identifier, queued="1"))
-        options = {"prepend": prepend, "delayed_for": delay, "if_queued": choice, "unique_for": unique_for}
+        options = {"prepend": prepend, "delayed_for": delay, "if_queued": choice, "unique_for": unique_for, **limits}
         try:
             job = MachineJob.add_job(identifier, "mail", priority, cancel_on_error=priority, **options)
         except JobAlreadyQueued as error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -187,6 +189,43 @@ def test_a_worker_in_the_background_sees_that_the_clock_was_moved(worker_class: 
             wait_until(lambda: worker.status == "waiting")
             clock.advance(hours=1)
             wait_until(lambda: job.status.hget() == STATUSES.SUCCESS)
+
+
+class ClockBlockingJob(Job):
+    """Runs until it is let go."""
+
+    queue_name = "mail"
+    runs: list[str] = []
+    may_end = threading.Event()
+
+    def run(self, queue: Any) -> None:
+        self.runs.append(self.identifier.hget())
+        assert self.may_end.wait(30)
+
+
+@pytest.mark.parametrize("is_at_once", [False, True])
+def test_what_runs_here_keeps_its_lease_when_the_clock_is_moved(is_at_once: bool) -> None:
+    ClockBlockingJob.runs.clear()
+    ClockBlockingJob.may_end.clear()
+    with ThreadPoolExecutor() as thread, testing.background_worker("mail", threads=2) as worker:
+        if is_at_once:
+            executed = thread.submit(ClockBlockingJob.execute_now, "a")
+        else:
+            ClockBlockingJob.add_job("a")
+        wait_until(lambda: ClockBlockingJob.runs)
+
+        with testing.fake_clock(START) as clock:
+            clock.advance(hours=1)
+            worker.look_around()
+            ClockJob.add_job("b")
+            wait_until(lambda: ClockJob.get(identifier="b").status.hget() == STATUSES.SUCCESS)
+            ClockBlockingJob.may_end.set()
+            job = ClockBlockingJob.get(identifier="a")
+            wait_until(lambda: job.status.hget() == STATUSES.SUCCESS)
+        if is_at_once:
+            assert executed.result().ident == job.ident
+
+    assert (ClockBlockingJob.runs, job.tries.hget()) == (["a"], "1")
 
 
 def test_a_worker_of_another_program_keeps_its_own_time() -> None:

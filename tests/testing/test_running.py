@@ -286,3 +286,15 @@ def test_what_is_queued_is_found_by_identifier_and_by_queue() -> None:
     assert identifiers(testing.queued("a")) == ["a"]
     assert identifiers(testing.queued(queue="print")) == ["b"]
     assert testing.queued("a", queue="print") == []
+
+
+def test_what_is_parked_is_queued_too() -> None:
+    for identifier in "abc":
+        RunningJob.add_job(identifier, rate_limit="1/h")
+    RunningJob.add_job("d", delayed_for=500)
+
+    testing.run_until_empty()
+
+    assert identifiers(testing.queued()) == ["d", "b", "c"]
+    assert identifiers(testing.queued("c", queue="mail")) == ["c"]
+    assert testing.queued(queue="print") == []

@@ -267,6 +267,23 @@ def test_what_is_said_of_a_place_in_a_queue_is_refused(name: str) -> None:
     assert list(AtOnceJob.collection()) == []
 
 
+class AtOnceQueueingJob(AtOnceJob):
+    """One whose class says a lot of its place in a queue."""
+
+    if_queued = "rerun"
+    unique_for = 100
+    max_concurrency = 1
+    expires = 100
+
+
+@pytest.mark.parametrize("fields", [{}, {"if_queued": None, "unique_for": None, "prepend": None, "after": None}])
+def test_what_its_class_says_of_a_place_in_a_queue_does_not_matter(fields: dict[str, Any]) -> None:
+    job = AtOnceQueueingJob.execute_now("a", **fields)
+
+    assert job.status.hget() == STATUSES.SUCCESS
+    assert AtOnceQueueingJob.add_job("a", "mail").ident != job.ident
+
+
 def test_an_unknown_field_is_refused() -> None:
     with pytest.raises(InvalidArgument, match="there is none of this name"):
         AtOnceJob.execute_now("a", colour="red")
