@@ -153,6 +153,16 @@ def test_an_identifier_that_has_ended_does_not_matter() -> None:
     assert statuses(diamond().add()) == "wbbb"
 
 
+def test_an_identifier_of_a_job_that_has_expired_does_not_matter() -> None:
+    expired = WorkflowJob.add_job("left", expires=0)
+
+    workflow = diamond().add()
+
+    assert statuses(workflow) == "wbbb"
+    assert expired.status.hget() == STATUSES.CANCELED
+    assert expired.cancel_reason.hget() == "expired"
+
+
 def test_an_identifier_that_is_planned_twice_is_refused() -> None:
     workflow = diamond()
     workflow.plan(WorkflowJob, "left")
@@ -251,6 +261,30 @@ def test_who_has_one_of_its_jobs_cancels_all_of_it() -> None:
 
     assert statuses(workflow) == "cccc"
     assert work() == ["another one"]
+
+
+def test_who_has_one_of_its_jobs_has_all_with_the_parents_first() -> None:
+    workflow = Workflow()
+    step = None
+    for number in range(
+        6
+    ):  # whatever class comes first, children would be canceled after their parents, and run meanwhile
+        step = workflow.plan((WorkflowJob, WorkflowOtherJob)[number % 2], str(number), after=step)
+    workflow.add()
+
+    found = Workflow.of(workflow.jobs[3])
+
+    assert [job.ident for job in found.jobs] == [job.ident for job in workflow.jobs]
+
+
+def test_jobs_whose_records_are_gone_have_ended() -> None:
+    workflow = diamond().add()
+    workflow.jobs[0].delete()
+    WorkflowOtherJob.get_from_ident(workflow.jobs[2].ident).delete()
+
+    assert workflow.has_ended()
+    assert workflow.cancel() == {Cancellation.ENDED: 2, Cancellation.CANCELED: 2}
+    assert work() == []
 
 
 def test_a_job_that_was_added_alone_has_no_workflow() -> None:
