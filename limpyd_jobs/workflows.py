@@ -160,7 +160,8 @@ class Workflow:
         """Add all jobs, in one call: a workflow is there as a whole, or not at all.
 
         Args:
-            retry_for: as for `add_job`. It may be sent again, and adds nothing twice.
+            retry_for: as for `add_job`. It may be sent again, and adds nothing twice: also by another call of `add`
+                after one that was ended by an error of redis-py, such as a timeout.
         Raises:
             InvalidArgument, LimpydJobsException: as `add_job`. JobAlreadyQueued: a job is queued under one of the
                 identifiers. Nothing was written.
@@ -180,6 +181,8 @@ class Workflow:
                 done = first.model._send(self._call(), patience)
             if done.kind != "TAKEN" or done.field != "pk":
                 break
+            for step in self.steps:
+                step.pk = step.pk if step.is_reserved else ""
         if done.kind == "TAKEN":
             raise JobAlreadyExists(f"The value of {done.field!r} belongs to another job; nothing was written")
         repair_indexes(done.changes)
@@ -222,10 +225,10 @@ class Workflow:
                 raise InvalidArgument("model", step.way.model, "classes of jobs in one namespace of one database")
 
     def _take_pks(self, patience: float) -> None:
-        """Choose primary keys that nobody has: an edge needs the idents of both."""
+        """Choose primary keys that nobody has: an edge needs the idents of both. Those of a call that failed stay."""
         steps: dict[Any, list[Step]] = {}
         for step in self.steps:
-            if not step.is_reserved:
+            if not step.pk:
                 steps.setdefault(step.way.model, []).append(step)
         for model, of_class in steps.items():
             last = _next_pks(model, len(of_class), patience)

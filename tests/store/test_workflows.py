@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from limpyd import fields
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from limpyd_jobs import STATUSES, Cancellation, Job, Queue, Worker, admin, transitions
 from limpyd_jobs.exceptions import (
@@ -102,6 +103,25 @@ def test_a_repeated_call_adds_nothing_twice() -> None:
 
     assert done.kind == "ALREADY"
     assert len(WorkflowJob.collection()) == 3
+
+
+def test_who_calls_add_again_after_a_lost_reply_adds_nothing_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    workflow = diamond()
+    send = transitions.send
+
+    def lose_the_reply(client: Any, call: Any) -> Any:
+        send(client, call)
+        raise RedisTimeoutError("no reply")
+
+    with monkeypatch.context() as patches, pytest.raises(RedisTimeoutError):
+        patches.setattr(transitions, "send", lose_the_reply)
+        workflow.add(retry_for=0)
+    work()  # else the identifiers would be queued
+    workflow.add()
+
+    assert statuses(workflow) == "ssss"
+    assert len(WorkflowJob.collection()) == 3
+    assert len(WorkflowJob.log) == 4
 
 
 def test_its_jobs_may_come_after_one_that_is_there() -> None:
