@@ -789,6 +789,10 @@ class Job(BaseJobsModel):
             raise LimpydJobsException("Queue's name not defined: give queue_name, or set it on the class")
         return recipes.to_queue_name(queue_name if queue_name is not None else name)
 
+    def _next_queue_name(self, queue_name: str | None) -> str:
+        """Where the job itself is put again, if nobody says where."""
+        return self._get_queue_name(queue_name)
+
     @classmethod
     def _get_queue_model(cls, queue_model: Any = None) -> Any:
         model = cls.queue_model if queue_model is None else queue_model
@@ -1340,7 +1344,7 @@ class Job(BaseJobsModel):
         Redis: requeue.lua. `queue.errors` keeps its entry: it is a history.
         """
         queue_model = self._get_queue_model(queue_model)
-        name, until = self._get_queue_name(queue_name), compute_delayed_until(delayed_for, delayed_until)
+        name, until = self._next_queue_name(queue_name), compute_delayed_until(delayed_for, delayed_until)
         target = queue_model._target_for_jobs(name, 0 if priority is None else priority)
         is_held = self._has_own_placing(queue_model)
         hold = Hold(os.urandom(8).hex()) if is_held else Hold()
@@ -1380,7 +1384,7 @@ class Job(BaseJobsModel):
         Redis: move.lua.
         """
         queue_model = self._get_queue_model(queue_model)
-        name, until = self._get_queue_name(queue_name), _parse_until(delayed_until)
+        name, until = self._next_queue_name(queue_name), _parse_until(delayed_until)
         target = queue_model._target_for_jobs(name, 0 if priority is None else priority)
         is_held = _overrides(queue_model, Queue, "enqueue_job", "delay_job", "get_queue")
         hold = Hold(os.urandom(8).hex()) if is_held else Hold()

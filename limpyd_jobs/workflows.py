@@ -7,8 +7,12 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
+from graphlib import TopologicalSorter
 from typing import Any
+
+from limpyd.exceptions import DoesNotExist
 
 from . import recipes, transitions
 from .additions import Way, idents_of, policy_of, to_delay
@@ -74,7 +78,7 @@ class Workflow:
 
     @classmethod
     def of(cls, job: Job) -> Workflow:
-        """The workflow that a job was added with, with those of its jobs whose records are there, in no order.
+        """The workflow that a job was added with, with those of its jobs whose records are there, parents first.
 
         Raises:
             InvalidArgument: it was added alone.
@@ -84,7 +88,7 @@ class Workflow:
         if not id:
             raise InvalidArgument("job", job.ident, "a job that was added with a workflow")
         workflow = cls(id)
-        workflow.jobs = list(_jobs_of(model, id))
+        workflow.jobs = _parents_first(list(_jobs_of(model, id)))
         return workflow
 
     def plan(
@@ -156,7 +160,8 @@ class Workflow:
         """Add all jobs, in one call: a workflow is there as a whole, or not at all.
 
         Args:
-            retry_for: as for `add_job`. It may be sent again, and adds nothing twice.
+            retry_for: as for `add_job`. It may be sent again, and adds nothing twice: also by another call of `add`
+                after one that was ended by an error of redis-py, such as a timeout.
         Raises:
             InvalidArgument, LimpydJobsException: as `add_job`. JobAlreadyQueued: a job is queued under one of the
                 identifiers. Nothing was written.
@@ -176,6 +181,8 @@ class Workflow:
                 done = first.model._send(self._call(), patience)
             if done.kind != "TAKEN" or done.field != "pk":
                 break
+            for step in self.steps:
+                step.pk = step.pk if step.is_reserved else ""
         if done.kind == "TAKEN":
             raise JobAlreadyExists(f"The value of {done.field!r} belongs to another job; nothing was written")
         repair_indexes(done.changes)
@@ -189,15 +196,19 @@ class Workflow:
     def cancel(self, reason: str | None = None) -> dict[Cancellation, int]:
         """Cancel each of its jobs that has not ended, the last ones first; how many are counted by what became of them.
 
-        One that runs is asked to end, as by `Job.cancel`. The number of calls is that of the jobs.
+        One that runs is asked to end, as by `Job.cancel`; one whose record is gone has ended. The number of calls is
+        that of the jobs.
         """
         counts: Counter[Cancellation] = Counter()
         for job in reversed(self.jobs):
-            counts[job.cancel(reason)] += 1
+            became = Cancellation.ENDED
+            with suppress(DoesNotExist):
+                became = job.cancel(reason)
+            counts[became] += 1
         return dict(counts)
 
     def has_ended(self) -> bool:
-        """Have all of its jobs ended for good?"""
+        """Have all of its jobs ended for good? Those whose records are gone have."""
         return all(status in ENDED and not queued for status, queued in _states_of(self.jobs))
 
     # --- In the words of the script
@@ -214,10 +225,10 @@ class Workflow:
                 raise InvalidArgument("model", step.way.model, "classes of jobs in one namespace of one database")
 
     def _take_pks(self, patience: float) -> None:
-        """Choose primary keys that nobody has: an edge needs the idents of both."""
+        """Choose primary keys that nobody has: an edge needs the idents of both. Those of a call that failed stay."""
         steps: dict[Any, list[Step]] = {}
         for step in self.steps:
-            if not step.is_reserved:
+            if not step.pk:
                 steps.setdefault(step.way.model, []).append(step)
         for model, of_class in steps.items():
             last = _next_pks(model, len(of_class), patience)
@@ -273,7 +284,7 @@ def _next_pks(model: Any, count: int, patience: float) -> int:
     return int(model._patiently(lambda client: client.incrby(f"{model._name}:max_pk", count), patience))
 
 
-ENDED = (STATUSES.SUCCESS, STATUSES.ERROR, STATUSES.CANCELED)
+ENDED = (STATUSES.SUCCESS, STATUSES.ERROR, STATUSES.CANCELED, None)  # None: the record is gone
 
 
 def _pages(jobs: Sequence[Any]) -> Iterator[Sequence[Any]]:
@@ -281,11 +292,22 @@ def _pages(jobs: Sequence[Any]) -> Iterator[Sequence[Any]]:
 
 
 def _states_of(jobs: Sequence[Any]) -> Iterator[tuple[str | None, str | None]]:
-    for page in _pages(jobs):
+    for page in _pages([job for job in jobs if hasattr(job, "_pk")]):  # an instance that was deleted has none
         pipeline = page[0].database.connection.pipeline(transaction=False)
         for job in page:
             pipeline.hmget(f"{job._name}:{job._pk}:hash", "status", "queued")
         yield from map(tuple, pipeline.execute())
+
+
+def _parents_first(jobs: Sequence[Any]) -> list[Any]:
+    found = {job.ident: job for job in jobs}
+    parents: dict[str, Any] = {}
+    for page in _pages(jobs):
+        pipeline = page[0].database.connection.pipeline(transaction=False)
+        for job in page:
+            pipeline.smembers(f"{job._name}:{job._pk}:parents")
+        parents.update(zip((job.ident for job in page), pipeline.execute(), strict=True))
+    return [found[ident] for ident in TopologicalSorter(parents).static_order() if ident in found]
 
 
 def _jobs_of(model: Any, id: str) -> Iterator[Any]:

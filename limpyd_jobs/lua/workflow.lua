@@ -64,7 +64,7 @@ local function refusal_of_class(number)
   local class, known = classes[number], by_class[number]
   class.is_new = are_all_new(class.recipe, known.identifiers)
   for _, identifier in ipairs(class.is_new and NOTHING or known.identifiers) do
-    local queued = find_queued(class.recipe, identifier)
+    local queued = live_queued(namespace, targets[1].queue_recipe, class.recipe, identifier)
     if queued then return {'QUEUED', class.repr .. ':' .. queued, identifier} end
   end
 end

@@ -88,6 +88,13 @@ class TaskJob(Job, Generic[R]):
         except TaskNotFound:
             return None
 
+    def _next_queue_name(self, queue_name: str | None) -> str:
+        """The queue where it was: that of the class is not the one of its task."""
+        if queue_name is None:
+            queue = self.queue_key.hget()
+            queue_name = self.database.connection.hget(f"{queue}:hash", "name") if queue else None
+        return super()._next_queue_name(queue_name)
+
     # --- Its run
 
     def run(self, queue: Any) -> Any:

@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any, Generic, TypeVar
 
 from .. import waiting
+from ..additions import idents_of
 from ..exceptions import InvalidArgument
 from ..models import NOT_GIVEN
 from ..serializers import ResultOf
@@ -93,10 +94,11 @@ class Signature(Piece, Generic[R]):
         spec.pop("retry_for", None)
         if spec.pop("prepend", False):
             raise InvalidArgument("prepend", True, "left out in a chain or a group")
-        if policy is not None and before is not None:
+        after = [*_flat(before), *idents_of(spec.pop("after", None))]
+        if policy is not None and after:
             spec.setdefault("if_parent_fails", policy)
         where = {name: spec.pop(name) for name in WHERE if name in spec}
-        return workflow.plan(TaskJob, **where, after=list(_flat(before)), fields_if_new=spec)
+        return workflow.plan(TaskJob, **where, after=after, fields_if_new=spec)
 
     def set(self, **options: Any) -> Signature[R]:
         """The same with other options: those of a call, see `Task.options`."""

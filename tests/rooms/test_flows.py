@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from limpyd_jobs import STATUSES, Cancellation, Worker, admin
+from limpyd_jobs import STATUSES, Cancellation, Queue, Worker, admin
 from limpyd_jobs.exceptions import InvalidArgument, JobAlreadyQueued, JobCanceled, WrongArguments
 from limpyd_jobs.tasks import TaskJob, chain, chord, group, task
 from limpyd_jobs.workers import AsyncWorker
@@ -112,6 +112,19 @@ def test_an_immutable_call_gets_no_result() -> None:
     assert flow.get_result() == 11
 
 
+@pytest.mark.parametrize("policy", ["cancel", "run"])
+def test_its_calls_may_come_after_other_jobs_too(policy: str) -> None:
+    first = fail.add()
+    flow = chain(number.s(1), group(plus.s(), plus.options(after=[first]).s(5))).add(policy)
+    assert statuses(flow) == "wbb"
+
+    work()
+
+    assert statuses(flow) == ("ssc" if policy == "cancel" else "sss")
+    assert flow.jobs[2].parents.smembers() == {first.ident, flow.jobs[0].ident}
+    assert flow.jobs[1].get_result() == 2
+
+
 def test_a_group_has_its_results_in_its_order(worker_class: Any) -> None:
     flow = group(number.s(value) for value in (3, 1, 2)).add()
     assert statuses(flow) == "www"
@@ -210,6 +223,18 @@ def test_a_chain_may_wait_until_a_call_is_requeued() -> None:
     work()
 
     assert flow.get_result() == 2
+
+
+def test_a_call_that_is_requeued_goes_to_the_queue_where_it_was() -> None:
+    job = fail.add()
+    work()
+
+    job.requeue()
+    assert Queue.count_waiting_jobs("flows") == 1
+    job.enqueue_or_delay(priority=5)
+
+    assert job.queue_key.hget() == f"jobs:queue:{Queue.get_queue('flows', 5).pk.get()}"
+    assert Queue.count_waiting_jobs("flows") == 1
 
 
 def test_all_of_it_is_canceled_by_who_has_its_last_job() -> None:

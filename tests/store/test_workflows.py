@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from limpyd import fields
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from limpyd_jobs import STATUSES, Cancellation, Job, Queue, Worker, admin, transitions
 from limpyd_jobs.exceptions import (
@@ -104,6 +105,25 @@ def test_a_repeated_call_adds_nothing_twice() -> None:
     assert len(WorkflowJob.collection()) == 3
 
 
+def test_who_calls_add_again_after_a_lost_reply_adds_nothing_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    workflow = diamond()
+    send = transitions.send
+
+    def lose_the_reply(client: Any, call: Any) -> Any:
+        send(client, call)
+        raise RedisTimeoutError("no reply")
+
+    with monkeypatch.context() as patches, pytest.raises(RedisTimeoutError):
+        patches.setattr(transitions, "send", lose_the_reply)
+        workflow.add(retry_for=0)
+    work()  # else the identifiers would be queued
+    workflow.add()
+
+    assert statuses(workflow) == "ssss"
+    assert len(WorkflowJob.collection()) == 3
+    assert len(WorkflowJob.log) == 4
+
+
 def test_its_jobs_may_come_after_one_that_is_there() -> None:
     before = WorkflowJob.add_job("before")
     workflow = Workflow()
@@ -151,6 +171,16 @@ def test_an_identifier_that_has_ended_does_not_matter() -> None:
     work()
 
     assert statuses(diamond().add()) == "wbbb"
+
+
+def test_an_identifier_of_a_job_that_has_expired_does_not_matter() -> None:
+    expired = WorkflowJob.add_job("left", expires=0)
+
+    workflow = diamond().add()
+
+    assert statuses(workflow) == "wbbb"
+    assert expired.status.hget() == STATUSES.CANCELED
+    assert expired.cancel_reason.hget() == "expired"
 
 
 def test_an_identifier_that_is_planned_twice_is_refused() -> None:
@@ -251,6 +281,30 @@ def test_who_has_one_of_its_jobs_cancels_all_of_it() -> None:
 
     assert statuses(workflow) == "cccc"
     assert work() == ["another one"]
+
+
+def test_who_has_one_of_its_jobs_has_all_with_the_parents_first() -> None:
+    workflow = Workflow()
+    step = None
+    for number in range(
+        6
+    ):  # whatever class comes first, children would be canceled after their parents, and run meanwhile
+        step = workflow.plan((WorkflowJob, WorkflowOtherJob)[number % 2], str(number), after=step)
+    workflow.add()
+
+    found = Workflow.of(workflow.jobs[3])
+
+    assert [job.ident for job in found.jobs] == [job.ident for job in workflow.jobs]
+
+
+def test_jobs_whose_records_are_gone_have_ended() -> None:
+    workflow = diamond().add()
+    workflow.jobs[0].delete()
+    WorkflowOtherJob.get_from_ident(workflow.jobs[2].ident).delete()
+
+    assert workflow.has_ended()
+    assert workflow.cancel() == {Cancellation.ENDED: 2, Cancellation.CANCELED: 2}
+    assert work() == []
 
 
 def test_a_job_that_was_added_alone_has_no_workflow() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from limpyd_jobs import STATUSES, Error, testing
 from limpyd_jobs.exceptions import InvalidArgument, WrongArguments
-from limpyd_jobs.tasks import TaskJob
+from limpyd_jobs.tasks import TaskJob, chain, chord
 
 from ..rooms import sample_tasks as tasks
 
@@ -84,3 +84,15 @@ def test_tasks_are_run_when_a_coroutine_adds_them() -> None:
     asyncio.run(main())
 
     assert [call[0] for call in tasks.calls] == ["one"]
+
+
+def test_chains_and_groups_are_run_when_they_are_added() -> None:
+    async def main() -> Any:
+        return await chord([tasks.send.s("c@b.c"), tasks.send.s("d@b.c")], tasks.note.s()).aadd()
+
+    with testing.eager():
+        flow = chain(tasks.send.s("a@b.c"), tasks.send.si("b@b.c")).add()
+        assert flow.workflow.has_ended()
+        asyncio.run(main())
+
+    assert [to for to, _ in tasks.calls] == ["a@b.c", "b@b.c", "c@b.c", "d@b.c", [3, 4]]
