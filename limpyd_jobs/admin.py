@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -80,6 +81,44 @@ PLACES: dict[str, tuple[str | None, ...]] = {
 }
 
 
+@dataclass(frozen=True)
+class _Edge:
+    """A job that waits for another.
+
+    Attributes:
+        child, parent: their idents.
+        may_wait_on: does it go on waiting if the parent fails?
+    """
+
+    child: str
+    parent: str
+    may_wait_on: bool
+
+
+def _key_of(ident: str) -> str | None:
+    """The key prefix of a job; None: its class cannot be had."""
+    try:
+        return f"{Job.class_of(ident)._name}:{ident.partition(':')[2]}"
+    except JobClassError:
+        return None
+
+
+def _why_not_told(edge: _Edge, values: list[str | None], is_child: bool) -> str | None:
+    """Why a job will not hear of the end of one that it waits for; None: it will.
+
+    Args:
+        values: the fields `status`, `queued` and `follow_up` of that one.
+        is_child: does it know the job?
+    """
+    status, queued, follow_up = values
+    if status is None:
+        return "does not exist"
+    has_failed = status in (STATUSES.ERROR, STATUSES.CANCELED) and not queued
+    if status == STATUSES.SUCCESS or (has_failed and not edge.may_wait_on):
+        return "has ended"
+    return None if is_child and "c" in (follow_up or "") else "does not know it"
+
+
 class _Books:
     """One reading of a namespace."""
 
@@ -90,6 +129,7 @@ class _Books:
         self.known = self.client.hkeys(f"{self.namespace}:models")
         self.models = list(self._find_models())
         self.keys = set(self.client.scan_iter(match=f"{_escaped(self.namespace)}:*", count=1000))
+        self.sorted_keys = sorted(self.keys)
         self.owned: set[str] = set()
         self.pks = {model: self.client.smembers(f"{model._name}:collection") for model in self.models}
         self.holders: set[str] = set()
@@ -247,35 +287,35 @@ class _Books:
         """Who waits for others waits for one at least, and each of these will tell it."""
         if not recipes.has_edges(model):
             return
-        for pk in sorted(self.pks[model]):
-            key, ident = f"{model._name}:{pk}", f"{model.get_model_repr()}:{pk}"
-            status, run_options = self.client.hmget(f"{key}:hash", "status", "run_options")
-            if status != STATUSES.BLOCKED:
-                continue
-            parents = sorted(self.client.smembers(f"{key}:waits_for"))
+        pks, names = sorted(self.pks[model]), ("status", "run_options")
+        hashes = self._ask("hmget", ((f"{model._name}:{pk}:hash", names) for pk in pks))
+        blocked = [
+            (pk, text or "") for pk, (status, text) in zip(pks, hashes, strict=True) if status == STATUSES.BLOCKED
+        ]
+        found = self._ask("smembers", (f"{model._name}:{pk}:waits_for" for pk, _ in blocked))
+        edges: list[_Edge] = []
+        for (pk, run_options), parents in zip(blocked, found, strict=True):
+            ident = f"{model.get_model_repr()}:{pk}"
             if not parents:
                 yield Problem("edge", ident, "it is BLOCKED, and waits for no job")
-            may_wait_on = '"if_parent_fails":"wait"' in (run_options or "")
-            for parent in parents:
-                if (reason := self._why_not_told(ident, parent, may_wait_on)) is not None:
-                    yield Problem("edge", ident, f"it waits for {parent}, which {reason}")
+            may_wait_on = '"if_parent_fails":"wait"' in run_options
+            edges += [_Edge(ident, parent, may_wait_on) for parent in sorted(parents)]
+        for edge, reason in self._untold(edges):
+            yield Problem("edge", edge.child, f"it waits for {edge.parent}, which {reason}")
 
-    def _why_not_told(self, ident: str, parent: str, may_wait_on: bool) -> str | None:
-        """Why a job will not hear of the end of one that it waits for; None: it will."""
-        if self.client.zscore(f"{self.namespace}:followups", parent) is not None:
-            return None
-        try:
-            key = f"{Job.class_of(parent)._name}:{parent.partition(':')[2]}"
-        except JobClassError:
-            return "has a class that cannot be had"
-        status, queued, follow_up = self.client.hmget(f"{key}:hash", "status", "queued", "follow_up")
-        if status is None:
-            return "does not exist"
-        has_failed = status in (STATUSES.ERROR, STATUSES.CANCELED) and not queued
-        if status == STATUSES.SUCCESS or (has_failed and not may_wait_on):
-            return "has ended"
-        is_known = "c" in (follow_up or "") and self.client.sismember(f"{key}:children", ident)
-        return None if is_known else "does not know it"
+    def _untold(self, edges: list[_Edge]) -> Iterator[tuple[_Edge, str]]:
+        """The jobs that will not hear of the end of one that they wait for, and why."""
+        telling = set(self.client.zrange(f"{self.namespace}:followups", 0, -1))
+        keys = {parent: _key_of(parent) for parent in {edge.parent for edge in edges} - telling}
+        known = [edge for edge in edges if keys.get(edge.parent)]
+        names = ("status", "queued", "follow_up")
+        hashes = self._ask("hmget", ((f"{keys[edge.parent]}:hash", names) for edge in known))
+        children = self._ask("sismember", ((f"{keys[edge.parent]}:children", edge.child) for edge in known))
+        yield from ((edge, "has a class that cannot be had") for edge in edges if keys.get(edge.parent, "") is None)
+        for edge, values, is_child in zip(known, hashes, children, strict=True):
+            reason = _why_not_told(edge, values, bool(is_child))
+            if reason is not None:
+                yield edge, reason
 
     # --- Indexes and keys
 
@@ -284,18 +324,24 @@ class _Books:
         for field in model.get_fields():
             if getattr(field, "indexable", False):
                 self._collect_entries(model, field, wanted)
-        for key in sorted(wanted.keys() | self._index_keys(model)):
-            self.owned.add(key)
-            if self.client.type(key) == "zset":
-                found = dict(self.client.zrange(key, 0, -1, withscores=True))
-            else:
-                found = dict.fromkeys(self.client.smembers(key), 0.0)
+        keys = sorted(wanted.keys() | self._index_keys(model))
+        self.owned.update(keys)
+        for key, found in zip(keys, self._read_sets(keys), strict=True):
             for member in sorted(wanted[key].keys() - found.keys()):
                 yield Problem("index", key, f"{member} is missing")
             for member in sorted(found.keys() - wanted[key].keys()):
                 yield Problem("index", key, f"{member} is not of this value, or has no record")
             for member in sorted(name for name in wanted[key].keys() & found if wanted[key][name] != found[name]):
                 yield Problem("index", key, f"{member} has the score {found[member]}, not {wanted[key][member]}")
+
+    def _read_sets(self, keys: list[str]) -> Iterator[dict[str, float]]:
+        """The members of sets and sorted sets, with their scores; without these, 0."""
+        for chunk in _chunks(keys):
+            pipeline = self.client.pipeline(transaction=False)
+            for key, kind in zip(chunk, self._ask("type", chunk), strict=True):
+                pipeline.zrange(key, 0, -1, withscores=True) if kind == "zset" else pipeline.smembers(key)
+            for members in pipeline.execute():
+                yield dict.fromkeys(members, 0.0) if isinstance(members, set) else dict(members)
 
     def _collect_entries(self, model: Any, field: Any, wanted: dict[str, dict[str, float]]) -> None:
         pks = sorted(self.pks[model])
@@ -308,13 +354,17 @@ class _Books:
                 score, prefix = more or ("0", "")
                 wanted[key][f"{prefix}{pk}"] = float(score)
 
+    def _keys_below(self, prefix: str) -> list[str]:
+        start = bisect_left(self.sorted_keys, f"{prefix}:")
+        return self.sorted_keys[start : bisect_left(self.sorted_keys, f"{prefix};", start)]  # `;` comes after `:`
+
     def _index_keys(self, model: Any) -> set[str]:
         """The keys of the indexes of a model; those of foreign indexes are taken as they are."""
         found = set()
         for field in model.get_fields():
             if not getattr(field, "indexable", False):
                 continue
-            keys = {key for key in self.keys if key.startswith(f"{model._name}:{field.name}:")}
+            keys = set(self._keys_below(f"{model._name}:{field.name}"))
             if any(recipes._entries(index, ("",) * field._field_parts) is None for index in field._indexes):
                 self.owned |= keys
             else:

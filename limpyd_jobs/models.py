@@ -18,6 +18,7 @@ from contextvars import ContextVar
 from dataclasses import fields as dataclass_fields
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 from importlib import import_module
 from types import ModuleType
 from typing import Any, ClassVar, TypeVar, cast
@@ -971,6 +972,7 @@ class Job(BaseJobsModel):
         """
         return await asyncio.to_thread(cls.add_jobs, specs, *args, **kwargs)
 
+    @_giving_way
     @classmethod
     def execute_now(
         cls,
@@ -1000,6 +1002,7 @@ class Job(BaseJobsModel):
         """
         return executors.execute(cls, identifier, queue_name, queue_model, raises, fields)
 
+    @_giving_way
     @classmethod
     async def aexecute_now(
         cls,
@@ -1164,10 +1167,12 @@ class Job(BaseJobsModel):
         repair_indexes(changes)
         return cancellation  # type: ignore[no-any-return]
 
+    @_giving_way
     def get_parents(self) -> list[Any]:
         """The jobs that it comes after, in no order; without those that have been deleted. Raises JobClassError."""
         return _existing(self.parents.smembers())
 
+    @_giving_way
     def get_children(self) -> list[Any]:
         """The jobs that come after it, in no order; without those that have been deleted. Raises JobClassError."""
         return _existing(self.children.smembers())
@@ -1198,7 +1203,7 @@ class Job(BaseJobsModel):
         return await waiting.await_all([self], timeout, until)
 
     def _state(self) -> str:
-        """Its status in a word: "waiting", "delayed", "running", "success", "error", "canceled".
+        """The name of its status in small letters: "waiting", "running"...; what is no status of ours, as it is.
 
         Raises:
             DoesNotExist: the record is gone.
@@ -1228,6 +1233,7 @@ class Job(BaseJobsModel):
         """
         return bool(self._send(self._update_call(percent, note), self.retry_for))
 
+    @_giving_way
     async def aupdate(self, percent: float | None = None, note: str | None = None) -> bool:
         """As `update`, for a coroutine."""
         return await self._asend(self._update_call(percent, note), self.retry_for)
@@ -1239,10 +1245,12 @@ class Job(BaseJobsModel):
         namespace, text = self._get_queue_model().namespace or "", progress_text(percent, note)
         return transitions.update(namespace, self._subject(), claim.token if claim else "", text)
 
+    @_giving_way
     def get_progress(self) -> Progress | None:
         """How far the job has come; None when it has not said."""
         return read_progress(self.progress.hget()) if recipes.has_progress(type(self)) else None
 
+    @_giving_way
     async def aget_progress(self) -> Progress | None:
         """As `get_progress`, for a coroutine."""
         client: Any = await aio.async_connection(self.database)
@@ -1259,8 +1267,12 @@ class Job(BaseJobsModel):
         Raises:
             InvalidArgument: there is neither.
         """
-        return Track(items, total_of(items, total), self.update, self.aupdate)
+        model: Any = type(self)
+        report = partial(Job.update, self) if model.has_field("update") else self.update
+        areport = partial(Job.aupdate, self) if model.has_field("aupdate") else self.aupdate
+        return Track(items, total_of(items, total), report, areport)
 
+    @_giving_way
     def get_result(self, default: Any = NOT_GIVEN, annotation: Any = Any, error_model: Any = None) -> Any:
         """What the job answered, if that is saved; see docs/results.md.
 
@@ -1277,6 +1289,7 @@ class Job(BaseJobsModel):
         replies = self._patiently(lambda client: self._ask_for_result(client.pipeline(transaction=False)).execute(), 0)
         return self._result_of(replies, default, annotation, error_model)
 
+    @_giving_way
     async def aget_result(self, default: Any = NOT_GIVEN, annotation: Any = Any, error_model: Any = None) -> Any:
         """As `get_result`, for a coroutine."""
         client: Any = await aio.async_connection(self.database)

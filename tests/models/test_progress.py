@@ -38,6 +38,37 @@ class OwnProgressJob(Job):
     cancel = fields.InstanceHashField()
 
 
+class OwnNamesJob(Job):
+    """One of a program that had fields with the names of all that has come since."""
+
+    queue_name = "progress"
+
+    aget_progress = fields.InstanceHashField()
+    aget_result = fields.InstanceHashField()
+    aexecute_now = fields.InstanceHashField()
+    aupdate = fields.InstanceHashField()
+    await_until = fields.InstanceHashField()
+    cancel = fields.InstanceHashField()
+    execute_now = fields.InstanceHashField()
+    get_children = fields.InstanceHashField()
+    get_parents = fields.InstanceHashField()
+    get_progress = fields.InstanceHashField()
+    get_result = fields.InstanceHashField()
+    state = fields.InstanceHashField()
+    track = fields.InstanceHashField()
+    update = fields.InstanceHashField()
+    wait = fields.InstanceHashField()
+
+
+# What workers call of a job, what limpyd and version 2 have, what classes have to add jobs: these names are taken.
+TAKEN = {
+    *("aadd_job", "aadd_jobs", "add_job", "add_jobs", "available_commands", "available_getters", "available_modifiers"),
+    *("class_of", "delete", "duration", "effective_retries", "enqueue_or_delay", "get_from_ident", "hmget", "ident"),
+    *("is_known", "must_be_cancelled_on_error", "must_exist", "register", "requeue", "run", "run_option"),
+    *("worker_started",),
+}
+
+
 class OwnMethodJob(Job):
     """One of a program that had a method and a property of these names before."""
 
@@ -331,6 +362,21 @@ def test_fields_of_these_names_stay_what_they_are() -> None:
     values = [job.progress.hget(), job.state.hget(), job.update.hget(), job.track.hget(), job.cancel.hget()]  # type: ignore[attr-defined]
     assert values == ["4", "new", "x", "y", "z"]
     assert list(OwnProgressJob.collection(state="new")) == [job.pk.get()]
+
+
+def test_each_name_that_is_not_taken_gives_way_to_a_field() -> None:
+    ours = {name for name, value in vars(Job).items() if name[0] != "_" and hasattr(value, "__get__")} - TAKEN
+    assert ours == set(OwnNamesJob._fields) - set(Job._fields)
+    job = OwnNamesJob.add_job("a", **dict.fromkeys(ours, "mine"))
+    assert {name: getattr(job, name).hget() for name in ours} == dict.fromkeys(ours, "mine")
+
+
+def test_what_a_class_hides_by_fields_can_be_called_of_job() -> None:
+    job = OwnNamesJob.add_job("a")
+    assert list(Job.track(job, [1])) == [1]
+    progress = Job.get_progress(job)
+    assert progress is not None
+    assert progress.percent == 100
 
 
 def test_an_own_field_progress_is_left_alone() -> None:

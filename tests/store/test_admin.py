@@ -49,3 +49,44 @@ def test_a_note_of_an_end_that_never_expires_is_reported() -> None:
     client().set("jobs:done:recent", "x", ex=60)
 
     assert orphans() == ["jobs:done:forgotten"]
+
+
+# --- edges
+
+
+def edge_problem() -> str:
+    [problem] = [problem for problem in admin.check() if problem.kind == "edge"]
+    return problem.detail
+
+
+@pytest.mark.parametrize(
+    ("command", "why"),
+    [
+        (("hset", "jobs:job:1:hash", "follow_up", ""), "does not know it"),
+        (("srem", "jobs:job:1:children", "limpyd_jobs.models.Job:2"), "does not know it"),
+        (("hset", "jobs:job:1:hash", "status", "s"), "has ended"),
+        (("hdel", "jobs:job:1:hash", "status"), "does not exist"),
+    ],
+)
+def test_a_job_that_waits_for_one_that_will_not_tell_it_is_reported(command: tuple[str, ...], why: str) -> None:
+    parent = Job.add_job("a", "q")
+    Job.add_job("b", "q", after=parent)
+    assert admin.check() == []
+
+    client().execute_command(*command)
+
+    assert edge_problem() == f"it waits for {parent.ident}, which {why}"
+
+
+def test_a_job_that_waits_for_one_of_an_unknown_class_is_reported() -> None:
+    child = Job.add_job("b", "q", after=Job.add_job("a", "q"))
+    child.waits_for.sadd("nosuch.Class:1")
+
+    assert edge_problem() == "it waits for nosuch.Class:1, which has a class that cannot be had"
+
+
+def test_a_blocked_job_that_waits_for_none_is_reported() -> None:
+    child = Job.add_job("b", "q", after=Job.add_job("a", "q"))
+    child.waits_for.delete()
+
+    assert edge_problem() == "it is BLOCKED, and waits for no job"
