@@ -1313,6 +1313,9 @@ class Job(BaseJobsModel):
         """What is stored of its result; raises LimpydJobsException when that cannot be."""
         return result_text(value, self.result_serializer)
 
+    def _next_queue_name(self, given: str | None) -> str:
+        return self._get_queue_name(given)
+
     @property
     def duration(self) -> timedelta | None:
         """How long it ran, or None before its end."""
@@ -1340,7 +1343,7 @@ class Job(BaseJobsModel):
         Redis: requeue.lua. `queue.errors` keeps its entry: it is a history.
         """
         queue_model = self._get_queue_model(queue_model)
-        name, until = self._get_queue_name(queue_name), compute_delayed_until(delayed_for, delayed_until)
+        name, until = self._next_queue_name(queue_name), compute_delayed_until(delayed_for, delayed_until)
         target = queue_model._target_for_jobs(name, 0 if priority is None else priority)
         is_held = self._has_own_placing(queue_model)
         hold = Hold(os.urandom(8).hex()) if is_held else Hold()
@@ -1380,7 +1383,7 @@ class Job(BaseJobsModel):
         Redis: move.lua.
         """
         queue_model = self._get_queue_model(queue_model)
-        name, until = self._get_queue_name(queue_name), _parse_until(delayed_until)
+        name, until = self._next_queue_name(queue_name), _parse_until(delayed_until)
         target = queue_model._target_for_jobs(name, 0 if priority is None else priority)
         is_held = _overrides(queue_model, Queue, "enqueue_job", "delay_job", "get_queue")
         hold = Hold(os.urandom(8).hex()) if is_held else Hold()

@@ -287,6 +287,20 @@ def test_an_option_of_a_call_that_cannot_work_is_refused(options: dict[str, Any]
         tasks.send.options(**options)
 
 
+def test_a_job_goes_back_to_the_queue_that_it_was_in() -> None:
+    job = tasks.send.options(queue="other").add("a", subject="x")
+    failed = call("no:task", queue="other")
+    work(2, queues="other")
+    failed.requeue()
+    job.enqueue_or_delay()
+
+    assert Queue.count_waiting_jobs("other") == 2
+
+    Queue.get_queue("other").delete()
+    job.enqueue_or_delay()
+    assert Queue.count_waiting_jobs("test") == 1
+
+
 def test_options_of_the_task_hold_for_each_call() -> None:
     job = tasks.late.add()
 
