@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any, Generic, TypeVar
 
 from .. import waiting
+from ..additions import idents_of
 from ..exceptions import InvalidArgument
 from ..models import NOT_GIVEN
 from ..serializers import ResultOf
@@ -96,11 +97,12 @@ class Signature(Piece, Generic[R]):
         if policy is not None and before is not None:
             spec.setdefault("if_parent_fails", policy)
         where = {name: spec.pop(name) for name in WHERE if name in spec}
-        return workflow.plan(TaskJob, **where, after=list(_flat(before)), fields_if_new=spec)
+        after = [*_flat(before), *idents_of(spec.pop("after", None))]
+        return workflow.plan(TaskJob, **where, after=after, fields_if_new=spec)
 
     def set(self, **options: Any) -> Signature[R]:
         """The same with other options: those of a call, see `Task.options`."""
-        return replace(self, options={**self.options, **task_options.of_call(options)})
+        return replace(self, options=task_options.of_step(self.options, options))
 
 
 # --- Several of them
