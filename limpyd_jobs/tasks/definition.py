@@ -84,7 +84,7 @@ class Addable(Generic[P, R]):
         Raises:
             WrongArguments: the function takes no such ones.
         """
-        bind(self._task, (), kwargs, partial=True)
+        bind(self._task, args, kwargs, partial=True)
         return Signature(self._task.name, args, kwargs, self._options)
 
     def si(self, /, *args: P.args, **kwargs: P.kwargs) -> Signature[R]:
@@ -98,9 +98,7 @@ class Addable(Generic[P, R]):
         Raises:
             InvalidArgument: there is no such option, or its value is not accepted.
         """
-        found = task_options.of_call(options)
-        _check_exclusive(found)
-        return Prepared(self._task, {**self._options, **found})
+        return Prepared(self._task, task_options.of_step(self._options, options))
 
     def _spec(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         return spec_of(self._task.name, self._task, args, kwargs, self._options)
@@ -159,7 +157,6 @@ class Task(Addable[P, R], Generic[P, C, R]):
         self.name, self.is_bound = _check_name(name), is_bound
         self.is_coroutine = inspect.iscoroutinefunction(function)
         self.task_options = task_options.of_task(owner, options)
-        _check_exclusive(self.task_options)
         self.run_options = task_options.of_runs(self.task_options)
         self.signature = _readable(inspect.signature(function))
         self.call_signature = _without_job(owner, self.signature) if is_bound else self.signature
@@ -364,9 +361,3 @@ def _readable(signature: inspect.Signature) -> inspect.Signature:
 
     parameters = [one.replace(annotation=shown(one.annotation)) for one in signature.parameters.values()]
     return signature.replace(parameters=parameters, return_annotation=shown(signature.return_annotation))
-
-
-def _check_exclusive(options: Mapping[str, Any]) -> None:
-    for one, other in (("identifier", "unique"), ("delayed_for", "delayed_until")):
-        if one in options and other in options:
-            raise InvalidArgument(one, options[one], f"given alone: {one} and {other} are exclusive")

@@ -88,12 +88,15 @@ class TaskJob(Job, Generic[R]):
         except TaskNotFound:
             return None
 
-    def _next_queue_name(self, queue_name: str | None) -> str:
-        """The queue where it was: that of the class is not the one of its task."""
-        if queue_name is None:
-            queue = self.queue_key.hget()
-            queue_name = self.database.connection.hget(f"{queue}:hash", "name") if queue else None
-        return super()._next_queue_name(queue_name)
+    def _next_queue_name(self, given: str | None) -> str:
+        """Without a name, of the queue that it was in last: those of the calls of a task are not those of the class."""
+        return self._get_queue_name(self._last_queue_name() if given is None else given)
+
+    def _last_queue_name(self) -> str | None:
+        key = self._patiently(lambda client: self.queue_key.hget(), self.retry_for)
+        found = self._patiently(lambda client: client.hget(f"{key}:hash", "name"), self.retry_for) if key else None
+        task = None if found else self._find_task()
+        return found or (None if task is None else task.queue_name)
 
     # --- Its run
 

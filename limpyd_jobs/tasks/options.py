@@ -11,7 +11,9 @@ from difflib import get_close_matches
 from typing import Any, TypedDict
 
 from .. import recipes, run_options, serializers, uniqueness
+from ..additions import idents_of
 from ..exceptions import ConfigurationException, InvalidArgument
+from ..models import _seconds
 from ..utils import compute_delayed_until
 
 
@@ -56,6 +58,7 @@ class TaskOptions(CallOptions, total=False):
     isolate: bool
 
 
+EXCLUSIVE = (("identifier", "unique"), ("delayed_for", "delayed_until"))
 ALIASES = {"queue": "queue_name", "timeout": "job_timeout"}
 NOT_OF_A_TASK = ("delayed_until", "after")  # what is said of a single job
 OWN = ("identifier", "unique", "serializer", "max_size", "name", "isolate")  # these are no arguments of `add_job`
@@ -83,6 +86,17 @@ def of_call(given: Mapping[str, Any]) -> dict[str, Any]:
     return _checked(given, CallOptions.__annotations__)
 
 
+def of_step(former: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a call, as `of_call`, and those that were said before: what is said last wins.
+
+    Raises:
+        InvalidArgument: as `of_call`.
+    """
+    found = of_call(given)
+    excluded = {name for pair in EXCLUSIVE for name in pair if not found.keys().isdisjoint(pair)}
+    return {**{name: value for name, value in former.items() if name not in excluded}, **found}
+
+
 def of_task(owner: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a task, as `of_call`.
 
@@ -107,10 +121,14 @@ def _checked(given: Mapping[str, Any], accepted: Any) -> dict[str, Any]:
             raise InvalidArgument(name, value, f"left out: there is no such option here{hint}")
         long = ALIASES.get(name, name)
         if long in found:
-            raise InvalidArgument(name, value, f"given once: {name} is short for {long}")
+            short = next(one for one in ALIASES if ALIASES[one] == long)
+            raise InvalidArgument(name, value, f"given once: {short} is short for {long}")
         if value is not None:
             _check(long, value)
-            found[long] = value
+            found[long] = idents_of(value) if long == "after" else value  # an iterator can be read once
+    for one, other in EXCLUSIVE:
+        if one in found and other in found:
+            raise InvalidArgument(one, found[one], f"given alone: {one} and {other} are exclusive")
     return found
 
 
@@ -158,6 +176,7 @@ CHECKS: dict[str, Callable[[Any], Any]] = {
     "delayed_until": lambda value: compute_delayed_until(delayed_until=value),
     **{name: _is_of_arguments(name) for name in OF_THE_ARGUMENTS},
     "unique": _check_unique,
+    "retry_for": lambda value: _seconds("retry_for", value),
     "serializer": serializers.get,
     "max_size": _check_size,
 }

@@ -102,7 +102,7 @@ class Signature(Piece, Generic[R]):
 
     def set(self, **options: Any) -> Signature[R]:
         """The same with other options: those of a call, see `Task.options`."""
-        return replace(self, options={**self.options, **task_options.of_call(options)})
+        return replace(self, options=task_options.of_step(self.options, options))
 
 
 # --- Several of them

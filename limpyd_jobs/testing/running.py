@@ -24,13 +24,8 @@ from . import clock
 T = TypeVar("T")
 
 MAX_JOBS = 1000
-ADDING = (
-    (Job, "add_job"),
-    (Job, "add_jobs"),
-    (Job, "aadd_job"),
-    (Job, "aadd_jobs"),
-    (Workflow, "add"),
-)  # what is followed by a run
+# What is followed by a run. `Workflow.aadd` calls `add`.
+ADDING = ((Job, "add_job"), (Job, "add_jobs"), (Job, "aadd_job"), (Job, "aadd_jobs"), (Workflow, "add"))
 END_SECONDS = 30.0  # for the job of a worker in the background, when it is to end
 
 

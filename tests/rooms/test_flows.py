@@ -248,6 +248,17 @@ def test_all_of_it_is_canceled_by_who_has_its_last_job() -> None:
     assert flow.wait(timeout=1)
 
 
+def test_a_call_in_it_may_come_after_a_job_that_is_there() -> None:
+    before = number.add(3)
+
+    flow = chain(number.options(after=before).s(1), plus.s(), plus.options(after=[before]).s()).add()
+    assert statuses(flow) == "bbb"
+
+    work()
+    assert flow.get_result() == 3
+    assert calls == [3, 1]
+
+
 def test_its_jobs_are_a_collection() -> None:
     flow = (group(number.s(1), number.s(2)) | total.s()).add()
 

@@ -10,7 +10,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +172,8 @@ def test_a_nested_function_can_be_a_task_with_a_name() -> None:
         ({"requeue_tims": 3}, "did you mean requeue_times"),
         ({"requeue_times": -1}, "requeue_times"),
         ({"queue": "a,b"}, "queue_name"),
-        ({"queue": "a", "queue_name": "b"}, "short for queue_name"),
+        ({"queue": "a", "queue_name": "b"}, "queue is short for queue_name"),
+        ({"retry_for": "x"}, "retry_for"),
         ({"timeout": 0}, "job_timeout"),
         ({"backoff": "slowly"}, "backoff"),
         ({"isolate": 1}, "isolate"),
@@ -280,11 +281,52 @@ def test_options_can_be_said_in_steps() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"quue": "a"}, {"name": "x"}, {"isolate": True}, {"timeout": -1}, {"queue": ""}, {"unique": 1}]
+    "options",
+    [
+        {"quue": "a"},
+        {"name": "x"},
+        {"isolate": True},
+        {"timeout": -1},
+        {"queue": ""},
+        {"unique": 1},
+        {"after": "x"},
+        {"retry_for": -1},
+        {"delayed_for": 1, "delayed_until": datetime(2030, 1, 1)},
+    ],
 )
 def test_an_option_of_a_call_that_cannot_work_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(InvalidArgument):
         tasks.send.options(**options)
+
+
+def test_what_is_said_last_wins_over_what_excludes_it() -> None:
+    delayed = tasks.send.options(delayed_until=datetime(2099, 1, 1), identifier="x").options(delayed_for=0)
+    job = delayed.options(unique="args").add("a")
+    again = delayed.s("b").set(delayed_until=datetime(2099, 1, 1)).add()
+
+    assert (status_of(job), status_of(again)) == ("WAITING", "DELAYED")
+    assert job.identifier.hget() != again.identifier.hget() == f"{tasks.send.name}:x"
+
+
+def test_what_a_call_comes_after_is_kept_for_each_use() -> None:
+    parents = [tasks.send.add("a"), tasks.send.add("b")]
+    later = tasks.send.options(after=iter(parents))
+
+    assert [len(later.add("c").parents.smembers()) for _ in range(2)] == [2, 2]
+
+
+def test_a_job_goes_back_to_the_queue_that_it_was_in() -> None:
+    job = tasks.send.options(queue="other").add("a", subject="x")
+    failed = call("no:task", queue="other")
+    work(2, queues="other")
+    failed.requeue()
+    job.enqueue_or_delay()
+
+    assert Queue.count_waiting_jobs("other") == 2
+
+    Queue.get_queue("other").delete()
+    job.enqueue_or_delay()
+    assert Queue.count_waiting_jobs("test") == 1
 
 
 def test_options_of_the_task_hold_for_each_call() -> None:
@@ -837,6 +879,8 @@ def test_a_signature_with_wrong_arguments_is_refused() -> None:
         tasks.send.si()
     with pytest.raises(WrongArguments):
         tasks.send.s(subjetc="x")
+    with pytest.raises(WrongArguments):
+        tasks.send.s("a", "b", "c")
 
 
 def test_there_is_no_current_job_outside() -> None:

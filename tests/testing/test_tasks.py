@@ -76,6 +76,15 @@ def test_tasks_are_run_when_they_are_added() -> None:
     assert [to for to, _ in tasks.calls] == ["a@b.c", "b@b.c", "c@b.c"]
 
 
+def test_a_chain_is_run_when_it_is_added() -> None:
+    with testing.eager():
+        flow = (tasks.send.s("a@b.c") | tasks.note.si([1])).add()
+        asyncio.run((tasks.note.si([2]) | tasks.note.si([3])).aadd())
+
+    assert [job.status.hget() for job in flow.jobs] == [STATUSES.SUCCESS] * 2
+    assert tasks.calls == [("a@b.c", "hi"), ([1], None), ([2], None), ([3], None)]
+
+
 def test_tasks_are_run_when_a_coroutine_adds_them() -> None:
     async def main() -> None:
         with testing.eager():
