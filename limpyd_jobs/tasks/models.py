@@ -88,9 +88,9 @@ class TaskJob(Job, Generic[R]):
         except TaskNotFound:
             return None
 
-    def _next_queue_name(self, given: str | None) -> str:
+    def _next_queue_name(self, queue_name: str | None) -> str:
         """Without a name, of the queue that it was in last: those of the calls of a task are not those of the class."""
-        return self._get_queue_name(self._last_queue_name() if given is None else given)
+        return self._get_queue_name(self._last_queue_name() if queue_name is None else queue_name)
 
     def _last_queue_name(self) -> str | None:
         key = self._patiently(lambda client: self.queue_key.hget(), self.retry_for)

@@ -263,10 +263,11 @@ class Claiming(BaseWorker):
                 self.log(f"Redis may evict jobs: its maxmemory-policy is {policy}, not noeviction", level="warning")
 
     def _tell_classes(self) -> None:
-        """Tell the classes of jobs that want to know it that a worker starts, once."""
+        """Tell the classes of jobs that want to know it that a worker of their namespace starts, once."""
         models = [model for model in all_job_models() if model is not Job and "worker_started" in vars(model)]
         for model in () if self._has_told_classes else models:
-            model.worker_started()
+            if (model.namespace or "") == self._namespace:
+                model.worker_started()
         self._has_told_classes = True
 
     def _refresh_registry(self) -> None:
