@@ -1073,7 +1073,7 @@ class Job(BaseJobsModel):
 
     @classmethod
     def worker_started(cls) -> None:
-        """Called where a worker of this namespace starts, once a process, on each class that has its own. Does nothing."""
+        """Called in each process where a worker of this namespace starts, on each class that has its own."""
 
     def _own_isolate(self) -> bool | None:
         """Is it to run in a process of its own? None: what the worker says."""
