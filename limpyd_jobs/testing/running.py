@@ -18,12 +18,14 @@ from unittest import mock
 from ..exceptions import InvalidArgument, LimpydJobsException
 from ..models import Job, Queue
 from ..workers import Worker
+from ..workflows import Workflow
 from . import clock
 
 T = TypeVar("T")
 
 MAX_JOBS = 1000
-ADDING = ((Job, "add_job"), (Job, "add_jobs"), (Job, "aadd_job"), (Job, "aadd_jobs"))  # what is followed by a run
+# what is followed by a run; Workflow.aadd calls `add`
+ADDING = ((Job, "add_job"), (Job, "add_jobs"), (Job, "aadd_job"), (Job, "aadd_jobs"), (Workflow, "add"))
 END_SECONDS = 30.0  # for the job of a worker in the background, when it is to end
 
 
@@ -143,7 +145,7 @@ def _apart_from_loops(work: Callable[[], T]) -> T:
 
 @contextmanager
 def eager(raises: bool = False, delayed: bool = False, **options: Any) -> Iterator[None]:
-    """Run jobs as soon as they are added: in the block, `Job.add_job` and the like come back when all are done.
+    """Run jobs as soon as they are added: `Job.add_job`, `Workflow.add` and the like come back when all are done.
 
     The job goes through its queue, and is taken by a worker in this process, with all that waits there and all that it
     adds itself. It holds for all threads.
@@ -179,6 +181,8 @@ def _followed(method: Any, run: Callable[..., Any]) -> Any:
 
 
 def _queue_model_of(owner: Any, kwargs: dict[str, Any]) -> Any:
+    if isinstance(owner, Workflow):
+        return owner.steps[0].way.queue_model
     return kwargs.get("queue_model") or getattr(owner, "queue_model", Queue)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from limpyd_jobs import STATUSES, Error, testing
 from limpyd_jobs.exceptions import InvalidArgument, WrongArguments
-from limpyd_jobs.tasks import TaskJob
+from limpyd_jobs.tasks import TaskJob, chain, group
 
 from ..rooms import sample_tasks as tasks
 
@@ -74,6 +74,17 @@ def test_tasks_are_run_when_they_are_added() -> None:
 
     assert job.status.hget() == STATUSES.SUCCESS
     assert [to for to, _ in tasks.calls] == ["a@b.c", "b@b.c", "c@b.c"]
+
+
+def test_chains_and_groups_are_run_when_they_are_added() -> None:
+    async def main() -> Any:
+        return await group(tasks.send.s("c@b.c"), tasks.send.s("d@b.c")).aadd()
+
+    with testing.eager():
+        flows = [chain(tasks.send.si("a@b.c"), tasks.send.si("b@b.c")).add(), asyncio.run(main())]
+
+    assert [job.status.hget() for flow in flows for job in flow.jobs] == [STATUSES.SUCCESS] * 4
+    assert [to for to, _ in tasks.calls] == ["a@b.c", "b@b.c", "c@b.c", "d@b.c"]
 
 
 def test_tasks_are_run_when_a_coroutine_adds_them() -> None:
