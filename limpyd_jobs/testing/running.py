@@ -10,10 +10,12 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial, wraps
 from typing import Any, TypeVar
 from unittest import mock
+
+from limpyd.exceptions import DoesNotExist
 
 from ..exceptions import InvalidArgument, LimpydJobsException
 from ..models import Job, Queue
@@ -115,11 +117,14 @@ def _names(queue_model: Any, queues: Iterable[Any]) -> list[str]:
 
 def _let_in_next(queue_model: Any, names: list[str]) -> bool:
     """Let the delayed job wait that would be the next one; False when there is none."""
-    found = [(one.first_delayed, name) for name, one in _queues(queue_model, names) if one.first_delayed is not None]
+    found = [(one.first_delayed, one) for _, one in _queues(queue_model, names) if one.first_delayed is not None]
     if not found:
         return False
-    (ident, _), name = min(found, key=lambda one: one[0][1])
-    Job.get_from_ident(ident).enqueue_or_delay(name, queue_model=queue_model)
+    (ident, _), queue = min(found, key=lambda one: one[0][1])
+    try:
+        queue.enqueue_job(Job.get_from_ident(ident))  # one that is CANCELED stays so
+    except DoesNotExist:
+        queue.delayed.zrem(ident)
     return True
 
 
@@ -233,8 +238,14 @@ def queued(identifier: str | None = None, queue: str | None = None, queue_model:
         for _, one in _queues(queue_model, [] if queue is None else [queue])
         for ident in (*one.waiting.lmembers(), *one.delayed.zmembers(), *parked.get(_key_of(one), ()))
     ]
-    jobs = [Job.get_from_ident(ident) for ident in idents]
-    return [job for job in jobs if identifier is None or job.identifier.hget() == identifier]
+    return [job for job in _existing(idents) if identifier is None or job.identifier.hget() == identifier]
+
+
+def _existing(idents: Iterable[str]) -> Iterator[Any]:
+    """Jobs by their idents, but for those that were deleted."""
+    for ident in idents:
+        with suppress(DoesNotExist):
+            yield Job.get_from_ident(ident)
 
 
 def _parked(queue_model: Any) -> dict[str, list[str]]:

@@ -142,6 +142,19 @@ def test_delayed_jobs_run_in_their_order_when_that_is_asked_for() -> None:
     assert identifiers(jobs) == ["now", "now", "sooner", "later"]
 
 
+def test_delayed_jobs_that_are_canceled_or_deleted_do_not_run() -> None:
+    canceled, deleted, _ = (RunningJob.add_job(name, delayed_for=500) for name in "abc")
+    canceled.status.hset(STATUSES.CANCELED)
+    deleted.delete()
+
+    assert identifiers(testing.queued()) == ["a", "c"]
+    testing.run_until_empty(delayed=True)
+
+    assert calls == ["c"]
+    assert canceled.status.hget() == STATUSES.CANCELED
+    assert not testing.queued()
+
+
 def test_jobs_that_add_each_other_for_ever_are_stopped() -> None:
     RunningJob.add_job("a", act="add_for_ever")
 
