@@ -19,7 +19,7 @@ from limpyd.exceptions import DoesNotExist
 
 from ..exceptions import InvalidArgument, LimpydJobsException
 from ..models import Job, Queue
-from ..workers import Worker
+from ..workers import AsyncWorker, Worker
 from ..workflows import Workflow
 from . import clock
 
@@ -97,7 +97,8 @@ def run_until_empty(
         if not names:
             return handled
         left = {"max_loops": max_jobs - len(handled), "burst": True, "raises": raises}
-        worker = kind(names, queue_model=queue_model, **{**options, **left})
+        known = {} if _is_in_main_thread() else _in_a_thread(worker_class, options)
+        worker = kind(names, queue_model=queue_model, **{**known, **options, **left})
         _apart_from_loops(worker.run)
         handled += worker.handled
         if raises and worker.error is not None:
@@ -108,6 +109,17 @@ def run_until_empty(
     if queue_model.count_waiting_jobs(names) or (delayed and queue_model.count_delayed_jobs(names)):
         raise LimpydJobsException(f"There are still jobs in {', '.join(names)} after {max_jobs} were run")
     return handled
+
+
+def _is_in_main_thread() -> bool:
+    """Will the worker run there?"""
+    return threading.current_thread() is threading.main_thread() and asyncio._get_running_loop() is None
+
+
+def _in_a_thread(worker_class: type[Worker], options: dict[str, Any]) -> dict[str, Any]:
+    """More options, of a worker that is in a thread only here: no reason to refuse jobs with a `job_timeout`."""
+    is_so_anyway = issubclass(worker_class, AsyncWorker) or options.get("threads", worker_class.threads) != 1
+    return {} if is_so_anyway else {"allow_unenforced_timeouts": True}
 
 
 def _names(queue_model: Any, queues: Iterable[Any]) -> list[str]:
@@ -201,7 +213,8 @@ def background_worker(*queues: Any, worker_class: type[Worker] = Worker, **optio
     Raises:
         LimpydJobsException: its job did not end in time. What the worker itself has raised.
     """
-    worker = _noting(worker_class)(queues or None, **{"max_loops": 2**53, **options})
+    kind = _noting(worker_class)
+    worker = kind(queues or None, **{"max_loops": 2**53, **_in_a_thread(worker_class, options), **options})
     raised: list[BaseException] = []
     thread = threading.Thread(target=partial(_run_noting, worker, raised), name="limpyd-jobs-testing", daemon=True)
     clock.listeners.add(worker.look_around)

@@ -189,6 +189,27 @@ def test_coroutine_jobs_run_also_where_a_loop_runs() -> None:
     assert identifiers(asyncio.run(main())) == ["a"]
 
 
+class RunningLimitedJob(RunningJob):
+    """One that may not last."""
+
+    job_timeout = 60
+
+
+def test_a_job_with_a_time_limit_runs_where_nothing_can_end_it_too() -> None:
+    async def main() -> None:
+        with testing.eager(raises=True):
+            await RunningLimitedJob.aadd_job("a")
+            RunningLimitedJob.add_job("b")
+
+    asyncio.run(main())
+    with testing.background_worker("mail"):
+        job = RunningLimitedJob.add_job("c")
+        wait_until(lambda: job.status.hget() not in (STATUSES.WAITING, STATUSES.RUNNING))
+
+    assert calls == ["a", "b", "c"]
+    assert job.status.hget() == STATUSES.SUCCESS
+
+
 def test_a_canceled_job_is_passed_over() -> None:
     RunningJob.add_job("a").cancel()
 
