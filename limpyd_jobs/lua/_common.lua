@@ -507,18 +507,22 @@ local function limits_kit()
   -- What was parked for a queue that is deleted goes with it. Answers how many there were, and when to look at the others.
   local function call_parked(namespace, key, most)
     local parked, current = of_limit(namespace, key, 'parked'), now()
-    local called, look_at = {}, nil
-    for _, entry in ipairs(redis.call('ZRANGE', parked, 0, most > 1 and MAX_LOOKS or 10)) do
+    local called, look_at, refusals = {}, nil, {}  -- by limits: with these, all that come later are refused, too
+    for _, entry in ipairs(redis.call('ZRANGE', parked, 0, MAX_LOOKS - 1)) do
       if #called == most then
         look_at = current
         break
       end
       local ident = string.match(entry, '^%d+ (.*)$')
       local place = place_of(namespace, ident)
-      local queue_model, name
-      if place then queue_model, name = home_of(place) end
-      local refused = name and refused_until(namespace, place.limits, #called, current)
-      if name and broken_key(namespace, queue_model, name, place.queue, false) then refused = current + LOOK_SECONDS end
+      local wanted = place and cjson.encode({place.limits.most or 0, place.limits.rate or 0})
+      local refused, queue_model, name = wanted and refusals[wanted], nil, nil
+      if place and not refused then
+        queue_model, name = home_of(place)
+        refused = name and refused_until(namespace, place.limits, #called, current)
+        refusals[wanted] = refused
+        if name and broken_key(namespace, queue_model, name, place.queue, false) then refused = current + LOOK_SECONDS end
+      end
       if refused then
         look_at = math.min(look_at or refused, refused)
       elseif name then

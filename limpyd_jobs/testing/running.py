@@ -10,14 +10,16 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial, wraps
 from typing import Any, TypeVar
 from unittest import mock
 
+from limpyd.exceptions import DoesNotExist
+
 from ..exceptions import InvalidArgument, LimpydJobsException
 from ..models import Job, Queue
-from ..workers import Worker
+from ..workers import AsyncWorker, Worker
 from ..workflows import Workflow
 from . import clock
 
@@ -95,7 +97,8 @@ def run_until_empty(
         if not names:
             return handled
         left = {"max_loops": max_jobs - len(handled), "burst": True, "raises": raises}
-        worker = kind(names, queue_model=queue_model, **{**options, **left})
+        known = {} if _is_in_main_thread() else _in_a_thread(worker_class, options)
+        worker = kind(names, queue_model=queue_model, **{**known, **options, **left})
         _apart_from_loops(worker.run)
         handled += worker.handled
         if raises and worker.error is not None:
@@ -108,6 +111,17 @@ def run_until_empty(
     return handled
 
 
+def _is_in_main_thread() -> bool:
+    """Will the worker run there?"""
+    return threading.current_thread() is threading.main_thread() and asyncio._get_running_loop() is None
+
+
+def _in_a_thread(worker_class: type[Worker], options: dict[str, Any]) -> dict[str, Any]:
+    """More options, of a worker that is in a thread only here: no reason to refuse jobs with a `job_timeout`."""
+    is_so_anyway = issubclass(worker_class, AsyncWorker) or options.get("threads", worker_class.threads) != 1
+    return {} if is_so_anyway else {"allow_unenforced_timeouts": True}
+
+
 def _names(queue_model: Any, queues: Iterable[Any]) -> list[str]:
     """The names of some queues, or of all."""
     return list(dict.fromkeys(name for name, _ in _queues(queue_model, queues)))
@@ -115,11 +129,14 @@ def _names(queue_model: Any, queues: Iterable[Any]) -> list[str]:
 
 def _let_in_next(queue_model: Any, names: list[str]) -> bool:
     """Let the delayed job wait that would be the next one; False when there is none."""
-    found = [(one.first_delayed, name) for name, one in _queues(queue_model, names) if one.first_delayed is not None]
+    found = [(one.first_delayed, one) for _, one in _queues(queue_model, names) if one.first_delayed is not None]
     if not found:
         return False
-    (ident, _), name = min(found, key=lambda one: one[0][1])
-    Job.get_from_ident(ident).enqueue_or_delay(name, queue_model=queue_model)
+    (ident, _), queue = min(found, key=lambda one: one[0][1])
+    try:
+        queue.enqueue_job(Job.get_from_ident(ident))  # one that is CANCELED stays so
+    except DoesNotExist:
+        queue.delayed.zrem(ident)
     return True
 
 
@@ -145,9 +162,9 @@ def _apart_from_loops(work: Callable[[], T]) -> T:
 
 @contextmanager
 def eager(raises: bool = False, delayed: bool = False, **options: Any) -> Iterator[None]:
-    """Run jobs as soon as they are added: in the block, `Job.add_job` and the like come back when all are done.
+    """Run jobs as soon as they are added: `Job.add_job`, `Workflow.add` and the like come back when all are done.
 
-    So does `Workflow.add`. A job goes through its queue, and is taken by a worker in this process, with all that waits
+    A job goes through its queue, and is taken by a worker in this process, with all that waits
     there and all that it adds itself. It holds for all threads.
 
     Args:
@@ -196,7 +213,8 @@ def background_worker(*queues: Any, worker_class: type[Worker] = Worker, **optio
     Raises:
         LimpydJobsException: its job did not end in time. What the worker itself has raised.
     """
-    worker = _noting(worker_class)(queues or None, **{"max_loops": 2**53, **options})
+    kind = _noting(worker_class)
+    worker = kind(queues or None, **{"max_loops": 2**53, **_in_a_thread(worker_class, options), **options})
     raised: list[BaseException] = []
     thread = threading.Thread(target=partial(_run_noting, worker, raised), name="limpyd-jobs-testing", daemon=True)
     clock.listeners.add(worker.look_around)
@@ -233,8 +251,14 @@ def queued(identifier: str | None = None, queue: str | None = None, queue_model:
         for _, one in _queues(queue_model, [] if queue is None else [queue])
         for ident in (*one.waiting.lmembers(), *one.delayed.zmembers(), *parked.get(_key_of(one), ()))
     ]
-    jobs = [Job.get_from_ident(ident) for ident in idents]
-    return [job for job in jobs if identifier is None or job.identifier.hget() == identifier]
+    return [job for job in _existing(idents) if identifier is None or job.identifier.hget() == identifier]
+
+
+def _existing(idents: Iterable[str]) -> Iterator[Any]:
+    """Jobs by their idents, but for those that were deleted."""
+    for ident in idents:
+        with suppress(DoesNotExist):
+            yield Job.get_from_ident(ident)
 
 
 def _parked(queue_model: Any) -> dict[str, list[str]]:

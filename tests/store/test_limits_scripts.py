@@ -277,6 +277,19 @@ def test_each_job_counts_by_its_own_number_under_a_key() -> None:
     assert parked("shared") == ["narrow again"]
 
 
+def test_a_free_place_is_not_kept_by_those_that_want_more() -> None:
+    add("a", "b", model=LimitsPlainJob, max_concurrency=2, limit_key="one")
+    first = claim("w-1")
+    claim("w-2")
+    add(*(f"alone {number}" for number in range(50)), model=LimitsPlainJob, max_concurrency=1, limit_key="one")
+    add("c", "d", model=LimitsPlainJob, max_concurrency=2, limit_key="one")
+    assert take("v-1").kind == "EMPTY"
+
+    finish(first)
+
+    assert waiting() == ["c"]
+
+
 def test_keys_are_apart() -> None:
     add("a", "b")
     add("c", limit_key="user:7")

@@ -142,6 +142,19 @@ def test_delayed_jobs_run_in_their_order_when_that_is_asked_for() -> None:
     assert identifiers(jobs) == ["now", "now", "sooner", "later"]
 
 
+def test_delayed_jobs_that_are_canceled_or_deleted_do_not_run() -> None:
+    canceled, deleted, _ = (RunningJob.add_job(name, delayed_for=500) for name in "abc")
+    canceled.status.hset(STATUSES.CANCELED)
+    deleted.delete()
+
+    assert identifiers(testing.queued()) == ["a", "c"]
+    testing.run_until_empty(delayed=True)
+
+    assert calls == ["c"]
+    assert canceled.status.hget() == STATUSES.CANCELED
+    assert not testing.queued()
+
+
 def test_jobs_that_add_each_other_for_ever_are_stopped() -> None:
     RunningJob.add_job("a", act="add_for_ever")
 
@@ -174,6 +187,27 @@ def test_coroutine_jobs_run_also_where_a_loop_runs() -> None:
         return testing.run_until_empty()
 
     assert identifiers(asyncio.run(main())) == ["a"]
+
+
+class RunningLimitedJob(RunningJob):
+    """One that may not last."""
+
+    job_timeout = 60
+
+
+def test_a_job_with_a_time_limit_runs_where_nothing_can_end_it_too() -> None:
+    async def main() -> None:
+        with testing.eager(raises=True):
+            await RunningLimitedJob.aadd_job("a")
+            RunningLimitedJob.add_job("b")
+
+    asyncio.run(main())
+    with testing.background_worker("mail"):
+        job = RunningLimitedJob.add_job("c")
+        wait_until(lambda: job.status.hget() not in (STATUSES.WAITING, STATUSES.RUNNING))
+
+    assert calls == ["a", "b", "c"]
+    assert job.status.hget() == STATUSES.SUCCESS
 
 
 def test_a_canceled_job_is_passed_over() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from limpyd_jobs import STATUSES, Error, testing
 from limpyd_jobs.exceptions import InvalidArgument, WrongArguments
-from limpyd_jobs.tasks import TaskJob, chain, chord
+from limpyd_jobs.tasks import TaskJob, chain, chord, group
 
 from ..rooms import sample_tasks as tasks
 
@@ -76,13 +76,15 @@ def test_tasks_are_run_when_they_are_added() -> None:
     assert [to for to, _ in tasks.calls] == ["a@b.c", "b@b.c", "c@b.c"]
 
 
-def test_a_chain_is_run_when_it_is_added() -> None:
-    with testing.eager():
-        flow = (tasks.send.s("a@b.c") | tasks.note.si([1])).add()
-        asyncio.run((tasks.note.si([2]) | tasks.note.si([3])).aadd())
+def test_chains_and_groups_are_run_when_they_are_added() -> None:
+    async def main() -> Any:
+        return await group(tasks.send.s("c@b.c"), tasks.send.s("d@b.c")).aadd()
 
-    assert [job.status.hget() for job in flow.jobs] == [STATUSES.SUCCESS] * 2
-    assert tasks.calls == [("a@b.c", "hi"), ([1], None), ([2], None), ([3], None)]
+    with testing.eager():
+        flows = [chain(tasks.send.si("a@b.c"), tasks.send.si("b@b.c")).add(), asyncio.run(main())]
+
+    assert [job.status.hget() for flow in flows for job in flow.jobs] == [STATUSES.SUCCESS] * 4
+    assert [to for to, _ in tasks.calls] == ["a@b.c", "b@b.c", "c@b.c", "d@b.c"]
 
 
 def test_tasks_are_run_when_a_coroutine_adds_them() -> None:
