@@ -16,12 +16,14 @@ from unittest import mock
 from ..exceptions import InvalidArgument, LimpydJobsException
 from ..models import Job, Queue
 from ..workers import Worker
+from ..workflows import Workflow
 from . import clock
 
 T = TypeVar("T")
 
 MAX_JOBS = 1000
-ADDING = ((Job, "add_job"), (Job, "add_jobs"), (Job, "aadd_job"), (Job, "aadd_jobs"))  # what is followed by a run
+# What is followed by a run; `aadd` of a workflow calls `add`, in a thread.
+ADDING = ((Job, "add_job"), (Job, "add_jobs"), (Job, "aadd_job"), (Job, "aadd_jobs"), (Workflow, "add"))
 END_SECONDS = 30.0  # for the job of a worker in the background, when it is to end
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from limpyd_jobs import STATUSES, Error, testing
 from limpyd_jobs.exceptions import InvalidArgument, WrongArguments
-from limpyd_jobs.tasks import TaskJob
+from limpyd_jobs.tasks import TaskJob, chain, group
 
 from ..rooms import sample_tasks as tasks
 
@@ -84,3 +84,19 @@ def test_tasks_are_run_when_a_coroutine_adds_them() -> None:
     asyncio.run(main())
 
     assert [call[0] for call in tasks.calls] == ["one"]
+
+
+def test_a_chain_is_run_when_it_is_added() -> None:
+    with testing.eager():
+        flow = chain(tasks.send.si("a@b.c"), tasks.send.si("b@b.c")).add()
+
+    assert [job.status.hget() for job in flow.jobs] == [STATUSES.SUCCESS] * 2
+    assert [to for to, _ in tasks.calls] == ["a@b.c", "b@b.c"]
+
+
+def test_a_group_is_run_when_a_coroutine_adds_it() -> None:
+    async def main() -> Any:
+        with testing.eager():
+            return await group(tasks.fetch.si("one"), tasks.fetch.si("two")).aadd()
+
+    assert [job.status.hget() for job in asyncio.run(main()).jobs] == [STATUSES.SUCCESS] * 2
