@@ -7,12 +7,24 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
     import limpyd  # noqa: F401
 
-from .exceptions import ConfigurationException, JobCanceled, JobFailed, JobTimeout, LimpydJobsException, NoResult, Retry
-from .models import Error, Job, Queue
+from .exceptions import (
+    ConfigurationException,
+    JobAlreadyQueued,
+    JobCanceled,
+    JobFailed,
+    JobTimeout,
+    LimpydJobsException,
+    NoResult,
+    Retry,
+    WaitTimeout,
+)
+from .models import Error, Job, Queue, current_job
 from .retries import Backoff
 from .statuses import STATUSES, Cancellation
 from .version import EXACT_VERSION, VERSION
+from .waiting import as_completed, await_all, await_any, await_completed, wait_all, wait_any
 from .workers import Worker
+from .workflows import Workflow
 
 __version__ = EXACT_VERSION
 __all__ = [
@@ -24,6 +36,7 @@ __all__ = [
     "ConfigurationException",
     "Error",
     "Job",
+    "JobAlreadyQueued",
     "JobCanceled",
     "JobFailed",
     "JobTimeout",
@@ -31,5 +44,14 @@ __all__ = [
     "NoResult",
     "Queue",
     "Retry",
+    "WaitTimeout",
     "Worker",
+    "Workflow",
+    "as_completed",
+    "await_all",
+    "await_any",
+    "await_completed",
+    "current_job",
+    "wait_all",
+    "wait_any",
 ]

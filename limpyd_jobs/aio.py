@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, cast
 
 import redis
 from redis import asyncio as redis_asyncio
@@ -18,6 +18,8 @@ from .database import embedded_directory_of, is_replica_error
 from .exceptions import EmbeddedServerError
 
 MAX_CONNECTIONS = 50  # whoever comes when all are in use waits for one
+
+async_timeout: Any = cast(Any, async_connections).async_timeout  # Python's, or for 3.10 that of a package
 
 # What the connections of one kind of client have, and those of the other cannot use, or make for themselves.
 NOT_SHARED = {"event_dispatcher", "himport_registry", "parser_class", "redis_connect_func", "retry"}
@@ -51,8 +53,8 @@ def _connection_class(plain: type) -> Any:
     if directory is not None:
         return type("AsyncEmbeddedConnection", (_AsyncEmbeddedConnection,), {"embedded_directory": directory})
     if issubclass(plain, redis.UnixDomainSocketConnection):
-        return redis_asyncio.UnixDomainSocketConnection
-    return redis_asyncio.SSLConnection if issubclass(plain, redis.SSLConnection) else redis_asyncio.Connection
+        return _AsyncUnixConnection
+    return _AsyncSSLConnection if issubclass(plain, redis.SSLConnection) else _AsyncConnection
 
 
 def _parameters(kind: type) -> set[str]:
@@ -62,7 +64,43 @@ def _parameters(kind: type) -> set[str]:
     return {name for name in names if not name.startswith(NOT_SHARED_BEGINNINGS)}
 
 
-class _AsyncEmbeddedConnection(async_connections.UnixDomainSocketConnection):
+class _Cancelable:
+    """A connection that loses no cancellation.
+
+    redis-py sends by `asyncio.wait_for`, which until Python 3.11 swallows a cancellation that comes when the command
+    has just been written: whoever was to be ended would wait for ever.
+    """
+
+    async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        """See redis-py."""
+        connection, redis_pys = cast(Any, self), cast(Any, super())
+        if not connection.is_connected:
+            await connection.connect()
+        if check_health:
+            await connection.check_health()
+        seconds, connection.socket_timeout = connection.socket_timeout, None  # without it `wait_for` is not used
+        try:
+            async with async_timeout(seconds):
+                await redis_pys.send_packed_command(command, check_health=False)
+        except asyncio.TimeoutError:
+            raise redis.TimeoutError("Timeout writing to socket") from None
+        finally:
+            connection.socket_timeout = seconds
+
+
+class _AsyncConnection(_Cancelable, redis_asyncio.Connection):
+    """Over TCP."""
+
+
+class _AsyncSSLConnection(_Cancelable, redis_asyncio.SSLConnection):
+    """Over TLS."""
+
+
+class _AsyncUnixConnection(_Cancelable, redis_asyncio.UnixDomainSocketConnection):
+    """Over a Unix socket."""
+
+
+class _AsyncEmbeddedConnection(_AsyncUnixConnection):
     """Starts the server of an embedded database again when it was killed, as the plain one does."""
 
     embedded_directory = ""

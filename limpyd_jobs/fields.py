@@ -36,11 +36,8 @@ class Loaded:
     def __init__(self, values: Mapping[str, str], thread: int) -> None:
         self.values = dict(values)
         self._thread = thread
-        self._old = {
-            "status",
-            "follow_up",
-            "progress",
-        }  # what others write meanwhile, and what this process has written since
+        # what others write meanwhile, and what this process has written since
+        self._old = {"status", "follow_up", "progress"}
 
     def knows(self, *names: str) -> bool:
         """Can these be read here, by who asks?"""

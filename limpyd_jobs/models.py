@@ -841,8 +841,7 @@ class Job(BaseJobsModel):
                 `requeue_times`, `requeue_delay_delta`, `backoff`, `retry_on`, `no_retry_on`: see docs/retries.md;
                 `save_result`: see docs/results.md; `keep_success`, `keep_errors`: see docs/retention.md;
                 `max_concurrency`, `rate_limit`, `limit_key`: see docs/limits.md); ignored when it exists.
-                `unique_for` and `if_queued` say how the identifier is unique: see
-                docs/uniqueness.md.
+                `unique_for` and `if_queued` say how the identifier is unique: see docs/uniqueness.md.
         Raises:
             LimpydJobsException: no queue name.
             InvalidArgument: a value is not accepted. JobAlreadyExists: a unique value is taken. WrongKeyType: something

@@ -23,6 +23,7 @@ from limpyd.indexes import BaseIndex, EqualIndex, NumberRangeIndex, TextRangeInd
 from . import lua, run_options, uniqueness
 from .exceptions import ConfigurationException, InvalidArgument
 from .statuses import STATUSES
+from .utils import check_on
 
 MAX_ARGUMENTS = 1000  # of one command in a script; Lua cannot unpack more than some 8,000 (an even number, for pairs)
 LONGEST_SECONDS = 36525 * 86400  # a century
@@ -219,7 +220,7 @@ def class_run_options(model: Any) -> dict[str, Any]:
     Raises:
         ConfigurationException: a value is not accepted.
     """
-    found = _class_options(model, run_options.NAMES, run_options.check_on)
+    found = _class_options(model, run_options.NAMES, run_options.check)
     if found.get("save_result") and not has_saved_result(model):
         raise ConfigurationException(
             f"Invalid {model.__name__}.save_result: it is stored in the field saved_result, which {model.__name__}"
@@ -234,19 +235,19 @@ def class_run_options(model: Any) -> dict[str, Any]:
     return found
 
 
-def _class_options(model: Any, names: Iterable[str], check_on: Callable[[str, str, Any], Any]) -> dict[str, Any]:
+def _class_options(model: Any, names: Iterable[str], check: Callable[[str, Any], Any]) -> dict[str, Any]:
     found = {}
     for name in names:
         value = inspect.getattr_static(model, name, None)
         if value is not None and not model.has_field(name) and not hasattr(type(value), "__get__"):
-            found[name] = check_on(model.__name__, name, value)
+            found[name] = check_on(model.__name__, check, name, value)
     return found
 
 
 @cache
 def class_uniqueness(model: Any) -> dict[str, Any]:
     """What a class of jobs says of how an identifier is unique. Raises ConfigurationException."""
-    return _class_options(model, uniqueness.NAMES, uniqueness.check_on)
+    return _class_options(model, uniqueness.NAMES, uniqueness.check)
 
 
 @cache

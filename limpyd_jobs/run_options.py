@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from . import limits
-from .exceptions import ConfigurationException, InvalidArgument
+from .exceptions import InvalidArgument
 from .retries import NO_LIMIT, exception_names, parse_backoff, seconds_of
 from .utils import check_datetime, datetime_to_score, parse_keep, seconds_now
 
@@ -106,14 +106,6 @@ def check(argument: str, value: Any) -> Any:
         InvalidArgument: it is not accepted.
     """
     return CHECKS[argument](argument, value)
-
-
-def check_on(owner: str, name: str, value: Any) -> Any:
-    """As `check`, for the attribute of a class; raises ConfigurationException."""
-    try:
-        return check(name, value)
-    except InvalidArgument as error:
-        raise ConfigurationException(f"Invalid {owner}.{name}: {value!r}: must be {error.accepted}") from error
 
 
 def to_text(given: Mapping[str, Any], now: float | None = None) -> str:

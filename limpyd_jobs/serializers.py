@@ -374,9 +374,7 @@ def restore(value: Any, annotation: Any) -> Any:
         return msgspec.convert(value, annotation, builtin_types=NEVER_FROM_TEXT, str_keys=True)
     except msgspec.ValidationError:
         return value
-    except (
-        Exception
-    ):  # TypeError: msgspec cannot use the hint; or the __post_init__ of a dataclass did not like the value
+    except Exception:  # msgspec cannot use the hint (TypeError), or a `__post_init__` did not like the value
         return _restore_otherwise(value, annotation)
 
 

@@ -43,6 +43,7 @@ class Statuses(dict[str, str]):
 
 
 STATUSES = Statuses()
+ENDS = (STATUSES.SUCCESS, STATUSES.ERROR, STATUSES.CANCELED)  # of a job that is not queued any more
 
 
 class Cancellation(str, Enum):

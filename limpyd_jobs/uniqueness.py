@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .exceptions import ConfigurationException, InvalidArgument
+from .exceptions import InvalidArgument
 from .retries import seconds_of
 
 # keep: the job that is queued stays as it is. replace: it gets the fields of the new one, unless it has begun.
@@ -37,11 +37,3 @@ def check(argument: str, value: Any) -> Any:
         InvalidArgument: it is not accepted.
     """
     return None if value is None else CHECKS[argument](argument, value)
-
-
-def check_on(owner: str, name: str, value: Any) -> Any:
-    """As `check`, for the attribute of a class; raises ConfigurationException."""
-    try:
-        return check(name, value)
-    except InvalidArgument as error:
-        raise ConfigurationException(f"Invalid {owner}.{name}: {value!r}: must be {error.accepted}") from error

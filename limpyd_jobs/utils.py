@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from importlib import import_module
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
-from .exceptions import InvalidArgument
+from .exceptions import ConfigurationException, InvalidArgument
 
+T = TypeVar("T")
 EPOCH = datetime(1970, 1, 1)
 Keep: TypeAlias = "int | timedelta"  # of a history: a number of jobs, or for how long
 
@@ -163,6 +164,20 @@ def compute_delayed_until(
     if delayed_until is None:
         return None
     return check_datetime("delayed_until", delayed_until)
+
+
+def check_on(owner: str, check: Callable[[str, Any], T], name: str, value: Any) -> T:
+    """What the attribute of a class says.
+
+    Args:
+        check: of an argument; answers its value.
+    Raises:
+        ConfigurationException: it is not accepted.
+    """
+    try:
+        return check(name, value)
+    except InvalidArgument as error:
+        raise ConfigurationException(f"Invalid {owner}.{name}: {value!r}: must be {error.accepted}") from error
 
 
 def import_class(class_uri: str) -> Any:

@@ -25,19 +25,17 @@ from . import aio, recipes, transitions
 from .database import is_outage
 from .exceptions import DatabaseException, InvalidArgument, LimpydJobsException, WaitTimeout
 from .retries import seconds_of
-from .statuses import STATUSES
+from .statuses import ENDS
 from .utils import pauses
 
 __all__ = ["as_completed", "await_all", "await_any", "await_completed", "wait_all", "wait_any"]
 
 T = TypeVar("T")
 LOOK_SECONDS = 5.0  # between two looks at the records, although somebody would tell
-UNTOLD_LOOK_SECONDS = (
-    0.5  # where nobody may: the user of Redis has no channels, or `follow_up` is a field of the user's
-)
+# where nobody may: the user of Redis has no channels, or `follow_up` is a field of the user's
+UNTOLD_LOOK_SECONDS = 0.5
 CHUNK_JOBS = 500  # of one subscription, and of one look
 UNTIL = ("done", "started")
-ENDS = (STATUSES.SUCCESS, STATUSES.ERROR, STATUSES.CANCELED)
 
 
 def wait_all(jobs: Iterable[Any], timeout: float | timedelta | None = None, until: str = "done") -> bool:

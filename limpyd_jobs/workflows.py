@@ -19,7 +19,7 @@ from .additions import Way, idents_of, policy_of, to_delay
 from .exceptions import InvalidArgument, JobAlreadyExists, LimpydJobsException
 from .models import Job, _seconds, repair_indexes
 from .run_options import FIELD
-from .statuses import STATUSES, Cancellation
+from .statuses import ENDS, Cancellation
 from .utils import compute_delayed_until
 
 MOST_JOBS = 10_000  # of a workflow: about half a second of Redis' time
@@ -209,7 +209,7 @@ class Workflow:
 
     def has_ended(self) -> bool:
         """Have all of its jobs ended for good? Those whose records are gone have."""
-        return all(status in ENDED and not queued for status, queued in _states_of(self.jobs))
+        return all(status is None or (status in ENDS and not queued) for status, queued in _states_of(self.jobs))
 
     # --- In the words of the script
 
@@ -282,9 +282,6 @@ def _next_pks(model: Any, count: int, patience: float) -> int:
     if not model.get_field("pk")._auto_increment:
         raise InvalidArgument("model", model.__name__, "a class whose primary keys are made by Redis")
     return int(model._patiently(lambda client: client.incrby(f"{model._name}:max_pk", count), patience))
-
-
-ENDED = (STATUSES.SUCCESS, STATUSES.ERROR, STATUSES.CANCELED, None)  # None: the record is gone
 
 
 def _pages(jobs: Sequence[Any]) -> Iterator[Sequence[Any]]:

@@ -26,7 +26,7 @@ from . import clock
 T = TypeVar("T")
 
 MAX_JOBS = 1000
-# What is followed by a run. `Workflow.aadd` calls `add`.
+# What is followed by a run; `aadd` of a workflow calls `add`, in a thread.
 ADDING = ((Job, "add_job"), (Job, "add_jobs"), (Job, "aadd_job"), (Job, "aadd_jobs"), (Workflow, "add"))
 END_SECONDS = 30.0  # for the job of a worker in the background, when it is to end
 

@@ -24,7 +24,7 @@ from ..models import MAX_MESSAGE, Error, Job, Queue, class_name, printable, shor
 from ..modules import allowed_modules, import_all, is_dotted_name
 from ..retries import Retries
 from ..statuses import STATUSES
-from ..utils import get_delta, parse_keep, utcnow
+from ..utils import check_on, get_delta, parse_keep, utcnow
 from .doorbell import Alarm
 from .insight import format_stacks, resident_mib
 
@@ -298,7 +298,7 @@ class BaseWorker:
         for name in ("job_timeout", "backoff", "retry_on", "no_retry_on", "save_result"):
             value = inspect.getattr_static(self, name)
             if value is not None and not hasattr(type(value), "__get__"):
-                self.run_defaults[name] = run_options.check_on(type(self).__name__, name, value)
+                self.run_defaults[name] = check_on(type(self).__name__, run_options.check, name, value)
 
     @property
     def default_retries(self) -> Retries:

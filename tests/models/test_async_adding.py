@@ -6,11 +6,13 @@ import asyncio
 import gc
 import os
 import signal
+import sys
 import tempfile
 import warnings
 from typing import Any
 
 import pytest
+import redis
 from limpyd import fields
 from limpyd.contrib.indexes import SimpleDateTimeIndex
 from redis import asyncio as redis_asyncio
@@ -244,3 +246,36 @@ def test_a_client_has_the_settings_of_the_plain_one(is_tls: bool) -> None:
     assert isinstance(connection, redis_asyncio.SSLConnection) == is_tls
     assert (connection.host, connection.port, connection.db, connection.password) == ("jobs", 7000, 2, "secret")
     assert connection.socket_timeout == 5
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="redis-py reads by timeouts, which 3.10 takes for cancellations")
+def test_no_cancellation_is_lost(database: Any) -> None:
+    async def ping_for_ever(client: Any) -> None:
+        while True:
+            await client.ping()
+
+    async def main() -> None:
+        client = await aio.async_connection(database)
+        for steps in range(100):
+            task = asyncio.create_task(ping_for_ever(client))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            task.cancel()
+            assert await asyncio.wait([task], timeout=5) == ({task}, set())
+            assert task.cancelled()
+
+    asyncio.run(main())
+
+
+def test_a_write_that_does_not_go_on_times_out(database: Any) -> None:
+    async def main() -> None:
+        connection = aio.async_client(database.connection).connection_pool.make_connection()
+        await connection.connect()
+        connection.socket_timeout = 0.01
+        connection._writer.drain = lambda: asyncio.sleep(60)  # the server reads no more
+        with pytest.raises(redis.TimeoutError, match="writing"):
+            await connection.send_command("PING")
+        assert not connection.is_connected
+        assert connection.socket_timeout == 0.01
+
+    asyncio.run(main())

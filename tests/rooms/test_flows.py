@@ -73,11 +73,10 @@ def worker_class(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
-def work(worker_class: type[Worker] = Worker) -> None:
+def work(worker_class: type[Worker] = Worker, **options: Any) -> None:
     """Run a worker until nothing waits."""
-    worker_class(
-        "flows", burst=True, max_loops=20_000, terminate_gracefully=False, save_errors=False, logger_level=100
-    ).run()
+    usual = {"burst": True, "max_loops": 20_000, "terminate_gracefully": False, "save_errors": False}
+    worker_class("flows", logger_level=100, **usual, **options).run()
 
 
 def statuses(flow: Any) -> str:
@@ -289,7 +288,7 @@ def test_wrong_arguments_are_refused_before_anything_is_written() -> None:
 def test_ten_thousand_calls_and_a_callback() -> None:
     flow = chord((number.s(value) for value in range(9_999)), total.s()).add()
 
-    work()
+    work(prefetch=50)
 
     assert flow.get_result() == sum(range(9_999))
     assert calls.count("total") == 1

@@ -97,7 +97,7 @@ def test_tasks_are_run_when_a_coroutine_adds_them() -> None:
     assert [call[0] for call in tasks.calls] == ["one"]
 
 
-def test_chains_and_groups_are_run_when_they_are_added() -> None:
+def test_a_chain_and_the_chord_of_a_coroutine_are_run_when_they_are_added() -> None:
     async def main() -> Any:
         return await chord([tasks.send.s("c@b.c"), tasks.send.s("d@b.c")], tasks.note.s()).aadd()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,7 @@ def _base_of(node: ast.ImportFrom, name: str, is_package: bool) -> str | None:
     return ".".join([*parts[:kept], *([module] if module else [])])
 
 
+@cache
 def graph() -> dict[str, set[str]]:
     found = modules()
     return {

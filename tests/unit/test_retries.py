@@ -11,6 +11,7 @@ import redis
 from limpyd_jobs import run_options
 from limpyd_jobs.exceptions import ConfigurationException, InvalidArgument, JobTimeout, Retry
 from limpyd_jobs.retries import NO_LIMIT, Backoff, Retries, exception_names, is_one_of, parse_backoff
+from limpyd_jobs.utils import check_on
 
 BOOM = ValueError("boom")
 
@@ -232,4 +233,4 @@ def test_a_bad_value_is_named_with_what_is_accepted(name: str, value: Any) -> No
     with pytest.raises(InvalidArgument, match=f"Invalid {name} argument.*must be"):
         run_options.check(name, value)
     with pytest.raises(ConfigurationException, match=rf"Invalid MailJob\.{name}: .*must be"):
-        run_options.check_on("MailJob", name, value)
+        check_on("MailJob", run_options.check, name, value)

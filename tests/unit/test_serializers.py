@@ -121,7 +121,7 @@ def shape(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", BOTH)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(value=VALUES)
 def test_a_value_comes_back_as_it_was(name: str, value: Any) -> None:
     serializer = serializers.get(name)
