@@ -7,6 +7,7 @@ only the modules that this process was told of are imported.
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Iterable
 from importlib import import_module
 from importlib.util import find_spec
@@ -94,10 +95,18 @@ def _import_below(option: str, name: str) -> None:
         module = import_module(name)
     except (Exception, SystemExit) as error:  # the modules are the user's: they can raise anything, and can be programs
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ConfigurationException(f"Unable to import {name!r}, of {option}: {reason}") from error
+        raise ConfigurationException(f"Unable to import {name!r}, of {option}: {reason}{_place_of(error)}") from error
     for found in iter_modules(getattr(module, "__path__", ()), f"{name}."):
         if not found.name.endswith(".__main__"):
             _import_below(option, found.name)
+
+
+def _place_of(error: BaseException) -> str:
+    """Where the modules of the user raised it, for who sees its message only."""
+    ours = os.path.join(os.path.dirname(__file__), "")
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [frame for frame in frames if "importlib" not in frame.filename and not _is_below(frame.filename, ours)]
+    return f" ({places[-1].filename}:{places[-1].lineno})" if places else ""
 
 
 def parse_modules(names: str | Iterable[str]) -> list[str]:

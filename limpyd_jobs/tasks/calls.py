@@ -107,6 +107,12 @@ def _of_arguments(option: str, chosen: Any, bound: inspect.BoundArguments | None
     except Exception as error:  # of the user's function, or of the format of a value
         reason = f"something that these arguments fit: {type(error).__name__}: {error}"
         raise InvalidArgument(option, chosen, reason) from error
+    if option == "limit_key" and isinstance(chosen, str):
+        for name in _names_in(chosen):
+            if isinstance(bound.arguments.get(name), serializers.ResultOf):
+                raise InvalidArgument(
+                    option, chosen, f"made of what is known by now: {name} is a result of another job"
+                )
     if not isinstance(found, str) or not found:
         raise InvalidArgument(option, found, "a text that is not empty")
     return found
@@ -138,10 +144,15 @@ def check_template(owner: str, option: str, template: Any, signature: inspect.Si
     if not isinstance(template, str):
         return
     try:
-        fields = [field for _, field, _, _ in Formatter().parse(template) if field is not None]
+        names = _names_in(template)
     except ValueError as error:
         raise ConfigurationException(f"{owner}: Invalid {option} {template!r}: {error}") from None
-    for field in fields:
-        name = field.partition(".")[0].partition("[")[0]
+    for name in names:
         if name not in signature.parameters:
             raise ConfigurationException(f"{owner}: Invalid {option} {template!r}: it has no parameter {name!r}")
+
+
+def _names_in(template: str) -> list[str]:
+    """The parameters that a template is made of; raises ValueError when it cannot be read."""
+    fields = [field for _, field, _, _ in Formatter().parse(template) if field is not None]
+    return [field.partition(".")[0].partition("[")[0] for field in fields]

@@ -62,7 +62,8 @@ EXCLUSIVE = (("identifier", "unique"), ("delayed_for", "delayed_until"))
 ALIASES = {"queue": "queue_name", "timeout": "job_timeout"}
 NOT_OF_A_TASK = ("delayed_until", "after")  # what is said of a single job
 OWN = ("identifier", "unique", "serializer", "max_size", "name", "isolate")  # these are no arguments of `add_job`
-# What a task says of these is not stored with each call: the worker looks it up, in the code that it has.
+# What a task says of these is not stored with each call: the worker looks it up, in the code that it has. How long a
+# record is kept is none of them: the scripts that end a job decide that, also without a worker.
 LOOKED_UP = (
     "job_timeout",
     "requeue_times",
@@ -71,8 +72,6 @@ LOOKED_UP = (
     "retry_on",
     "no_retry_on",
     "save_result",
-    "keep_success",
-    "keep_errors",
 )
 OF_THE_ARGUMENTS = ("identifier", "limit_key")  # these may be templates of them, or functions
 

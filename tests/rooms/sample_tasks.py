@@ -105,6 +105,11 @@ def weigh(weight: float) -> Parcel:
     return Parcel(weight, Size.LARGE)
 
 
+@task(queue="test", keep_success="2d", keep_errors="3d")
+def leave(fails: bool = False) -> None:
+    assert not fails
+
+
 @task(queue="test")
 def note(what: list[Any], parcel: Parcel | None = None) -> None:
     calls.append((what, parcel))

@@ -184,6 +184,17 @@ def test_what_an_identifier_is_made_of_may_be_a_result() -> None:
     assert first.last.identifier.hget() != second.last.identifier.hget()
 
 
+def test_what_a_limit_counts_by_may_not_be_a_result() -> None:
+    limited = plus.options(max_concurrency=1, limit_key="sum of {left}")
+
+    with pytest.raises(InvalidArgument, match="left is a result of another job"):
+        chain(number.s(1), limited.s()).add()
+
+    assert limited.add(1).run_option("limit_key") == "sum of 1"
+    with pytest.raises(InvalidArgument, match="limit_key"):
+        limited.options(limit_key="a{").add(1)
+
+
 def test_an_identifier_that_is_queued_refuses_all_of_it() -> None:
     alike.add(1)
 

@@ -640,12 +640,16 @@ def test_the_record_of_a_call_is_kept_for_a_time_only() -> None:
         tasks.send.options(keep_success="7d").add("b"),
         tasks.fail.add("KeyError"),
     )
+    of_the_task = [tasks.leave.add(), tasks.leave.add(True), tasks.leave.options(keep_success="8d").add()]
+    canceled = tasks.leave.add()
+    canceled.cancel()
 
-    work(3)
+    work(6)
 
     seconds, _ = client().time()
-    days = [round((client().zscore("jobs:expiring", job.ident) - seconds) / 86400) for job in (kept, longer, failed)]
-    assert days == [1, 7, 30]
+    jobs = (kept, longer, failed, *of_the_task, canceled)
+    days = [round((client().zscore("jobs:expiring", job.ident) - seconds) / 86400) for job in jobs]
+    assert days == [1, 7, 30, 2, 3, 8, 3]
 
 
 @pytest.mark.parametrize("worker_class", [Worker, AsyncWorker])

@@ -9,6 +9,7 @@ import pytest
 
 from limpyd_jobs import STATUSES, lua, version
 from limpyd_jobs.statuses import FOLLOWERS
+from limpyd_jobs.tasks import TaskJob
 from limpyd_jobs.workers import AsyncWorker, WorkerConfig
 
 from ..base import ROOT
@@ -52,6 +53,16 @@ def test_what_a_document_links_to_exists(document: Path) -> None:
 
 def test_the_links_of_the_readme_are_seen() -> None:
     assert "[docs/states.md](docs/states.md)" in README
+
+
+def test_the_readme_says_of_each_page_that_it_is_there() -> None:
+    listed = re.findall(r"^- \[docs/(\w+\.md)\]", section(README, "Read on"), re.MULTILINE)
+
+    assert sorted(listed) == sorted(path.name for path in (ROOT / "docs").glob("*.md"))
+
+
+def test_the_readme_names_each_field_of_a_job() -> None:
+    assert {*TaskJob._fields} - {"pk"} <= {*code_words(section(README, "What is in Redis")), "saved_result"}
 
 
 # --- the README's commands ---

@@ -78,10 +78,16 @@ def test_what_is_no_name_of_a_module_is_refused(names: Any) -> None:
 
 
 def test_a_module_that_cannot_be_imported_is_refused_with_its_reason(package: Callable[..., None]) -> None:
-    package(one="raise OSError('no licence')")
+    package(one="raise OSError('no licence')", two="from limpyd_jobs.tasks import task\ntask(lambda: 1)")
 
-    with pytest.raises(ConfigurationException, match=r"Unable to import 'optiontasks\.one', of tasks: OSError: no lic"):
+    with pytest.raises(
+        ConfigurationException, match=r"^Unable to import 'optiontasks\.one', of tasks: OSError: no lic"
+    ):
         idle(tasks="optiontasks")
+    with pytest.raises(ConfigurationException, match=r"a lambda: .*\(.*two\.py:2\)$"):
+        idle(tasks="optiontasks.two")
+    with pytest.raises(ConfigurationException, match=r"ModuleNotFoundError: No module named 'nothing'$"):
+        idle(tasks="nothing")
 
 
 def test_the_command_refuses_it_in_one_line(package: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
