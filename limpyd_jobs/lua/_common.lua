@@ -802,6 +802,21 @@ local function tell_waiting(namespace, ident, job)
   return not tell_on(namespace, {{ident = ident, cursor = 0, status = status, is_removed = true}}, {})
 end
 
+-- Has a job that ended well children that have yet to run, and may want its result? Also answers how many were looked at.
+local function has_open_children(namespace, job)
+  local key, looked = job.key .. ':' .. job.pk, 0
+  local values = redis.call('HMGET', key .. ':hash', 'follow_up', 'status')
+  if values[2] ~= 's' or not is_told({}, values[1], 'c') then return false, 0 end
+  for _, child in ipairs(redis.pcall('SMEMBERS', key .. ':children')) do
+    local repr, pk = split_ident(child)
+    local recipe = repr and recipe_of(namespace, repr)
+    local found = recipe and redis.pcall('HMGET', recipe.key .. ':' .. pk .. ':hash', 'status', 'queued') or NOTHING
+    looked = looked + 1
+    if found[1] and not end_of(found[1], found[2]) then return true, looked end
+  end
+  return false, looked
+end
+
 -- Go on with the jobs that wait for one that has ended: 's', 'e' or 'c'. If they are too many for one call, the caller is asked
 -- for `follow_up`; should it never do so, a worker that looks at what is noted does.
 local function tell_children(namespace, recipe, pk, status)

@@ -144,6 +144,14 @@ def test_a_callback_gets_the_results_of_the_group_in_its_order(make: Any, worker
     assert flow.get_result() == [3, 1, 2]
 
 
+def test_results_that_are_still_needed_stay_though_nothing_is_kept() -> None:
+    flow = (group(number.options(keep_success=0).s(value) for value in range(30)) | total.s()).add()
+
+    Worker("flows", burst=True, max_loops=20_000, terminate_gracefully=False, keep_success=1, logger_level=100).run()
+
+    assert flow.get_result() == sum(range(30))
+
+
 def test_a_group_in_a_chain_gets_the_result_before_and_gives_a_list_to_what_comes_after() -> None:
     flow = (number.s(1) | group(plus.s(10), plus.s(20) | double.s()) | total.s() | plus.s()).add()
 
