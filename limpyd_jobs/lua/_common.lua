@@ -1172,6 +1172,7 @@ local function try_to_add(way, job)
     register(way.namespace, way.repr, way.recipe_text, way.recipe)
     write_fields(recipe, pk, {'status', 'queued', 'delayed_until', 'queue_key', 'cancel_reason'}, {failed and 'c' or 'b',
       not failed and '1', job.due and format_date(job.due) or false, queue, failed and 'parent failed: ' .. failed})
+    if failed then note_expiring(way.namespace, recipe, pk, 'c', text_of(job.texts, 'run_options')) end
     return {'NEW', pk, unpack(changed)}
   end
   write_fields(recipe, pk, {'status', 'queued', 'delayed_until', 'queue_key'},

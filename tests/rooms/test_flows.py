@@ -212,6 +212,19 @@ def test_a_call_that_fails_cancels_the_rest_of_the_chain() -> None:
         flow.get_result()
 
 
+def test_calls_that_are_canceled_when_they_are_added_are_kept_as_errors_are() -> None:
+    failed = fail.add()
+    work()
+
+    alone = number.options(after=failed).add(1)
+    flow = chain(number.options(after=failed, keep_errors=60).s(1), plus.s()).add()
+
+    assert (alone.status.hget(), statuses(flow)) == (STATUSES.CANCELED, "cc")
+    kept = TaskJob.database.connection.zrange("jobs:expiring", 0, -1)
+    assert kept[0] == flow.jobs[0].ident
+    assert {alone.ident, failed.ident, *(job.ident for job in flow.jobs)} == set(kept)
+
+
 def test_a_callback_may_run_although_some_have_failed() -> None:
     flow = chord([number.s(1), fail.s(2), number.s(3)], listed.s()).add(if_parent_fails="run")
 
@@ -274,6 +287,12 @@ def test_a_coroutine_adds_it() -> None:
 def test_what_is_no_call_is_refused(wrong: Any) -> None:
     with pytest.raises(InvalidArgument):
         wrong()
+
+
+def test_an_unknown_policy_is_refused_also_where_nothing_comes_after_another() -> None:
+    with pytest.raises(InvalidArgument, match="if_parent_fails"):
+        group(number.s(1), number.s(2)).add(if_parent_fails="ignore")
+    assert list(TaskJob.collection()) == []
 
 
 def test_wrong_arguments_are_refused_before_anything_is_written() -> None:
