@@ -118,8 +118,8 @@ class Flow(Piece):
             if_parent_fails: what a job does if one that it comes after fails: `cancel` (when None), `run` or `wait`.
         Raises:
             WrongArguments, NotSerializable, TooLarge: as for a task that is added alone.
-            InvalidArgument: no such policy; more jobs or edges than a workflow may have. JobAlreadyQueued: one of its identifiers is
-                queued. Nothing was written.
+            InvalidArgument: no such policy; more jobs or edges than a workflow may have. JobAlreadyQueued: one of its
+                identifiers is queued. Nothing was written.
         """
         if if_parent_fails is not None:
             run_options.check("if_parent_fails", if_parent_fails)

@@ -374,7 +374,7 @@ def test_a_success_stays_while_a_job_after_it_has_yet_to_run() -> None:
     run_out(job)
     trim()
     assert job.status.hget() == STATUSES.SUCCESS
-    assert noted()[job.ident] > 3000
+    assert noted()[job.ident] > 500
 
     later.cancel()
     run_out(job)
