@@ -686,8 +686,6 @@ local function drop_lease(namespace, ident, token, waits)
   if removed > 2 then pcall(limits_kit().free_place, namespace, ident, waits) end  -- whatever is under the keys of its limit, its lease is over
 end
 
-local MOST_PAGES = 20  -- of so many children that are looked at before the record of their parent goes
-local KEPT_SECONDS = 3600  -- that a record stays for its children, before it is looked at again
 local MANY_CHILDREN = 500  -- that are told of the end of their parents in one call
 
 local function policy_of(recipe, text)
@@ -817,34 +815,27 @@ local function tell_on(namespace, jobs, unknown)
   return has_more
 end
 
-local function has_queued_children(namespace, key)
-  local cursor, pages = '0', 0
-  repeat
-    local page = redis.pcall('SSCAN', key .. ':children', cursor, 'COUNT', MANY_CHILDREN)
-    if page.err then return false end
-    for _, child in ipairs(page[2]) do
-      local repr, pk = split_ident(child)
-      local recipe = repr and recipe_of(namespace, repr)
-      if recipe and redis.pcall('HGET', recipe.key .. ':' .. pk .. ':hash', 'queued') == '1' then return true end
-    end
-    cursor, pages = page[1], pages + 1
-  until cursor == '0' or pages == MOST_PAGES
-  return false
+-- Who still waits for a job is told that there is nothing to wait for; false when there are too many of them for one call.
+local function tell_waiting(namespace, ident, job)
+  local values = redis.call('HMGET', job.key .. ':' .. job.pk .. ':hash', 'follow_up', 'status')
+  if not is_told({}, values[1], 'c') then return true end
+  local status = values[2] == 's' and 's' or 'c'
+  return not tell_on(namespace, {{ident = ident, cursor = 0, status = status, is_removed = true}}, {})
 end
 
--- May the record of an ended job go? Who still waits for it is told that there is nothing to wait for, and the record stays if
--- they are too many for one call. So it does when it has succeeded and jobs that come after it have not ended: they may need its
--- result. It is looked at again after KEPT_SECONDS.
-local function may_go(namespace, ident, key)
+-- Has a job that ended well children that have yet to run, and may want its result? Also answers how many were looked at.
+local function has_open_children(namespace, job)
+  local key, looked = job.key .. ':' .. job.pk, 0
   local values = redis.call('HMGET', key .. ':hash', 'follow_up', 'status')
-  if not is_told({}, values[1], 'c') then return true end
-  local has_failed = values[2] ~= 's'
-  local job = {ident = ident, cursor = 0, status = 'c', is_removed = true}
-  if has_failed and not tell_on(namespace, {job}, {}) or not has_failed and not has_queued_children(namespace, key) then
-    return true
+  if values[2] ~= 's' or not is_told({}, values[1], 'c') then return false, 0 end
+  for _, child in ipairs(redis.pcall('SMEMBERS', key .. ':children')) do
+    local repr, pk = split_ident(child)
+    local recipe = repr and recipe_of(namespace, repr)
+    local found = recipe and redis.pcall('HMGET', recipe.key .. ':' .. pk .. ':hash', 'status', 'queued') or NOTHING
+    looked = looked + 1
+    if found[1] and not end_of(found[1], found[2]) then return true, looked end
   end
-  redis.call('ZADD', namespace .. ':expiring', score(now() + KEPT_SECONDS), ident)
-  return false
+  return false, looked
 end
 
 -- Go on with the jobs that wait for one that has ended: 's', 'e' or 'c'. If they are too many for one call, the caller is asked
@@ -1208,6 +1199,7 @@ local function try_to_add(way, job)
     register(way.namespace, way.repr, way.recipe_text, way.recipe)
     write_fields(recipe, pk, {'status', 'queued', 'delayed_until', 'queue_key', 'cancel_reason'}, {failed and 'c' or 'b',
       not failed and '1', job.due and format_date(job.due) or false, queue, failed and 'parent failed: ' .. failed})
+    if failed then note_expiring(way.namespace, recipe, pk, 'c', text_of(job.texts, 'run_options')) end
     return {'NEW', pk, unpack(changed)}
   end
   write_fields(recipe, pk, {'status', 'queued', 'delayed_until', 'queue_key'},

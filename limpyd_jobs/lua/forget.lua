@@ -5,11 +5,12 @@
 -- each of these a name and '=' with the value that the job had when it was read, or '' for no value. The JSON: `job` and
 -- `errors` as for `purge`; `is_all`: these are all of its errors, so the job may go; else there are more, and it stays.
 -- What is not due any more is passed over, and so is a job that was written to since: it will be read anew. Of a job that
--- is no longer ended only the note goes. Its entries in the histories of its queue go, too, and those of its failures in
+-- is no longer ended only the note goes. One that ended well stays while children of it have yet to run, and is due ten
+-- minutes later. Its entries in the histories of its queue go, too, and those of its failures in
 -- the queues of other priorities: that means to look through them from the oldest on, so it ends after 100,000 of them.
 -- Replies:
 --   OK done removed...         how many entries it came to; the idents of the jobs that were removed
-local MOST_SCANNED, MOST_QUEUES = 100000, 100
+local MOST_SCANNED, MOST_QUEUES, OPEN_SECONDS = 100000, 100, 600
 local namespace, expiring = ARGV[1], ARGV[1] .. ':expiring'
 local current, scanned, done, removed, position = now(), 0, 0, {}, 2
 allow_when_full(namespace)
@@ -53,9 +54,15 @@ local function forget(ident, what, first, fields)
   local has_ended = status == 's' or status == 'e' or status == 'c'
   if not has_ended or is_queued_or_held(namespace, ident, hash) then
     redis.call('ZREM', expiring, ident)
-  elseif not changed_since_read(hash, first, fields) and may_go(namespace, ident, what.job.key .. ':' .. what.job.pk) then
+  elseif not changed_since_read(hash, first, fields) then
+    local is_needed, looked = has_open_children(namespace, what.job)
+    scanned = scanned + looked
+    if is_needed then
+      redis.call('ZADD', expiring, score(current + OPEN_SECONDS), ident)
+      return
+    end
     for _, record in ipairs(what.errors) do remove_record(record) end
-    if not what.is_all then return end
+    if not what.is_all or not tell_waiting(namespace, ident, what.job) then return end
     leave_histories(values[2], ident, status, count_of(values[3]))
     forget_queued(what.job)
     remove_record(what.job)

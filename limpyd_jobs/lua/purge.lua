@@ -5,8 +5,8 @@
 -- name and '=' with the value that the job had when it was read, or '' for no value. The JSON: `job`, null to keep its
 -- record, and `errors`; each record as `key`, `pk`, `index` (commands that remove its index entries) and `keys` (its
 -- fields with keys of their own); of a job also its `identifier`, and `may_repeat`: it may have a later entry. A job that
--- has one, or has begun anew since, is kept, as is one that others come after which may need its result (see may_go). It
--- ends at the first entry that is no longer the oldest one (another worker
+-- has one, or has begun anew since, is kept; so is one that ended well whose children have yet to run, until `forget` removes
+-- it. It ends at the first entry that is no longer the oldest one (another worker
 -- was faster), or whose record was written to since.
 -- Replies:
 --   OK count kept...           entries removed; the idents of those whose records are kept
@@ -29,8 +29,10 @@ while position <= #ARGV do
   if what.job ~= cjson.null then
     local state = state_of(ident, what.job, position + 3, fields)
     if state == 'written' then break end
-    local stays = state == 'anew' or (what.job.may_repeat and redis.call('LPOS', list, ident, 'RANK', 2))
-    if stays or not may_go(namespace, ident, what.job.key .. ':' .. what.job.pk) then
+    local is_needed = state == 'same' and has_open_children(namespace, what.job)
+    if is_needed then redis.call('ZADD', namespace .. ':expiring', 'NX', score(now()), ident) end
+    if state == 'same' and not is_needed and not tell_waiting(namespace, ident, what.job) then break end
+    if state == 'anew' or is_needed or (what.job.may_repeat and redis.call('LPOS', list, ident, 'RANK', 2)) then
       kept[#kept + 1] = ident
     else
       forget_queued(what.job)

@@ -120,6 +120,7 @@ local function write_job(job)
     collect_index(job, field, value)
   end
   redis.call('HSET', job.key .. ':hash', unpack(texts))
+  if status == 'c' then note_expiring(namespace, job.class.recipe, job.pk, status, text_of(texts, 'run_options')) end
   for _, command in ipairs(job.commands or NOTHING) do
     redis.call(command[1], job.key .. ':' .. command[2], unpack(command, 3))
   end

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, Generic, TypeVar
 
-from .. import waiting
+from .. import run_options, waiting
 from ..additions import idents_of
 from ..exceptions import InvalidArgument
 from ..models import NOT_GIVEN
@@ -118,9 +118,11 @@ class Flow(Piece):
             if_parent_fails: what a job does if one that it comes after fails: `cancel` (when None), `run` or `wait`.
         Raises:
             WrongArguments, NotSerializable, TooLarge: as for a task that is added alone.
-            InvalidArgument: more jobs or edges than a workflow may have. JobAlreadyQueued: one of its identifiers is
-                queued. Nothing was written.
+            InvalidArgument: no such policy; more jobs or edges than a workflow may have. JobAlreadyQueued: one of its
+                identifiers is queued. Nothing was written.
         """
+        if if_parent_fails is not None:
+            run_options.check("if_parent_fails", if_parent_fails)
         workflow = Workflow()
         workflow.reserve(TaskJob, self.size)
         ends = self.plan(workflow, None, if_parent_fails)

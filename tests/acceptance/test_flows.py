@@ -11,7 +11,7 @@ from limpyd_jobs import STATUSES, admin
 from limpyd_jobs.tasks import chain, chord
 from limpyd_jobs.workflows import Workflow
 
-from .faults import ASYNC, PLAIN, PREFETCH, FaultsJob, Kind, Stage
+from .faults import ASYNC, KINDS, PLAIN, PREFETCH, FaultsJob, Kind, Stage
 from .flow_tasks import add_up, count_up
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -67,10 +67,11 @@ def planned(number: int) -> Workflow:
     return workflow
 
 
-@kinds
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_chains_and_groups_of_tasks_give_their_results_although_workers_are_killed(kind: Kind) -> None:
     with Stage("killed flows", kind=kind) as stage:
-        stage.start_workers(3, "--tasks=tests.acceptance.flow_tasks").wait_until_ready()
+        crew = stage.start_workers(1 if kind.is_pool else 3, "--tasks=tests.acceptance.flow_tasks")
+        crew.wait_until_ready()
         chains = [chain(count_up.s() for _ in range(5)).add() for _ in range(20)]
         chords = [chord((count_up.s(value) for value in range(10)), add_up.s()).add() for _ in range(20)]
         kill_at_random(stage, runs=20 * 5 + 20 * 11)

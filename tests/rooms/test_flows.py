@@ -143,6 +143,14 @@ def test_a_callback_gets_the_results_of_the_group_in_its_order(make: Any, worker
     assert flow.get_result() == [3, 1, 2]
 
 
+def test_results_that_are_still_needed_stay_though_nothing_is_kept() -> None:
+    flow = (group(number.options(keep_success=0).s(value) for value in range(30)) | total.s()).add()
+
+    Worker("flows", burst=True, max_loops=20_000, terminate_gracefully=False, keep_success=1, logger_level=100).run()
+
+    assert flow.get_result() == sum(range(30))
+
+
 def test_a_group_in_a_chain_gets_the_result_before_and_gives_a_list_to_what_comes_after() -> None:
     flow = (number.s(1) | group(plus.s(10), plus.s(20) | double.s()) | total.s() | plus.s()).add()
 
@@ -212,6 +220,19 @@ def test_a_call_that_fails_cancels_the_rest_of_the_chain() -> None:
     assert statuses(flow) == "secc"
     with pytest.raises(JobCanceled, match="parent failed"):
         flow.get_result()
+
+
+def test_calls_that_are_canceled_when_they_are_added_are_kept_as_errors_are() -> None:
+    failed = fail.add()
+    work()
+
+    alone = number.options(after=failed).add(1)
+    flow = chain(number.options(after=failed, keep_errors=60).s(1), plus.s()).add()
+
+    assert (alone.status.hget(), statuses(flow)) == (STATUSES.CANCELED, "cc")
+    kept = TaskJob.database.connection.zrange("jobs:expiring", 0, -1)
+    assert kept[0] == flow.jobs[0].ident
+    assert {alone.ident, failed.ident, *(job.ident for job in flow.jobs)} == set(kept)
 
 
 def test_a_callback_may_run_although_some_have_failed() -> None:
@@ -287,6 +308,12 @@ def test_a_coroutine_adds_it() -> None:
 def test_what_is_no_call_is_refused(wrong: Any) -> None:
     with pytest.raises(InvalidArgument):
         wrong()
+
+
+def test_an_unknown_policy_is_refused_also_where_nothing_comes_after_another() -> None:
+    with pytest.raises(InvalidArgument, match="if_parent_fails"):
+        group(number.s(1), number.s(2)).add(if_parent_fails="ignore")
+    assert list(TaskJob.collection()) == []
 
 
 def test_wrong_arguments_are_refused_before_anything_is_written() -> None:

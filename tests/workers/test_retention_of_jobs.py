@@ -366,6 +366,41 @@ def test_a_shorter_retention_of_the_queue_wins() -> None:
     assert (history(), noted()) == ([], {})
 
 
+def test_a_success_stays_while_a_job_after_it_has_yet_to_run() -> None:
+    job = ExpiringJob.add_job("a", keep_success=DAY)
+    later = ExpiringJob.add_job("b", after=job, delayed_for=60)
+    work(1)
+
+    run_out(job)
+    trim()
+    assert job.status.hget() == STATUSES.SUCCESS
+    assert noted()[job.ident] > 500
+
+    later.cancel()
+    run_out(job)
+    trim()
+    assert keys_of(job) == []
+
+
+def test_the_history_of_a_queue_leaves_a_success_that_is_needed_to_others() -> None:
+    job = ExpiringJob.add_job("a")
+    later = ExpiringJob.add_job("b", after=job)
+    Queue.get_queue("test").keep_success.hset("0")
+    worker = Worker("test", terminate_gracefully=False)
+
+    work(1)
+    worker._retention.note("jobs:queue:1", "success", transitions.History(1, "0"))
+    worker._retention.trim()
+    assert (history(), later.status.hget()) == ([], STATUSES.WAITING)
+    trim()
+    assert job.status.hget() == STATUSES.SUCCESS
+
+    work(1)
+    run_out(job)
+    trim()
+    assert keys_of(job) == []
+
+
 def test_jobs_whose_class_cannot_be_had_do_not_hold_up_the_others(monkeypatch: Any) -> None:
     monkeypatch.setattr(expiring, "BATCH", 2)
     client().zadd("jobs:expiring", {f"nowhere.Job:{number}": number for number in range(5)})
