@@ -267,8 +267,15 @@ class Claiming(BaseWorker):
         models = [model for model in all_job_models() if model is not Job and "worker_started" in vars(model)]
         for model in () if self._has_told_classes else models:
             if (model.namespace or "") == self._namespace:
-                model.worker_started()
+                self._tell_class(model)
         self._has_told_classes = True
+
+    def _tell_class(self, model: Any) -> None:
+        """What it wants to write may be refused: jobs are run all the same, also with a full memory."""
+        try:
+            model.worker_started()
+        except ResponseError as error:
+            self.log(f"{model.__name__}.worker_started: {error}", level="warning")
 
     def _refresh_registry(self) -> None:
         """Tell the registry what the classes that it knows mean now: their code may be newer here."""

@@ -43,7 +43,7 @@ class Crowd:
             self.inside[key] -= 1
 
 
-class LimitedJob(Job):
+class ClaimLimitsJob(Job):
     """One of three at the same time."""
 
     queue_name = "test"
@@ -57,7 +57,7 @@ class LimitedJob(Job):
         self.crowd.leave(key)
 
 
-class AsyncLimitedJob(LimitedJob):
+class AsyncClaimLimitsJob(ClaimLimitsJob):
     """The same for an event loop."""
 
     async def run(self, queue: Any) -> None:  # type: ignore[override]
@@ -99,7 +99,7 @@ class LimitedPlainJob(Job):
 @pytest.fixture(autouse=True)
 def books(database: Any) -> Iterator[None]:
     """After each test no job is leased, no place is held, and the invariants hold."""
-    LimitedJob.crowd = Crowd()
+    ClaimLimitsJob.crowd = Crowd()
     LimitedHeldJob.doors = {}
     yield
     assert leased() == []
@@ -107,7 +107,7 @@ def books(database: Any) -> Iterator[None]:
     assert [str(problem) for problem in admin.check()] == []
 
 
-KEY = LimitedJob.get_model_repr()
+KEY = ClaimLimitsJob.get_model_repr()
 
 
 def all_succeeded(model: Any, count: int) -> bool:
@@ -125,29 +125,29 @@ def run_all(model: Any, count: int, *workers: Worker) -> None:
 
 
 def test_eight_threads_never_run_more_than_may_and_run_all() -> None:
-    LimitedJob.add_jobs(str(number) for number in range(100))
+    ClaimLimitsJob.add_jobs(str(number) for number in range(100))
 
-    run_all(LimitedJob, 100, idle(threads=8))
+    run_all(ClaimLimitsJob, 100, idle(threads=8))
 
-    assert LimitedJob.crowd.most == {KEY: 3}
+    assert ClaimLimitsJob.crowd.most == {KEY: 3}
 
 
 def test_an_event_loop_for_fifty_never_runs_more_than_may_and_runs_all() -> None:
-    AsyncLimitedJob.add_jobs(str(number) for number in range(200))
-    AsyncLimitedJob.add_jobs(
+    AsyncClaimLimitsJob.add_jobs(str(number) for number in range(200))
+    AsyncClaimLimitsJob.add_jobs(
         {"identifier": f"user {number}", "limit_key": "user", "max_concurrency": 5} for number in range(100)
     )
 
-    run_all(AsyncLimitedJob, 300, idle(AsyncWorker, concurrency=50))
+    run_all(AsyncClaimLimitsJob, 300, idle(AsyncWorker, concurrency=50))
 
-    assert LimitedJob.crowd.most == {AsyncLimitedJob.get_model_repr(): 3, "user": 5}
+    assert ClaimLimitsJob.crowd.most == {AsyncClaimLimitsJob.get_model_repr(): 3, "user": 5}
 
 
 def test_several_workers_of_all_kinds_never_run_more_than_may_and_run_all() -> None:
-    LimitedJob.add_jobs(str(number) for number in range(200))
+    ClaimLimitsJob.add_jobs(str(number) for number in range(200))
 
     run_all(
-        LimitedJob,
+        ClaimLimitsJob,
         200,
         idle(),
         idle(prefetch=10),
@@ -155,7 +155,7 @@ def test_several_workers_of_all_kinds_never_run_more_than_may_and_run_all() -> N
         idle(AsyncWorker, concurrency=10),
     )
 
-    assert LimitedJob.crowd.most[KEY] <= 3
+    assert ClaimLimitsJob.crowd.most[KEY] <= 3
 
 
 def test_parked_jobs_run_by_priority_and_then_in_their_order() -> None:
@@ -164,13 +164,13 @@ def test_parked_jobs_run_by_priority_and_then_in_their_order() -> None:
     with Running(idle(threads=2)):
         wait_until(lambda: LimitedHeldJob.collection(status=STATUSES.RUNNING))
         for name, priority in (("c", 0), ("low", -3), ("a", 5), ("b", 5), ("d", 0)):
-            LimitedJob.add_job(name, priority=priority, max_concurrency=1)
+            ClaimLimitsJob.add_job(name, priority=priority, max_concurrency=1)
             wait_until(lambda: not Queue.count_waiting_jobs("test"))
         assert Queue.count_parked_jobs() == {KEY: 5}
         LimitedHeldJob.doors["door"].set()
-        wait_until(lambda: all_succeeded(LimitedJob, 5))
+        wait_until(lambda: all_succeeded(ClaimLimitsJob, 5))
 
-    assert LimitedJob.crowd.order == ["a", "b", "c", "d", "low"]
+    assert ClaimLimitsJob.crowd.order == ["a", "b", "c", "d", "low"]
 
 
 def test_a_freed_place_wakes_a_worker_that_waits() -> None:
@@ -209,14 +209,14 @@ def test_a_flood_of_one_key_is_put_aside_and_other_jobs_run() -> None:
     LimitedHeldJob.add_job("first")
     with Running(idle(threads=2)):
         wait_until(lambda: LimitedHeldJob.collection(status=STATUSES.RUNNING))
-        LimitedJob.add_jobs(
+        ClaimLimitsJob.add_jobs(
             {"identifier": str(number), "limit_key": LimitedHeldJob.get_model_repr(), "max_concurrency": 1}
             for number in range(1000)
         )
         LimitedPlainJob.add_job("plain")
         wait_until(lambda: all_succeeded(LimitedPlainJob, 1))
         assert Queue.count_parked_jobs() == {LimitedHeldJob.get_model_repr(): 1000}
-        for job in LimitedJob.collection().instances():
+        for job in ClaimLimitsJob.collection().instances():
             job.cancel()
         LimitedHeldJob.doors["first"].set()
         wait_until(lambda: all_succeeded(LimitedHeldJob, 1))
@@ -225,12 +225,12 @@ def test_a_flood_of_one_key_is_put_aside_and_other_jobs_run() -> None:
 
 
 def test_a_burst_comes_through_the_jobs_of_a_key_one_by_one() -> None:
-    LimitedJob.add_jobs({"identifier": str(number), "max_concurrency": 1} for number in range(20))
+    ClaimLimitsJob.add_jobs({"identifier": str(number), "max_concurrency": 1} for number in range(20))
 
     run(Worker("test", burst=True, terminate_gracefully=False))
 
-    assert all_succeeded(LimitedJob, 20)
-    assert LimitedJob.crowd.order == [str(number) for number in range(20)]
+    assert all_succeeded(ClaimLimitsJob, 20)
+    assert ClaimLimitsJob.crowd.order == [str(number) for number in range(20)]
 
 
 # --- In a time
@@ -333,7 +333,7 @@ def test_bad_values_of_a_class_are_told_when_it_is_used() -> None:
 
 
 def test_what_a_job_says_wins_and_the_rest_is_its_class() -> None:
-    mine, its = LimitedJob.add_job("a", limit_key="user:7", rate_limit="5/s"), LimitedJob.add_job("b")
+    mine, its = ClaimLimitsJob.add_job("a", limit_key="user:7", rate_limit="5/s"), ClaimLimitsJob.add_job("b")
 
     names = ("max_concurrency", "rate_limit", "limit_key")
     assert [mine.run_option(name) for name in names] == [3, RateLimit(5, 1), "user:7"]

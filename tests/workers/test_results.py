@@ -88,7 +88,7 @@ class UnknownSerializerJob(ResultJob):
     result_serializer = "nobody-knows"
 
 
-class SilentJob(Job):
+class SilentResultJob(Job):
     """Its class says nothing of results."""
 
     queue_name = "test"
@@ -177,7 +177,7 @@ def test_each_kind_of_worker_stores_results(kind: str, model: Any) -> None:
 
 
 def test_the_answer_of_a_callback_is_a_result() -> None:
-    job = SilentJob.add_job("a", save_result=True)
+    job = SilentResultJob.add_job("a", save_result=True)
     work(1, callback=lambda job, queue: {"sum": 3})
     assert job.get_result() == {"sum": 3}
 
@@ -274,12 +274,16 @@ def test_a_job_says_that_its_result_is_not_saved(said: Any) -> None:
 
 
 def test_without_a_word_nothing_is_saved() -> None:
-    job = done(model=SilentJob)
+    job = done(model=SilentResultJob)
     assert not client().exists(key_of(job))
 
 
 def test_the_worker_says_what_jobs_and_classes_do_not() -> None:
-    silent, refusing, own = SilentJob.add_job("a"), SilentJob.add_job("b", save_result=False), ResultJob.add_job("c")
+    silent, refusing, own = (
+        SilentResultJob.add_job("a"),
+        SilentResultJob.add_job("b", save_result=False),
+        ResultJob.add_job("c"),
+    )
     work(3, save_result="2h")
     assert client().ttl(key_of(silent)) in (2 * HOUR - 1, 2 * HOUR)
     assert not client().exists(key_of(refusing))
@@ -289,7 +293,7 @@ def test_the_worker_says_what_jobs_and_classes_do_not() -> None:
 @pytest.mark.parametrize("said", [0, -1, "", "soon", "1y", float("nan"), timedelta(0), [], "0s"])
 def test_a_duration_that_is_none_is_refused(said: Any) -> None:
     with pytest.raises(InvalidArgument, match="Invalid save_result argument"):
-        SilentJob.add_job("a", save_result=said)
+        SilentResultJob.add_job("a", save_result=said)
     with pytest.raises(ConfigurationException, match="save_result"):
         Worker("test", save_result=said)
     assert not client().exists("jobs:silentjob:collection")

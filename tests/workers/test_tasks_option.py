@@ -120,18 +120,18 @@ def test_the_parent_of_a_pool_imports_none(package: Callable[..., None]) -> None
 def test_a_class_of_jobs_is_told_once_that_a_worker_starts(database: Any) -> None:
     told = []
 
-    class ToldJob(Job):
+    class ToldOfWorkersJob(Job):
         queue_name = "test"
 
         @classmethod
         def worker_started(cls) -> None:
             told.append(cls.__name__)
 
-    class SilentToldJob(ToldJob):
+    class SilentlyToldJob(ToldOfWorkersJob):
         pass
 
-    SilentToldJob.add_job("a")
+    SilentlyToldJob.add_job("a")
 
     work(1, callback=lambda job, queue: None)
 
-    assert told == ["ToldJob"]
+    assert told == ["ToldOfWorkersJob"]
