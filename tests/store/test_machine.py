@@ -673,7 +673,7 @@ def test_the_books_are_right_after_any_sequence(cast: str, database: Any, monkey
     run_state_machine_as_test(
         type("BooksOfThese", (Books,), {"cast": CASTS[cast]}),
         settings=settings(
-            max_examples=25, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=15, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )
 
