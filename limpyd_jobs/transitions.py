@@ -568,6 +568,8 @@ def _read_moved(subject: Subject, transition: str) -> Callable[[Reply], Moved]:
         _not_broken(reply)
         if kind == "RUNNING":
             raise JobNotInStatus(ident, "r", transition)
+        if kind == "LOST":
+            raise LeaseLost(ident)
         if kind == "QUEUED":
             raise JobAlreadyQueued(ident, f"{subject.repr}:{reply[1]}")
         if kind == "NOT_IN_STATUS":

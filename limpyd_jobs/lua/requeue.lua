@@ -8,6 +8,7 @@
 --   NOT_IN_STATUS status       the job is not in ERROR; nothing was written. One that was canceled after the caller recorded its error
 --                              is let go: no longer queued, no longer leased
 --   RUNNING                    another worker has not done with the job; nothing was written
+--   LOST                       the caller's lease on the job is over: another worker has run it since; nothing was written
 --   QUEUED pk                  another job with this identifier is queued; nothing was written
 --   BROKEN key                 something of another type is under this key of the queue; nothing was written
 --   GONE                       the record does not exist
@@ -31,6 +32,7 @@ if values[1] == 'c' and holder and holder == token then  -- canceled between its
   drop_lease(namespace, ident, token)
   note_end(namespace, recipe, pk, 'c', values[4])
 end
+if token ~= '' and holder ~= token and not is_repeated and values[1] ~= 'c' then return {'LOST'} end
 if values[1] ~= 'e' and not is_repeated then return {'NOT_IN_STATUS', values[1] or ''} end
 if holder and holder ~= token and not is_repeated then return {'RUNNING'} end
 local priority = ARGV[8] ~= '' and ARGV[8] or values[2] or '0'

@@ -17,7 +17,7 @@ from redis.exceptions import ConnectionError
 
 from limpyd_jobs import STATUSES, Error, Job, Queue, Worker, lua, recipes, transitions, wire
 from limpyd_jobs.exceptions import JobNotInStatus, LeaseLost
-from limpyd_jobs.transitions import Claim
+from limpyd_jobs.transitions import Claim, Delay, Hold
 from limpyd_jobs.utils import utcnow
 from limpyd_jobs.workers.heartbeat import Heartbeat
 
@@ -409,6 +409,23 @@ def test_a_job_that_failed_and_whose_worker_vanished_before_the_requeue_waits_ag
 
     assert job.hmget("status", "queued", "start", "end") == [STATUSES.WAITING, "1", None, None]
     assert Queue.get_queue("test").waiting.lmembers() == [job.ident]
+
+
+def test_a_worker_that_slept_between_error_and_requeue_leaves_alone_what_has_ended_since() -> None:
+    job = LeasesJob.add_job("one")
+    sleeping = claim("sleeping-1", lease_seconds=0.2)
+    send(transitions.fail("jobs", sleeping, str(utcnow()), 1, ""))
+    wait_until_lapsed(job.ident)
+    recover()
+    send(transitions.fail("jobs", claim("awake-1"), str(utcnow()), 1, ""))
+    target = Queue._target_for_jobs("test", 0)
+
+    with pytest.raises(LeaseLost):
+        subject = LeasesJob._class_subject(job.pk.get())
+        send(transitions.requeue(subject, target, False, Delay(), sleeping.token, Hold(), sleeping.worker))
+
+    assert job.hmget("status", "queued") == [STATUSES.ERROR, None]
+    assert Queue.get_queue("test").waiting.lmembers() == []
 
 
 def test_a_job_that_delayed_itself_and_whose_worker_vanished_is_delayed() -> None:
