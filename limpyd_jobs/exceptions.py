@@ -10,6 +10,7 @@
     ├── DatabaseException           the server cannot be used
     │   ├── ServerTooOld            it runs, but lacks what our scripts need
     │   └── EmbeddedServerError     the private server cannot be started
+    ├── CommandFailed               a program that a job has run ended with another code than 0
     ├── JobNotInStatus              the transition does not start from the job's status
     ├── ExecutionLost               the process that executed the job at once has ended before the job
     ├── JobAlreadyQueued            another job with the identifier is queued
@@ -95,6 +96,19 @@ class TaskNotFound(LimpydJobsException):
         self.name, self.near, self.reason = name, tuple(near), reason
         hint = f": did you mean {' or '.join(map(repr, near))}?" if near else ""
         super().__init__(f"There is no task {shorten(name)}{reason and f' ({reason})'}{hint}")
+
+
+class CommandFailed(LimpydJobsException):
+    """A program that a job has run ended with another code than 0.
+
+    Attributes:
+        code: that one; negative for the signal that has ended it.
+        output: what it has written to its standard error.
+    """
+
+    def __init__(self, command: str | Sequence[str], code: int, output: str = "") -> None:
+        self.command, self.code, self.output = command, code, output
+        super().__init__(f"{shorten(command)} ended with {code}: {shorten(output.strip())}")
 
 
 class WrongArguments(LimpydJobsException, TypeError):

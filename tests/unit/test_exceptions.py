@@ -13,6 +13,7 @@ import pytest
 
 from limpyd_jobs import STATUSES, Job, exceptions
 from limpyd_jobs.exceptions import (
+    CommandFailed,
     ConfigurationException,
     DatabaseException,
     EmbeddedServerError,
@@ -71,6 +72,7 @@ SAMPLES: list[LimpydJobsException | JobTimeout] = [
     TooLarge("arguments", 2000000, 1048576),
     Retry("too many requests", delayed_for=timedelta(minutes=1)),
     TaskAlreadyDefined("shop:send", "send (shop.py:1)", "send (shop.py:9)"),
+    CommandFailed("false", 1, "broken"),
     TaskNotFound("shop:sned", ["shop:send"], "no worker has registered it"),
     WaitTimeout(3, 10),
     WorkerLost("app.Job:1", 4),
