@@ -12,7 +12,7 @@ from asyncio.subprocess import PIPE
 from collections.abc import Sequence
 from contextlib import suppress
 
-from ..exceptions import CommandFailed
+from ..exceptions import CommandFailed, InvalidArgument
 from .definition import task
 
 
@@ -24,8 +24,12 @@ async def shell(command: str | Sequence[str], input: str = "", cwd: str | None =
         input: what the program reads.
         cwd: the directory that it runs in; that of this process when None.
     Raises:
-        CommandFailed: it ended with another code than 0. OSError: it cannot be started.
+        InvalidArgument: no command. CommandFailed: it ended with another code than 0. OSError: it cannot be started.
     """
+    if not command or not (isinstance(command, str) or all(isinstance(part, str) for part in command)):
+        raise InvalidArgument("command", command, "a text, or a program and its arguments, as texts")
+    if not isinstance(input, str):
+        raise InvalidArgument("input", input, "a text")
     if isinstance(command, str):
         process = await asyncio.create_subprocess_shell(command, stdin=PIPE, stdout=PIPE, stderr=PIPE, cwd=cwd)
     else:

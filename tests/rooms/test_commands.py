@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from limpyd_jobs import STATUSES, Error, Worker
-from limpyd_jobs.exceptions import JobFailed
+from limpyd_jobs.exceptions import InvalidArgument, JobFailed
 from limpyd_jobs.modules import allowed_modules
 from limpyd_jobs.tasks import commands, get_task
 from limpyd_jobs.workers import AsyncWorker
@@ -66,6 +67,17 @@ def test_a_program_is_killed_when_the_time_of_its_job_is_over(worker_class: type
     assert job.status.hget() == STATUSES.ERROR
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+@pytest.mark.parametrize("command", ["", [], ["echo", 1]])
+def test_what_is_no_command_is_refused_with_its_name(command: Any) -> None:
+    with pytest.raises(InvalidArgument, match="Invalid command argument"):
+        asyncio.run(commands.shell(command))
+
+
+def test_what_cannot_be_read_by_a_program_is_refused() -> None:
+    with pytest.raises(InvalidArgument, match="Invalid input argument"):
+        asyncio.run(commands.shell("cat", 5))  # type: ignore[arg-type]
 
 
 def test_workers_do_not_have_them_unless_they_are_told_to() -> None:
