@@ -271,11 +271,15 @@ class Claiming(BaseWorker):
         self._has_told_classes = True
 
     def _tell_class(self, model: Any) -> None:
-        """What it wants to write may be refused: jobs are run all the same, also with a full memory."""
+        """What it wants to write may be refused, or it may raise: jobs are run all the same, also with a full memory."""
         try:
             model.worker_started()
         except ResponseError as error:
             self.log(f"{model.__name__}.worker_started: {error}", level="warning")
+        except (RedisError, DatabaseException):
+            raise  # it is called again when Redis can be used
+        except Exception:
+            self._log_exception(f"{model.__name__} raised, in worker_started")
 
     def _refresh_registry(self) -> None:
         """Tell the registry what the classes that it knows mean now: their code may be newer here."""

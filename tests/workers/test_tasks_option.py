@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from limpyd_jobs import Job, Worker
+from limpyd_jobs import STATUSES, Job, Worker
 from limpyd_jobs.exceptions import ConfigurationException
 from limpyd_jobs.modules import allowed_modules
 from limpyd_jobs.workers import WorkerConfig, WorkerPool
@@ -135,3 +135,18 @@ def test_a_class_of_jobs_is_told_once_that_a_worker_starts(database: Any) -> Non
     work(1, callback=lambda job, queue: None)
 
     assert told == ["ToldOfWorkersJob"]
+
+
+def test_a_class_that_raises_when_a_worker_starts_is_logged_and_jobs_run(database: Any) -> None:
+    class RaisesAtStartJob(Job):
+        queue_name = "test"
+
+        @classmethod
+        def worker_started(cls) -> None:
+            raise ValueError("not today")
+
+    job = RaisesAtStartJob.add_job("a")
+
+    work(1, callback=lambda job, queue: None)
+
+    assert job.status.hget() == STATUSES.SUCCESS
