@@ -941,13 +941,12 @@ def begin(namespace: str, held: Claim, start: str) -> Call[Ended]:
         "start": start,
     }
 
-    def read(reply: Reply) -> Ended:
-        kind = _not_lost(reply[0], held)
-        if kind == "CHANGED":
-            return Ended(kind, reply[1])
-        return Ended(kind, changes=_changes(reply[1:]))
+    return Call("begin", _keys(namespace), args, lambda reply: _begun(reply, held))
 
-    return Call("begin", _keys(namespace), args, read)
+
+def _begun(reply: Reply, held: Claim) -> Ended:
+    kind = _not_lost(reply[0], held)
+    return Ended(kind, reply[1]) if kind == "CHANGED" else Ended(kind, changes=_changes(reply[1:]))
 
 
 def retry(namespace: str, held: Claim, next_token: str, start: str) -> Call[Ended]:
@@ -963,13 +962,7 @@ def retry(namespace: str, held: Claim, next_token: str, start: str) -> Call[Ende
         "start": start,
     }
 
-    def read(reply: Reply) -> Ended:
-        kind = _not_lost(reply[0], held)
-        if kind == "CHANGED":
-            return Ended(kind, reply[1])
-        return Ended(kind, changes=_changes(reply[1:]))
-
-    return Call("retry", _keys(namespace), args, read)
+    return Call("retry", _keys(namespace), args, lambda reply: _begun(reply, held))
 
 
 def update(namespace: str, subject: Subject, token: str, progress: str) -> Call[bool]:
