@@ -271,7 +271,7 @@ class Claiming(BaseWorker):
         self._has_told_classes = True
 
     def _tell_class(self, model: Any) -> None:
-        """What it wants to write may be refused, or it may raise: jobs are run all the same, also with a full memory."""
+        """What it wants to write may be refused, or it may raise: jobs are run all the same."""
         try:
             model.worker_started()
         except ResponseError as error:

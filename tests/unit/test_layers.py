@@ -31,7 +31,7 @@ LAYERS: dict[str, list[str]] = {
     "models": ["models", "workflows"],
     "work": ["workers", "admin"],
     "rooms": ["tasks", "scheduler", "service", "outbox", "data"],
-    "doors": ["testing", "scripts"],
+    "doors": ["testing", "scripts", "cli", "contrib"],
 }
 ORDER = list(LAYERS)
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}

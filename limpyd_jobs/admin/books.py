@@ -1,4 +1,4 @@
-"""Looking after a database of jobs."""
+"""The check of the books: is each job in one place, and does everything that is noted say so?"""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from . import recipes
-from .exceptions import JobClassError
-from .models import BaseJobsModel, Job, Queue
-from .statuses import STATUSES
+from .. import recipes
+from ..exceptions import JobClassError
+from ..models import BaseJobsModel, Job, Queue
+from ..statuses import STATUSES
 
 CHUNK = 500
 
