@@ -1,19 +1,9 @@
 """Looking after a database of jobs: what the command `limpyd-jobs` does, as functions."""
 
 from .books import Problem, check
+from .details import JobDetails, Lease, Moment, Relative, SavedResult, show
 from .errors import ErrorGroup, count_errors, each_error, find_errors, group_errors
-from .finding import (
-    JobDetails,
-    Lease,
-    Moment,
-    Relative,
-    SavedResult,
-    count_jobs,
-    each_job,
-    find_jobs,
-    get_job,
-    show,
-)
+from .finding import count_jobs, each_job, find_jobs, get_job
 from .overview import QueueStatus, Status, status
 from .records import ErrorFilter, ErrorRecord, JobFilter, JobRecord, Page
 
