@@ -5,6 +5,7 @@ from .details import JobDetails, Lease, Moment, Relative, SavedResult, show
 from .errors import ErrorGroup, count_errors, each_error, find_errors, group_errors
 from .finding import count_jobs, each_job, find_jobs, get_job
 from .health import health
+from .numbers import Histogram, Numbers, Rates, by_hour, rates, series, totals
 from .overview import QueueStatus, Status, status
 from .pausing import Left, Pause, drain, left, pause, paused, resume
 from .records import ErrorFilter, ErrorRecord, JobFilter, JobRecord, Page
@@ -15,20 +16,24 @@ __all__ = [
     "ErrorFilter",
     "ErrorGroup",
     "ErrorRecord",
+    "Histogram",
     "JobDetails",
     "JobFilter",
     "JobRecord",
     "Lease",
     "Left",
     "Moment",
+    "Numbers",
     "Page",
     "Pause",
     "Problem",
     "QueueStatus",
+    "Rates",
     "Relative",
     "SavedResult",
     "Status",
     "WorkerRecord",
+    "by_hour",
     "check",
     "count_errors",
     "count_jobs",
@@ -44,8 +49,11 @@ __all__ = [
     "listeners",
     "pause",
     "paused",
+    "rates",
     "resume",
+    "series",
     "show",
     "status",
+    "totals",
     "workers",
 ]
