@@ -5,6 +5,7 @@ from .books import Problem, check
 from .doctor import Finding, diagnose
 from .explaining import Explanation, explain
 from .health import health
+from .numbers import Histogram, Numbers, Rates, by_hour, rates, series, totals
 from .pausing import Left, Pause, drain, left, pause, paused, resume
 from .records import ErrorFilter, ErrorRecord, JobFilter, JobRecord, Page
 from .server import ServerStatus, server_status, start_server, stop_server
@@ -17,15 +18,19 @@ __all__ = [
     "ErrorRecord",
     "Explanation",
     "Finding",
+    "Histogram",
     "JobFilter",
     "JobRecord",
     "Left",
+    "Numbers",
     "Page",
     "Pause",
     "Problem",
+    "Rates",
     "ServerStatus",
     "WorkerRecord",
     "bench",
+    "by_hour",
     "check",
     "diagnose",
     "drain",
@@ -35,9 +40,12 @@ __all__ = [
     "listeners",
     "pause",
     "paused",
+    "rates",
     "resume",
+    "series",
     "server_status",
     "start_server",
     "stop_server",
+    "totals",
     "workers",
 ]
