@@ -16,8 +16,9 @@ from .acting import (
 )
 from .bench import BenchResult, bench
 from .books import Problem, check
-from .doctor import Finding, diagnose
+from .doctor import diagnose
 from .explaining import Explanation, explain
+from .findings import Finding
 from .health import health
 from .numbers import Histogram, Numbers, Rates, by_hour, rates, series, totals
 from .pausing import Left, Pause, drain, left, pause, paused, resume

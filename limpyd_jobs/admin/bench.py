@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from statistics import quantiles
 from typing import Any
 
@@ -100,7 +101,7 @@ def bench(
         next_step()
         trips = [_timed(client.ping) for _ in range(SAMPLES)]
         next_step()
-        ones = [_timed(lambda number=number: _add(place, f"one:{number}")) for number in range(min(jobs, SAMPLES))]
+        ones = [_timed(partial(_add, place, f"one:{number}")) for number in range(min(jobs, SAMPLES))]
         next_step()
         many = _timed(lambda: place.job_model.add_jobs({"identifier": f"many:{n}"} for n in range(jobs)))
         next_step()

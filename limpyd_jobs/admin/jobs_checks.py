@@ -1,4 +1,4 @@
-"""The checks of `doctor` that are about jobs, queues and workers. Each gives what it finds, and `ok` when all is well."""
+"""The checks of `doctor` that are about jobs, queues and workers. Each gives what it finds; `ok`: all is well."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 
 from ..exceptions import InvalidArgument
 from ..utils import Keep, parse_keep, server_seconds
-from ..version import __version__
+from ..version import EXACT_VERSION
+from .acting import operations
 from .findings import HISTORIES, Finding, Patient, QueueSeen, size
 from .numbers import rates
 from .pausing import paused
@@ -78,22 +79,23 @@ def _text_of(seconds: float) -> str:
 
 def versions(patient: Patient) -> Iterator[Finding]:
     """Do all workers run the same version?"""
-    others = [worker for worker in patient.workers if worker.version != __version__]
+    others = [worker for worker in patient.workers if worker.version != EXACT_VERSION]
     if not others:
-        yield Finding("ok", "workers", f"{len(patient.workers)} workers are alive, all of version {__version__}.")
+        yield Finding("ok", "workers", f"{len(patient.workers)} workers are alive, all of version {EXACT_VERSION}.")
         return
     named = ", ".join(f"{worker.host}:{worker.pid} ({worker.version})" for worker in others[:NAMED])
-    text = f"{len(others)} of {len(patient.workers)} workers are of another version than {__version__}: {named}."
+    text = f"{len(others)} of {len(patient.workers)} workers are of another version than {EXACT_VERSION}: {named}."
     yield Finding("warning", "workers", text, "deploy, and start these workers again")
 
 
 def operations_left(patient: Patient) -> Iterator[Finding]:
     """Was something that concerns many jobs interrupted?"""
-    from .acting import operations
-
     found = operations(queue_model=patient.queue_model)
     for one in found:
-        text = f"{one.kind} of {one.count:,} jobs, started at {one.cut_off} UTC by {one.who}, has not ended: {one.done:,} are done."
+        text = (
+            f"{one.kind} of {one.count:,} jobs, started at {one.cut_off} UTC by {one.who}, has not ended:"
+            f" {one.done:,} are done."
+        )
         yield Finding("info", "operations", text, f"limpyd-jobs operations resume {one.id}")
     if not found:
         yield Finding("ok", "operations", "None was interrupted.")
@@ -136,7 +138,8 @@ def records(patient: Patient) -> Iterator[Finding]:
     if not weights:
         yield Finding("info", "records", "There are no jobs to be weighed.")
     for one in sorted(weights, key=lambda one: -one.count * one.each)[:NAMED]:
-        text = f"{one.count:,} records of {one.model_repr} take about {size(one.each)} each, {size(one.count * one.each)} in all."
+        total = size(one.count * one.each)
+        text = f"{one.count:,} records of {one.model_repr} take about {size(one.each)} each, {total} in all."
         yield Finding("info", "records", text)
 
 

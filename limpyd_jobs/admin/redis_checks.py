@@ -69,7 +69,8 @@ def persistence(patient: Patient) -> Iterator[Finding]:
         text = "There is neither an append-only file nor a snapshot: all jobs are lost when Redis ends."
         yield Finding("error", "persistence", text, "appendonly yes (CONFIG SET appendonly yes)")
     else:
-        text = f"appendonly is off: what came after the last snapshot{_age_of_snapshot(info)} is lost when Redis is killed."
+        since = f"the last snapshot{_age_of_snapshot(info)}"
+        text = f"appendonly is off: what came after {since} is lost when Redis is killed."
         yield Finding("warning", "persistence", text, "appendonly yes (CONFIG SET appendonly yes)")
 
 
@@ -130,7 +131,8 @@ def slow_commands(patient: Patient) -> Iterator[Finding]:
         return
     slowest = max(found, key=lambda entry: entry["duration"])
     seconds = slowest["duration"] / 1_000_000
-    text = f"{len(found)} of ours are in SLOWLOG, the slowest took {seconds * 1000:.0f} ms: {_text(slowest['command'])[:80]}"
+    named = f"the slowest took {seconds * 1000:.0f} ms: {_text(slowest['command'])[:80]}"
+    text = f"{len(found)} of ours are in SLOWLOG, {named}"
     is_long = seconds >= LONG_COMMAND_SECONDS
     fix = "look at SLOWLOG GET, and whether the machine of Redis is busy or swaps" if is_long else None
     yield Finding("warning" if is_long else "info", "slow commands", text, fix)
@@ -196,7 +198,9 @@ def connections(patient: Patient) -> Iterator[Finding]:
     clients, stats = patient.info("clients"), patient.info("stats")
     used, most = int(clients.get("connected_clients", 0)), int(clients.get("maxclients", 0))
     if int(stats.get("rejected_connections", 0)):
-        text = f"{stats['rejected_connections']:,} connections were refused since Redis was started: maxclients is {most}."
+        text = (
+            f"{stats['rejected_connections']:,} connections were refused since Redis was started: maxclients is {most}."
+        )
         yield Finding("warning", "connections", text, "raise maxclients (CONFIG SET maxclients 20000)")
     elif most and used / most >= NEARLY_FULL:
         text = f"{used:,} of {most:,} connections are used; a worker has up to three."
