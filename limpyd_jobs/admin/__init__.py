@@ -17,10 +17,13 @@ from .acting import (
 from .bench import BenchResult, bench
 from .books import Problem, check
 from .doctor import diagnose
+from .errors import ErrorGroup, count_errors, each_error, find_errors, group_errors
 from .explaining import Explanation, explain
+from .finding import JobDetails, Lease, Moment, Relative, SavedResult, count_jobs, each_job, find_jobs, get_job, show
 from .findings import Finding
 from .health import health
 from .numbers import Histogram, Numbers, Rates, by_hour, rates, series, totals
+from .overview import QueueStatus, Status, status
 from .pausing import Left, Pause, drain, left, pause, paused, resume
 from .records import ErrorFilter, ErrorRecord, JobFilter, JobRecord, Page
 from .repairing import Repair, repair
@@ -31,32 +34,48 @@ __all__ = [
     "BenchResult",
     "CurrentJob",
     "ErrorFilter",
+    "ErrorGroup",
     "ErrorRecord",
     "Explanation",
     "Finding",
     "Histogram",
+    "JobDetails",
     "JobFilter",
     "JobRecord",
+    "Lease",
     "Left",
+    "Moment",
     "Numbers",
     "Operation",
     "Page",
     "Pause",
     "Problem",
+    "QueueStatus",
     "Rates",
+    "Relative",
     "Repair",
+    "SavedResult",
     "ServerStatus",
+    "Status",
     "WorkerRecord",
     "add",
     "bench",
     "by_hour",
     "cancel",
     "check",
+    "count_errors",
+    "count_jobs",
     "delete",
     "diagnose",
     "drain",
     "drop_operation",
+    "each_error",
+    "each_job",
     "explain",
+    "find_errors",
+    "find_jobs",
+    "get_job",
+    "group_errors",
     "health",
     "left",
     "listeners",
@@ -71,10 +90,12 @@ __all__ = [
     "resume_operation",
     "series",
     "server_status",
+    "show",
     "start_operation",
     "start_purge",
     "start_purge_of_errors",
     "start_server",
+    "status",
     "stop_server",
     "totals",
     "workers",
