@@ -124,12 +124,3 @@ class Patient:
 
 
 Check = Callable[[Patient], Iterator[Finding]]
-
-
-def size(count: float) -> str:
-    """A number of bytes, for people."""
-    units = ["bytes", "KiB", "MiB", "GiB", "TiB"]
-    while count >= 1024 and len(units) > 1:
-        count /= 1024
-        units.pop(0)
-    return f"{count:.0f} bytes" if units[0] == "bytes" else f"{count:.1f} {units[0]}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,9 +12,10 @@ from ..exceptions import InvalidArgument
 from ..utils import Keep, parse_keep, server_seconds
 from ..version import EXACT_VERSION
 from .acting import operations
-from .findings import HISTORIES, Finding, Patient, QueueSeen, size
+from .findings import HISTORIES, Finding, Patient, QueueSeen
 from .numbers import rates
 from .pausing import paused
+from .wording import size, utc
 
 LONG_HISTORY = 10_000
 VERY_LONG_HISTORY = 100_000
@@ -66,15 +66,11 @@ def paused_queues(patient: Patient) -> Iterator[Finding]:
     for name, pause in sorted(found.items()):
         by = f" by {pause.by}" if pause.by else ""
         reason = f": {pause.reason}" if pause.reason else ""
-        is_old = pause.since < _text_of(now - LONG_PAUSE_DAYS * 86400)
+        is_old = pause.since < utc(now - LONG_PAUSE_DAYS * 86400)
         text = f"{name!r} is paused since {pause.since} UTC{by}{reason}."
         yield Finding("warning" if is_old else "info", "pauses", text, f"limpyd-jobs resume {name}")
     if not found:
         yield Finding("ok", "pauses", "No queue is paused.")
-
-
-def _text_of(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(seconds))
 
 
 def versions(patient: Patient) -> Iterator[Finding]:
