@@ -24,7 +24,7 @@ from ..models import Error, Job, Queue
 from ..workers.blocking import Worker
 
 PLACES = 16  # in which somebody may measure, each at the same time as the others
-OWNED_SECONDS = 600  # after which a place is free again: whoever measured there was killed
+OWNED_SECONDS = 3600  # after which a place is free again: whoever measured there was killed
 SAMPLES = 200  # of what is measured one by one, at most
 STARTS = 50  # that are waited for
 START_TIMEOUT_SECONDS = 10.0
