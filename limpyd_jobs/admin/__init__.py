@@ -16,6 +16,7 @@ from .acting import (
 )
 from .bench import BenchResult, bench
 from .books import Problem, check
+from .details import JobDetails, Lease, Moment, Relative, SavedResult, show
 from .doctor import diagnose
 from .errors import ErrorGroup, count_errors, each_error, find_errors, group_errors
 from .explaining import Explanation, explain
