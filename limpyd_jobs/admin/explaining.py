@@ -13,7 +13,8 @@ from typing import Any
 from ..models import Queue
 from ..statuses import STATUSES
 from ..utils import datetime_to_score, parse_datetime
-from .finding import get_job, show
+from .details import show
+from .finding import get_job
 from .reading import ask, is_wrong_type
 from .records import JobRecord
 from .sight import DEEPEST, Sight, Surroundings
