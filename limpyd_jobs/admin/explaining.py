@@ -13,10 +13,10 @@ from typing import Any
 from ..models import Queue
 from ..statuses import STATUSES
 from ..utils import datetime_to_score, parse_datetime
-from .details import show
+from .errors import find_errors
 from .finding import get_job
-from .reading import ask, is_wrong_type
-from .records import JobRecord
+from .reading import ask, is_wrong_type, kind_of
+from .records import ErrorFilter, ErrorRecord, JobRecord
 from .sight import DEEPEST, Sight, Surroundings
 from .wording import duration, local, number_of, utc
 
@@ -26,7 +26,7 @@ NAMED = 3  # workers, or jobs, in a sentence
 HOLDERS_LOOKED_AT = 10
 LOOK_SECONDS = 30  # after which parked jobs are looked at again, at the latest: see docs/limits.md
 BOOKS = "the books are wrong: run `limpyd-jobs check`"
-STOPPING = ("aborted", "terminated")
+STOPPING = ("aborted", "ending", "terminated")
 PARENT_FAILED = "parent failed: "  # what `cancel_reason` begins with when the job that it waited for has failed
 
 # What may be in the way of a job, in a word: docs/explain.md says more of each.
@@ -460,11 +460,14 @@ class _Explainer:
 
     def _last_error(self, ident: str) -> dict[str, Any] | None:
         """What a job failed with last."""
-        if self.around.records([ident])[ident] is None:
+        kind, pk = kind_of(self.around.kinds, ident) or (None, "")
+        found: list[ErrorRecord] = []
+        for name in kind.names if kind else ():
+            found += find_errors(ErrorFilter(job=f"{name}:{pk}"), 1, queue_model=self.around.queue_model).items
+        if not found:
             return None
-        for error in show(ident, queue_model=self.around.queue_model).errors[:1]:
-            return {"type": error.type, "message": error.message, "code": error.code, "date_time": error.date_time}
-        return None
+        error = max(found, key=lambda one: one.date_time)
+        return {"type": error.type, "message": error.message, "code": error.code, "date_time": error.date_time}
 
 
 _ENDED_BADLY = (STATUSES.ERROR, STATUSES.CANCELED)

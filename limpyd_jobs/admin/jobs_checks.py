@@ -118,13 +118,14 @@ def histories(patient: Patient) -> Iterator[Finding]:
 
 def _keep_of(patient: Patient, queue: QueueSeen, history: str) -> Keep | None:
     """What is kept of a history, as the queue says, or else the workers that listen on it; None: everything."""
-    said = [queue.keep[history]]
-    said += [str(worker.options.get(f"keep_{history}") or "") for worker in patient.listeners_of(queue.name)]
-    for text in filter(None, said):
-        try:
-            return parse_keep(f"keep_{history}", text)
-        except InvalidArgument:  # as workers do, who say so
-            continue
+    name = f"keep_{history}"
+    said = [queue.keep[history], *(worker.options.get(name) for worker in patient.listeners_of(queue.name))]
+    for value in said:
+        if value not in (None, ""):
+            try:
+                return timedelta(seconds=value) if isinstance(value, float) else parse_keep(name, value)
+            except InvalidArgument:  # as workers do, who say so
+                continue
     return None
 
 
