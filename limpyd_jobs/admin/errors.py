@@ -191,7 +191,7 @@ def _source(client: Any, model: Any, wanted: ErrorFilter, classes: Iterable[str]
         if asked and None not in asked and recipes.has_equal_index(model, name):
             index = model.get_field(name)._indexes[0]
             options[name] = [index.get_storage_key(value) for value in asked]
-    found: Source = smallest(client, options)[0]
+    found: Source = smallest(client, [options])[0][0]
     times = _times(client, model, wanted)
     return times if times is not None and times.size < found.size else found
 

@@ -31,7 +31,7 @@ from .reading import (
     read_jobs,
 )
 from .records import JobFilter, JobRecord, Page
-from .sources import FEW, Chosen, Order, Sets, Source, each_of, growing, newest, page_of, smallest, to_top
+from .sources import FEW, Chosen, Order, Source, each_of, growing, newest, page_of, smallest, to_top
 
 EVERY_JOB = JobFilter()
 
@@ -124,20 +124,18 @@ class _Search:
 
     def streams(self) -> list[_Jobs]:
         """The jobs that are found, by class, each from the smallest source."""
+        tops = ask(self.client, (("GET", f"{kind.key}:max_pk") for kind in self.kinds))
+        sources = smallest(self.client, map(self._sets, self.kinds))
         streams = [
-            _Jobs(self, kind, to_top(top), *self._source(kind))
-            for kind, top in zip(self.kinds, self._tops(), strict=True)
+            _Jobs(self, kind, to_top(top), *source) for kind, top, source in zip(self.kinds, tops, sources, strict=True)
         ]
         size = max((stream.source.size for stream in streams), default=0)
         if self.wanted.queues and size > FEW:
             self._look_in_queues(streams)
         return streams
 
-    def _tops(self) -> Iterator[Any]:
-        return ask(self.client, (("GET", f"{kind.key}:max_pk") for kind in self.kinds))
-
-    def _source(self, kind: JobKind) -> tuple[Sets, str]:
-        """The smallest set, or sets, with all jobs that are meant; and the field that these index."""
+    def _sets(self, kind: JobKind) -> dict[str | None, list[str]]:
+        """Sets that have all jobs of a class that are meant, by the field that they index; '' for the set of all."""
         wanted, is_one = self.wanted, not (self.may_be_pattern and is_pattern(self.wanted.identifier))
         values = {
             "status": wanted.statuses,
@@ -149,7 +147,7 @@ class _Search:
             for name, asked in values.items()
             if asked and name is not None and name in kind.sets
         }
-        return smallest(self.client, {"": [f"{kind.key}:collection"], **options})
+        return {"": [f"{kind.key}:collection"], **options}
 
     def _look_in_queues(self, streams: list[_Jobs]) -> None:
         """Take the places of the queues that are meant as the sources, if these hold fewer jobs."""
@@ -168,7 +166,7 @@ class _Jobs:
         found_in: primary key -> name of the queue in which it was found, where it is known by that.
     """
 
-    def __init__(self, search: _Search, kind: JobKind, top: int, source: Source, indexed: str) -> None:
+    def __init__(self, search: _Search, kind: JobKind, top: int, source: Source, indexed: str | None) -> None:
         self.key, self.kind, self.top, self.source, self._indexed = kind.key, kind, top, source, indexed
         self.found_in: Mapping[str, str | None] = {}
         self._search, self._client = search, search.client

@@ -10,7 +10,7 @@ import base64
 import heapq
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Protocol, TypeVar
 
 from ..exceptions import InvalidArgument
@@ -169,17 +169,22 @@ def to_top(text: Any) -> int:
     return int(text) if is_number else 0
 
 
-def smallest(client: Any, options: Mapping[Any, Collection[str]]) -> tuple[Sets, Any]:
-    """The source with the fewest members, and the name of this option.
+def smallest(client: Any, models: Iterable[Mapping[Any, Collection[str]]]) -> list[tuple[Sets, Any]]:
+    """For each of some models the source with the fewest members, and the name of this option.
 
     Args:
-        options: the keys of sets, one of which has each record that is meant. Those of a wrong type are left out.
+        models: the options: by name the keys of sets, one of which has each record that is meant. Options with keys of
+            a wrong type are left out.
     """
-    found = []
-    for name, keys in options.items():
-        sizes = list(ask(client, (("SCARD", key) for key in keys)))
-        if not any(map(is_wrong_type, sizes)):
-            found.append((Sets(client, keys, sum(sizes)), name))
+    models = list(models)
+    keys = [key for options in models for key in chain.from_iterable(options.values())]
+    sizes = dict(zip(keys, ask(client, (("SCARD", key) for key in keys)), strict=True))
+    return [_smallest(client, options, sizes) for options in models]
+
+
+def _smallest(client: Any, options: Mapping[Any, Collection[str]], sizes: Mapping[str, Any]) -> tuple[Sets, Any]:
+    usable = {name: keys for name, keys in options.items() if not any(is_wrong_type(sizes[key]) for key in keys)}
+    found = [(Sets(client, keys, sum(sizes[key] for key in keys)), name) for name, keys in usable.items()]
     return min(found, key=lambda option: option[0].size, default=(Sets(client, (), 0), ""))
 
 
