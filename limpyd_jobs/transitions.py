@@ -23,6 +23,7 @@ from .exceptions import (
     InvalidArgument,
     JobAlreadyExists,
     JobAlreadyQueued,
+    JobChanged,
     JobNotInStatus,
     LeaseLost,
     LimpydJobsException,
@@ -574,6 +575,8 @@ def _read_moved(subject: Subject, transition: str) -> Callable[[Reply], Moved]:
             raise JobAlreadyQueued(ident, f"{subject.repr}:{reply[1]}")
         if kind == "NOT_IN_STATUS":
             raise JobNotInStatus(ident, reply[1] or None, transition)
+        if kind == "CHANGED":
+            raise JobChanged(ident, reply[1] or None, transition)
         if kind == "NO_QUEUE":
             return Moved(kind, "", queue_priority=reply[1])
         return Moved(kind, reply[1], reply[2], reply[3], _changes(reply[4:]))
@@ -602,34 +605,59 @@ def _moving(
     }
 
 
-def move(
-    subject: Subject, target: Target, keeps_priority: bool, prepend: bool, delay: Delay, token: str, hold: Hold
-) -> Call[Moved]:
-    """Put a job in a queue, from wherever it is.
+def seen_as(status: str | None, end: str | None) -> str:
+    """A job as it was read, for `move`, `requeue` and `cancel`: they act only if it is so still."""
+    return f"{status or ''}={end or ''}"
 
-    Raises JobNotInStatus (it runs), JobAlreadyQueued, WrongKeyType or DoesNotExist on reading.
+
+def move(
+    subject: Subject,
+    target: Target,
+    keeps_priority: bool,
+    prepend: bool,
+    delay: Delay,
+    token: str,
+    hold: Hold,
+    seen: str = "",
+) -> Call[Moved]:
+    """Put a job in a queue, from wherever it is; `seen`: see `seen_as`.
+
+    Raises JobNotInStatus (it runs, or JobChanged), JobAlreadyQueued, WrongKeyType or DoesNotExist on reading.
     """
-    args = _moving(subject, target, keeps_priority, delay, token, hold, prepend="1" if prepend else "0")
+    more = {"prepend": "1" if prepend else "0", "seen": seen}
+    args = _moving(subject, target, keeps_priority, delay, token, hold, **more)
     return Call("move", _keys(target.namespace), args, _read_moved(subject, "move"))
 
 
 def requeue(
-    subject: Subject, target: Target, keeps_priority: bool, delay: Delay, token: str, hold: Hold, worker: str
+    subject: Subject,
+    target: Target,
+    keeps_priority: bool,
+    delay: Delay,
+    token: str,
+    hold: Hold,
+    worker: str,
+    seen: str = "",
 ) -> Call[Moved]:
     """Put a job that failed back; `worker` (the holder, or a random name) is where a repeated call finds it done.
 
-    Raises JobNotInStatus, JobAlreadyQueued, WrongKeyType or DoesNotExist on reading.
+    `seen`: see `seen_as`. Raises JobNotInStatus, JobAlreadyQueued, WrongKeyType or DoesNotExist on reading.
     """
-    args = _moving(subject, target, keeps_priority, delay, token, hold, worker=worker)
+    args = _moving(subject, target, keeps_priority, delay, token, hold, worker=worker, seen=seen)
     return Call("requeue", _keys(target.namespace), args, _read_moved(subject, "requeue"))
 
 
-def cancel(subject: Subject, namespace: str, queue_recipe: str, reason: str) -> Call[tuple[Cancellation, Changes]]:
-    """See to it that a job is not run. Raises WrongKeyType or DoesNotExist on reading."""
+def cancel(
+    subject: Subject, namespace: str, queue_recipe: str, reason: str, seen: str = ""
+) -> Call[tuple[Cancellation, Changes]]:
+    """See to it that a job is not run; `seen`: see `seen_as`. Raises WrongKeyType, DoesNotExist, JobChanged on reading."""
 
     def read(reply: Reply) -> tuple[Cancellation, Changes]:
         _not_broken(reply)
-        kind = _exists(reply[0], f"job found with ident {subject.repr}:{subject.pk}")
+        ident = f"{subject.repr}:{subject.pk}"
+        kind = _exists(reply[0], f"job found with ident {ident}")
+        if kind == "CHANGED":
+            raise JobChanged(ident, reply[1] or None, "cancel")
         return Cancellation[kind], _changes(reply[1:])
 
     args = {
@@ -639,6 +667,7 @@ def cancel(subject: Subject, namespace: str, queue_recipe: str, reason: str) -> 
         "pk": subject.pk,
         "queue_recipe": queue_recipe,
         "reason": reason,
+        "seen": seen,
     }
     return Call("cancel", _keys(namespace), args, read)
 
