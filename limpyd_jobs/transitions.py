@@ -1142,6 +1142,40 @@ def forget(namespace: str, past: Iterable[tuple[Past, bool]]) -> Call[tuple[int,
     return Call("forget", _keys(namespace), args, read)
 
 
+def remove(
+    namespace: str,
+    queue_recipe: str,
+    past: Iterable[tuple[Past, bool]],
+    is_forced: bool = False,
+    spares: bool = False,
+    reach: int = 1000,
+) -> Call[tuple[list[str], Changes]]:
+    """Remove jobs wherever they are, or Errors alone.
+
+    Answers of each what was done: REMOVED, GONE, RUNNING, CHANGED, NEEDED or MORE (see remove.lua).
+
+    Args:
+        past: each with whether these are all of its errors.
+        is_forced: also those that a process has.
+        spares: not those that ended well, and whose children have yet to run.
+        reach: how many entries of a history are looked at, from each end.
+    """
+    given = list(past)
+
+    def read(reply: Reply) -> tuple[list[str], Changes]:
+        return reply[1 : 1 + len(given)], _changes(reply[1 + len(given) :])
+
+    entries = [text for one, is_all in given for text in _entry(one, {"is_all": is_all, "spares": spares})]
+    args: dict[str, str | Sequence[str]] = {
+        "namespace": namespace,
+        "queue_recipe": queue_recipe,
+        "forced": "1" if is_forced else "0",
+        "reach": str(reach),
+        "entries": entries,
+    }
+    return Call("remove", _keys(namespace), args, read)
+
+
 def renew(namespace: str, held: Iterable[Claim], asks_canceled: bool = False) -> Call[Renewed]:
     """Prolong leases.
 
