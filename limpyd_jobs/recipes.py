@@ -409,10 +409,10 @@ def removal_by_recipe(known: Mapping[str, Any], pk: str, values: Mapping[str, st
     indexes = {**known["indexes"], **own.get("indexes", {})}
     if not known.get("has_own_edges"):
         indexes.setdefault("workflow", [["equal", f"{key}:workflow:"]])
-    kinds = [(kind, value) for name, many in indexes.items() if (value := values.get(name)) is not None for kind in many]
+    found = [(kinds, value) for name, kinds in indexes.items() if (value := values.get(name)) is not None]
     if any(kind[0] == "foreign" for many in indexes.values() for kind in many):
         return None
-    commands = [_removal_of(kind, value, pk) for kind, value in kinds]
+    commands = [_removal_of(kind, value, pk) for kinds, value in found for kind in kinds]
     return {"key": key, "pk": pk, "index": commands, "keys": [*KEYS_OF_JOBS, *own.get("keys", ())]}
 
 

@@ -650,7 +650,10 @@ def requeue(
 def cancel(
     subject: Subject, namespace: str, queue_recipe: str, reason: str, seen: str = ""
 ) -> Call[tuple[Cancellation, Changes]]:
-    """See to it that a job is not run; `seen`: see `seen_as`. Raises WrongKeyType, DoesNotExist, JobChanged on reading."""
+    """See to it that a job is not run; `seen`: see `seen_as`.
+
+    Raises WrongKeyType, DoesNotExist or JobChanged on reading.
+    """
 
     def read(reply: Reply) -> tuple[Cancellation, Changes]:
         _not_broken(reply)

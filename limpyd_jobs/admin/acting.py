@@ -1,7 +1,7 @@
 """Acting on one job. On all that a filter finds: see operations.py.
 
-The class of a job does it where it can be had, since its hooks count (`requeue`, `enqueue_or_delay`, `cancel`, `delete` of
-its own); else the scripts do it alone, by what the registry `jobs:models` says of the class.
+The class of a job does it where it can be had, since its hooks count (`requeue`, `enqueue_or_delay`, `cancel`, `delete`
+of its own); else the scripts do it alone, by what the registry `jobs:models` says of the class.
 """
 
 from __future__ import annotations
@@ -151,7 +151,9 @@ class Actor:
         if name not in self._recipes:
             text = self._registered(name)
             if text is None:
-                raise JobClassError(record.ident, "it is not here, nor in the registry: name its directory with --pythonpath")
+                raise JobClassError(
+                    record.ident, "it is not here, nor in the registry: name its directory with --pythonpath"
+                )
             self._recipes[name] = text
         return self._recipes[name]
 
@@ -195,7 +197,9 @@ class Actor:
             moved = queue_model._send(call, RETRY_FOR)
             if moved.kind != "NO_QUEUE":
                 return repair_indexes(moved.changes)
-            queue_model.get_queue(name, moved.queue_priority)  # another priority, if another client changes it meanwhile
+            queue_model.get_queue(
+                name, moved.queue_priority
+            )  # another priority, if another client changes it meanwhile
 
 
 def _pk(record: JobRecord) -> str:
@@ -287,8 +291,8 @@ def requeue(
         delayed_for: from now, in seconds or a timedelta; not with `delayed_until`.
         delayed_until: naive datetimes are UTC.
     Raises:
-        JobNotFound: there is none. JobNotInStatus: it has not ended. JobAlreadyQueued: another one with its identifier is
-            queued. JobClassError: its class cannot be had, and is needed. Nothing was written.
+        JobNotFound: there is none. JobNotInStatus: it has not ended. JobAlreadyQueued: another one with its identifier
+            is queued. JobClassError: its class cannot be had, and is needed. Nothing was written.
     Redis: requeue.lua, move.lua.
     """
     actor = Actor(queue_model)
@@ -335,8 +339,8 @@ def move(ident: str, queue: str | None = None, priority: int | None = None, queu
 def delete(ident: str, is_forced: bool = False, queue_model: Any = Queue) -> None:
     """Remove a job with all that belongs to it: its place in a queue, its entries in histories, its Errors, its record.
 
-    Jobs that wait for it are told that it was canceled. A class with a `delete` of its own is asked to cancel the job and
-    to delete its record first. Of histories the 100,000 first and last entries are looked at.
+    Jobs that wait for it are told that it was canceled. A class with a `delete` of its own is asked to cancel the job
+    and to delete its record first. Of histories the 100,000 first and last entries are looked at.
 
     Args:
         ident: as for `get_job`.

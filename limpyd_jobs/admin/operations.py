@@ -1,8 +1,8 @@
 """Acting on all jobs that a filter finds, one after the other: at a rate, resumable, on each once.
 
 An operation is kept in the hash `jobs:operations` from its start to its end: what it does and to which jobs, and its
-cut-off, the time of its start. It needs no list of what was done: a job that was acted on is no more as it was read, and
-what has been added, or has ended, after the cut-off is not meant.
+cut-off, the time of its start. It needs no list of what was done: a job that was acted on is no more as it was read,
+and what has been added, or has ended, after the cut-off is not meant.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from datetime import datetime, timedelta
 from typing import Any, ClassVar
 
 from limpyd.exceptions import DoesNotExist
+from redis.exceptions import RedisError
 
 from .. import recipes
 from ..exceptions import (
@@ -27,11 +28,9 @@ from ..exceptions import (
     JobChanged,
     JobClassError,
     JobNotInStatus,
-    LimpydJobsException,
     WrongKeyType,
-    shorten,
 )
-from ..models import Queue, class_name, printable
+from ..models import Queue, class_name, printable, shortened
 from ..statuses import ENDS, STATUSES, Cancellation
 from ..utils import check_datetime, compute_delayed_until, get_delta, parse_datetime, score_to_datetime, server_seconds
 from .acting import ACCEPTED, Actor
@@ -492,12 +491,14 @@ _RAISED: dict[type[Exception], str] = {
 
 
 def _why_skipped(error: Exception) -> str:
-    """Why a job was not acted on. What is no answer about this job is raised again: an outage, for instance."""
+    """Why a job was not acted on. That Redis cannot be used is no reason, and is raised."""
     for kind, reason in _RAISED.items():
         if isinstance(error, kind):
             return reason
     if isinstance(error, JobNotInStatus):
         return f"it is {STATUSES.by_value(error.status, 'in no status').lower()}"
-    if isinstance(error, LimpydJobsException):
-        return shorten(printable(error), 200)
-    raise error
+    if isinstance(error, RedisError):
+        raise error
+    return (
+        f"{class_name(error)}: {shortened(printable(error), 200)}"  # of a hook of its class, which may raise anything
+    )

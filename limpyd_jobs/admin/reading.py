@@ -298,4 +298,3 @@ def _integer(text: str | None) -> int:
         return int(float(text or 0))
     except (OverflowError, ValueError):
         return 0
-

@@ -91,7 +91,9 @@ class Remover:
         found = []
         for model, pk in errors:
             names = recipes.indexed_names(model)
-            found.append((model, pk, dict(zip(names, self._client.hmget(f"{model._name}:{pk}:hash", names), strict=True))))
+            found.append(
+                (model, pk, dict(zip(names, self._client.hmget(f"{model._name}:{pk}:hash", names), strict=True)))
+            )
         past = Past("", None, [recipes.removal(*error) for error in found])
         call = transitions.remove(self._namespace, "{}", [(past, True)])
         transitions.send(self._client, call)
@@ -113,7 +115,11 @@ class Remover:
         """How many of the first of these have no record."""
         names = {ident: ident.partition(":") for ident in idents}
         known = dict(
-            zip(names, self._client.hmget(f"{self._namespace}:models", [part[0] for part in names.values()]), strict=True)
+            zip(
+                names,
+                self._client.hmget(f"{self._namespace}:models", [part[0] for part in names.values()]),
+                strict=True,
+            )
         )
         pipeline = self._client.pipeline(transaction=False)
         for ident, (_, _, pk) in names.items():

@@ -7,9 +7,13 @@
 -- run. With `forced` ('1') a job goes that a process has: what that writes of it is refused then. Of its entries in
 -- histories those go that are among the `reach` first or last ones. Who waits for it is told that it was canceled.
 -- Replies:
---   OK results...              of each entry: REMOVED; GONE: it had been removed, what was left of it is now; RUNNING: a process
---                              has it, CHANGED: it is not as it was read, NEEDED: children have yet to run: nothing was written;
---                              MORE: some was removed, and there is more than one call may remove: `follow_up`, and ask again
+--   OK results... changed...   of each entry, in their order, one of these:
+--   REMOVED
+--   GONE                       it had been removed; what was left of it is now
+--   RUNNING                    a process has it; nothing was written
+--   CHANGED                    it is not as it was read; nothing was written
+--   NEEDED                     children have yet to run; nothing was written
+--   MORE                       some was removed, and there is more than one call may remove: `follow_up`, and ask again
 local namespace, queue_recipe, forced, reach = ARGV[1], cjson.decode(ARGV[2]), ARGV[3] == '1', tonumber(ARGV[4])
 local position, reply = 5, {'OK'}
 allow_when_full(namespace)
