@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from datetime import datetime, timedelta
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -19,8 +21,8 @@ from limpyd_jobs.exceptions import JobNotFound
 from limpyd_jobs.transitions import Caller
 from limpyd_jobs.utils import datetime_to_score, utcnow
 
-from ..base import ROOT
-from ..workers.base import client, wait_until_lapsed, work
+from ..base import ROOT, wait_until
+from ..workers.base import Running, client, idle, wait_until_lapsed, work
 from .support import see_worker, take
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -111,6 +113,24 @@ def test_a_job_that_runs_is_told_with_its_worker_and_the_time() -> None:
 
     assert " ago) on box:42 (last heartbeat " in found.sentence
     assert (found.evidence["host"], found.evidence["pid"], found.evidence["worker"]) == ("box", 42, "somebody")
+
+
+def test_the_worker_of_a_running_job_is_known_as_soon_as_it_works() -> None:
+    first, second = ExplainedJob.add_job("a"), ExplainedJob.add_job("b")
+    has_begun, may_end = Event(), Event()
+
+    def wait(job: Any, queue: Any) -> None:
+        has_begun.set()
+        may_end.wait(10)
+
+    with Running(idle(callback=wait, prefetch=2)):
+        has_begun.wait(10)
+        wait_until(lambda: first.status.hget() == "r", message="that it runs is noted")
+        running, ahead = explain(first, "running"), explain(second, "claimed-ahead")
+        may_end.set()
+
+    assert running.evidence["pid"] == os.getpid()
+    assert [job["ident"] for job in ahead.evidence["jobs"]] == [first.ident]
 
 
 def test_a_job_that_is_executed_at_once_runs_in_no_queue() -> None:
