@@ -50,6 +50,7 @@ MAX_SOCKET_PATH = 103
 
 SOCKET_NAME = "redis.sock"
 LOG_NAME = "redis.log"
+SERVER_LOCK_NAME = "server.lock"
 # Names only, relative to the directory that the server is started in: no length or character of its path can hurt.
 SERVER_OPTIONS = {
     "daemonize": "yes",
@@ -115,6 +116,12 @@ def socket_path(directory: str | os.PathLike[str]) -> str:
     return str(path if len(os.fsencode(path)) <= MAX_SOCKET_PATH else _short_link(root) / SOCKET_NAME)
 
 
+def is_alive(directory: str | os.PathLike[str]) -> bool:
+    """Does the server of this directory run, be it answering or not? Nothing is started or written."""
+    root = real_directory(directory)
+    return (root / SERVER_LOCK_NAME).is_file() and _is_alive(root)
+
+
 def find_binary() -> str:
     """The path of the redis-server to run.
 
@@ -167,7 +174,7 @@ def _start_if_down(root: Path, deadline: float) -> None:
 
 def _lock_of_a_new_server(root: Path, deadline: float) -> int | None:
     """The locked file that a new server inherits; None when the one that holds it answers by now (it was loading)."""
-    descriptor = _open_lock(root / "server.lock")
+    descriptor = _open_lock(root / SERVER_LOCK_NAME)
     while not _try_lock(descriptor):
         if _answer(root) == "+PONG":
             os.close(descriptor)
@@ -211,7 +218,7 @@ def _launch(binary: str, root: Path, server_lock: int) -> None:
 
 def _is_alive(root: Path) -> bool:
     """Whether a server holds its lock in this directory, be it answering or not."""
-    descriptor = _open_lock(root / "server.lock")
+    descriptor = _open_lock(root / SERVER_LOCK_NAME)
     try:
         return not _try_lock(descriptor)
     finally:
