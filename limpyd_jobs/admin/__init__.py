@@ -1,5 +1,19 @@
 """Looking after a database of jobs: what the command `limpyd-jobs` does, as functions."""
 
+from .acting import (
+    Operation,
+    add,
+    cancel,
+    delete,
+    drop_operation,
+    move,
+    operations,
+    requeue,
+    resume_operation,
+    start_operation,
+    start_purge,
+    start_purge_of_errors,
+)
 from .bench import BenchResult, bench
 from .books import Problem, check
 from .doctor import Finding, diagnose
@@ -10,6 +24,7 @@ from .health import health
 from .overview import QueueStatus, Status, status
 from .pausing import Left, Pause, drain, left, pause, paused, resume
 from .records import ErrorFilter, ErrorRecord, JobFilter, JobRecord, Page
+from .repairing import Repair, repair
 from .server import ServerStatus, server_status, start_server, stop_server
 from .workers import CurrentJob, WorkerRecord, listeners, workers
 
@@ -27,21 +42,27 @@ __all__ = [
     "Lease",
     "Left",
     "Moment",
+    "Operation",
     "Page",
     "Pause",
     "Problem",
     "QueueStatus",
     "Relative",
+    "Repair",
     "SavedResult",
     "ServerStatus",
     "Status",
     "WorkerRecord",
+    "add",
     "bench",
+    "cancel",
     "check",
     "count_errors",
     "count_jobs",
+    "delete",
     "diagnose",
     "drain",
+    "drop_operation",
     "each_error",
     "each_job",
     "explain",
@@ -52,11 +73,19 @@ __all__ = [
     "health",
     "left",
     "listeners",
+    "move",
+    "operations",
     "pause",
     "paused",
+    "repair",
+    "requeue",
     "resume",
+    "resume_operation",
     "server_status",
     "show",
+    "start_operation",
+    "start_purge",
+    "start_purge_of_errors",
     "start_server",
     "status",
     "stop_server",
