@@ -21,6 +21,7 @@ from .errors import ErrorGroup, count_errors, each_error, find_errors, group_err
 from .explaining import Explanation, explain
 from .finding import JobDetails, Lease, Moment, Relative, SavedResult, count_jobs, each_job, find_jobs, get_job, show
 from .health import health
+from .numbers import Histogram, Numbers, Rates, by_hour, rates, series, totals
 from .overview import QueueStatus, Status, status
 from .pausing import Left, Pause, drain, left, pause, paused, resume
 from .records import ErrorFilter, ErrorRecord, JobFilter, JobRecord, Page
@@ -36,17 +37,20 @@ __all__ = [
     "ErrorRecord",
     "Explanation",
     "Finding",
+    "Histogram",
     "JobDetails",
     "JobFilter",
     "JobRecord",
     "Lease",
     "Left",
     "Moment",
+    "Numbers",
     "Operation",
     "Page",
     "Pause",
     "Problem",
     "QueueStatus",
+    "Rates",
     "Relative",
     "Repair",
     "SavedResult",
@@ -55,6 +59,7 @@ __all__ = [
     "WorkerRecord",
     "add",
     "bench",
+    "by_hour",
     "cancel",
     "check",
     "count_errors",
@@ -77,10 +82,12 @@ __all__ = [
     "operations",
     "pause",
     "paused",
+    "rates",
     "repair",
     "requeue",
     "resume",
     "resume_operation",
+    "series",
     "server_status",
     "show",
     "start_operation",
@@ -89,5 +96,6 @@ __all__ = [
     "start_server",
     "status",
     "stop_server",
+    "totals",
     "workers",
 ]
