@@ -127,11 +127,15 @@ class Around:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.leave(error)
+
+    def leave(self, error: BaseException | None) -> None:
+        """Come out of all of them, with an error or without."""
         if os.getpid() != self._pid:
             return  # a process that a job has forked, which came back from it
         for one, context in reversed(self._entered):
             try:
-                context.__exit__(kind, error, trace)
+                context.__exit__(*((None,) * 3 if error is None else (type(error), error, error.__traceback__)))
             except Exception as raised:
                 if raised is not error:  # as some raise again what they are given
                     logger.exception("%s raised, in %s", type(one).__name__, self._name)

@@ -57,7 +57,7 @@ class Handed:
         Raises:
             JobTimeout: that is why it ends.
         """
-        self._context.__exit__(None if error is None else type(error), error, error and error.__traceback__)
+        self._context.leave(error)
         if not self.done.done():
             self._tell(error)
         await self.recorded.wait()
