@@ -25,6 +25,7 @@ LAYERS: dict[str, list[str]] = {
         "limits",
         "serializers",
         "outcomes",
+        "instruments",
         "version",
     ],
     "store": ["lua", "wire", "database", "embedded", "aio", "recipes", "transitions", "additions", "fields", "waiting"],
