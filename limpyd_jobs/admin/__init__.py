@@ -16,6 +16,7 @@ from .acting import (
 )
 from .bench import BenchResult, bench
 from .books import Problem, check
+from .connecting import connect
 from .doctor import Finding, diagnose
 from .errors import ErrorGroup, count_errors, each_error, find_errors, group_errors
 from .explaining import Explanation, explain
@@ -62,6 +63,7 @@ __all__ = [
     "by_hour",
     "cancel",
     "check",
+    "connect",
     "count_errors",
     "count_jobs",
     "delete",

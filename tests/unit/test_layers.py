@@ -32,7 +32,7 @@ LAYERS: dict[str, list[str]] = {
     "models": ["models", "workflows"],
     "work": ["workers", "admin"],
     "rooms": ["tasks", "scheduler", "service", "outbox", "data"],
-    "doors": ["testing", "scripts", "cli", "contrib"],
+    "doors": ["testing", "scripts", "cli", "contrib", "__main__"],
 }
 ORDER = list(LAYERS)
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
