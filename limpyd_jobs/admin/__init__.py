@@ -17,12 +17,22 @@ from .acting import (
 from .bench import BenchResult, bench
 from .books import Problem, check
 from .connecting import connect
+from .details import JobDetails, Lease, Moment, Relative, SavedResult, show
 from .doctor import Finding, diagnose
 from .errors import ErrorGroup, count_errors, each_error, find_errors, group_errors
 from .explaining import Explanation, explain
 from .finding import JobDetails, Lease, Moment, Relative, SavedResult, count_jobs, each_job, find_jobs, get_job, show
 from .health import health
 from .numbers import Histogram, Numbers, Rates, by_hour, rates, series, totals
+from .operations import (
+    Operation,
+    drop_operation,
+    operations,
+    resume_operation,
+    start_operation,
+    start_purge,
+    start_purge_of_errors,
+)
 from .overview import QueueStatus, Status, status
 from .pausing import Left, Pause, drain, left, pause, paused, resume
 from .records import ErrorFilter, ErrorRecord, JobFilter, JobRecord, Page
