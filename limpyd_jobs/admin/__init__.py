@@ -22,6 +22,7 @@ from .doctor import Finding, diagnose
 from .errors import ErrorGroup, count_errors, each_error, find_errors, group_errors
 from .explaining import Explanation, explain
 from .finding import JobDetails, Lease, Moment, Relative, SavedResult, count_jobs, each_job, find_jobs, get_job, show
+from .findings import Finding
 from .health import health
 from .numbers import Histogram, Numbers, Rates, by_hour, rates, series, totals
 from .operations import (
