@@ -109,7 +109,7 @@ def _waiting_since(client: Any, namespace: str, idents: Sequence[str]) -> dict[s
     for ident in known:
         model_repr, _, pk = ident.partition(":")
         pipeline.hmget(f"{keys[model_repr]}:{pk}:hash", "waiting_since", "added")
-    found = {}
+    found: dict[str, float] = {}
     for ident, values in zip(known, pipeline.execute(raise_on_error=False), strict=True):
         for text in values if isinstance(values, list) else ():
             seconds = _seconds(text)

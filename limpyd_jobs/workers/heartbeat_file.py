@@ -25,7 +25,7 @@ def check_heartbeat_file(value: Any) -> None:
     accepted = "the path of a file in a directory that exists and can be written to"
     try:
         directory = Path(value).absolute().parent
-        is_good = bool(str(value)) and not Path(value).is_dir() and os.access(directory, os.W_OK | os.X_OK)
+        is_good = "\0" not in str(value) and not Path(value).is_dir() and os.access(directory, os.W_OK | os.X_OK)
     except (TypeError, ValueError, OSError):
         is_good = False
     if not is_good:
