@@ -1,27 +1,14 @@
 """Looking after a database of jobs: what the command `limpyd-jobs` does, as functions."""
 
-from .acting import (
-    Operation,
-    add,
-    cancel,
-    delete,
-    drop_operation,
-    move,
-    operations,
-    requeue,
-    resume_operation,
-    start_operation,
-    start_purge,
-    start_purge_of_errors,
-)
+from .acting import add, cancel, delete, move, requeue
 from .bench import BenchResult, bench
 from .books import Problem, check
 from .connecting import connect
 from .details import JobDetails, Lease, Moment, Relative, SavedResult, show
-from .doctor import Finding, diagnose
+from .doctor import diagnose
 from .errors import ErrorGroup, count_errors, each_error, find_errors, group_errors
 from .explaining import Explanation, explain
-from .finding import JobDetails, Lease, Moment, Relative, SavedResult, count_jobs, each_job, find_jobs, get_job, show
+from .finding import count_jobs, each_job, find_jobs, get_job
 from .findings import Finding
 from .health import health
 from .numbers import Histogram, Numbers, Rates, by_hour, rates, series, totals
