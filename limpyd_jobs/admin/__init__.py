@@ -4,18 +4,7 @@ from .acting import add, cancel, delete, move, requeue
 from .books import Problem, check
 from .details import JobDetails, Lease, Moment, Relative, SavedResult, show
 from .errors import ErrorGroup, count_errors, each_error, find_errors, group_errors
-from .finding import (
-    JobDetails,
-    Lease,
-    Moment,
-    Relative,
-    SavedResult,
-    count_jobs,
-    each_job,
-    find_jobs,
-    get_job,
-    show,
-)
+from .finding import count_jobs, each_job, find_jobs, get_job
 from .health import health
 from .numbers import Histogram, Numbers, Rates, by_hour, rates, series, totals
 from .operations import (
