@@ -140,11 +140,13 @@ class _Explainer:
         if lost is not None:
             return lost
         start = sight.fields.get("start")
-        since = f"since {start} UTC ({_ago(start, sight.now)})" if start else "since a moment"
+        since = f"since {_seconds_of(start)} UTC ({_ago(start, sight.now)})" if start else "since a moment"
         evidence = {"since": start, "lease_until": utc(sight.lease_until), **self._worker_evidence(sight)}
         if "queue_key" not in sight.fields and sight.worker_id not in self.around.workers:
-            return _Cause("running", f"runs {since}, executed at once by the process that made it", evidence)
-        return _Cause("running", f"runs {since} on {self._name_worker(sight.worker_id)}", evidence)
+            return _Cause(
+                "running", f"has been running {since}, executed at once by the process that made it", evidence
+            )
+        return _Cause("running", f"has been running {since} on {self._name_worker(sight.worker_id)}", evidence)
 
     def _worker_lost(self, sight: Sight) -> _Cause | None:
         """Is it in the hands of a worker that is gone?"""
@@ -249,7 +251,7 @@ class _Explainer:
         pause = self.around.pauses.get(name)
         if pause is not None:
             by, why = f" by {pause.by}" if pause.by else "", f" ({pause.reason})" if pause.reason else ""
-            clause = f"is in {name!r}, which is paused since {pause.since} UTC{by}{why}"
+            clause = f"is in {name!r}, which was paused at {pause.since} UTC{by}{why}"
             evidence = {"since": pause.since, "by": pause.by, "pause_reason": pause.reason}
             yield _Cause("paused", clause, {"queue": name, **evidence})
         listeners = self.around.listeners_of(name)
@@ -257,8 +259,9 @@ class _Explainer:
             yield _Cause("no-workers", f"waits in {name!r}, and no worker is alive", {"queue": name})
         elif not listeners:
             others = sorted({queue for worker in self.around.workers.values() for queue in worker.queues})
-            alive = number_of(len(self.around.workers), "worker that is alive listens", "workers that are alive listen")
-            clause = f"waits in {name!r}, on which no worker listens (the {alive} on {_named(others)})"
+            alive = len(self.around.workers)
+            who = "the one that is alive listens" if alive == 1 else f"the {alive:,} that are alive listen"
+            clause = f"waits in {name!r}, on which no worker listens: {who} on {_named(others)}"
             yield _Cause("not-heard", clause, {"queue": name, "heard": others[:PARENTS_LOOKED_AT]})
         elif all(worker.status in STOPPING for worker in listeners):
             names = [f"{worker.host}:{worker.pid}" for worker in listeners]
@@ -392,7 +395,7 @@ class _Explainer:
             if _has_ended_badly(record):
                 return self._parent_failed(sight, ident, evidence)
         for ident, record in parents.items():
-            if (record is not None and record.status not in (STATUSES.SUCCESS, *_ENDED_BADLY)) or _is_queued(record):
+            if record is not None and record.status != STATUSES.SUCCESS:
                 return self._waits_for(ident, count - 1, evidence)
         return self._untold(idents, evidence)
 
@@ -417,7 +420,7 @@ class _Explainer:
             clause = f"waits for {ident}{more}, which {last['clause']}"
         else:
             by = f", through {number_of(len(chain) - 2, 'more job')}," if len(chain) > 2 else ""
-            clause = f"waits for {ident}{more}, and{by} so for {chain[-1]}, which {last['clause']}"
+            clause = f"waits for {ident}{more}, and so{by} for {chain[-1]}, which {last['clause']}"
         return _Cause("waits-for", clause, {**evidence, "chain": chain, "last": last})
 
     def _untold(self, idents: list[str], evidence: dict[str, Any]) -> _Cause:
@@ -436,7 +439,7 @@ class _Explainer:
         evidence = {"tries": sight.fields.get("tries"), "error": error, "end": sight.fields.get("end")}
         if sight.is_queued:
             return _Cause("moving", f"failed{why}, and its worker is about to put it in its queue again", evidence)
-        when = f"at {sight.fields['end']} UTC" if "end" in sight.fields else "at some time"
+        when = f"at {_seconds_of(sight.fields['end'])} UTC" if "end" in sight.fields else "at some time"
         tries = f", in try {sight.fields['tries']}" if "tries" in sight.fields else ""
         return _Cause("failed", f"failed {when}{tries}{why}, and is not tried again", evidence)
 
@@ -476,7 +479,7 @@ _ENDED_BADLY = (STATUSES.ERROR, STATUSES.CANCELED)
 def _succeeded(sight: Sight) -> _Cause:
     start, end = sight.fields.get("start"), sight.fields.get("end")
     lasted = f", after a run of {duration(_score(end) - _score(start))}" if start and end else ""
-    return _Cause("succeeded", f"ended well at {end} UTC{lasted}", {"start": start, "end": end})
+    return _Cause("succeeded", f"ended well at {_seconds_of(end)} UTC{lasted}", {"start": start, "end": end})
 
 
 def _without_status(sight: Sight) -> _Cause:
@@ -499,8 +502,8 @@ def _rate_used_up(key: str, rate: Any, wait: float, before: int, evidence: dict[
     count, seconds = int(rate[0]), float(rate[1])
     behind = f", behind {number_of(before, 'job')} that came before it" if before else ""
     clause = (
-        f"waits for the rate of {key!r}{behind}: {number_of(count, 'start')} in {duration(seconds)} are used up,"
-        f" and the next job may start in {duration(wait)}"
+        f"waits for the rate of {key!r}{behind}: it allows {number_of(count, 'start')} in {duration(seconds)},"
+        f" and the next one in {duration(wait)}"
     )
     starts_in = wait + before // count * seconds
     return _Cause("rate", clause, {**evidence, "rate_limit": [count, seconds], "next_in": wait}, starts_in)
@@ -563,6 +566,11 @@ def _score(text: str | None) -> float:
         return 0.0
 
 
+def _seconds_of(text: str | None) -> str:
+    """A time without fractions of a second."""
+    return (text or "some time").partition(".")[0]
+
+
 def _ago(text: str, now: float) -> str:
     return f"{duration(now - _score(text))} ago"
 
@@ -571,9 +579,5 @@ def _status_of(record: JobRecord | None) -> str | None:
     return STATUSES.by_value(record.status, "none") if record else None
 
 
-def _is_queued(record: JobRecord | None) -> bool:
-    return record is not None and bool(record.fields.get("queued"))
-
-
 def _has_ended_badly(record: JobRecord | None) -> bool:
-    return record is not None and record.status in _ENDED_BADLY and not _is_queued(record)
+    return record is not None and record.status in _ENDED_BADLY and not record.fields.get("queued")
