@@ -96,7 +96,7 @@ def drain(given: Given, queues: tuple[str, ...], timeout: float | None, delayed:
         print_json({"queues": queues, "count": rest.count, **asdict(rest)})
     elif rest.count:
         print_text(
-            f"The time is over, and {counted(rest.count, 'job')} are left: "
+            f"The time is over: {counted(rest.count, 'job')} left: "
             f"{rest.waiting} waiting, {rest.delayed} delayed, {rest.running} running"
         )
     else:
