@@ -142,7 +142,7 @@ class _Explainer:
         start = sight.fields.get("start")
         since = f"since {_seconds_of(start)} UTC ({_ago(start, sight.now)})" if start else "since a moment"
         evidence = {"since": start, "lease_until": utc(sight.lease_until), **self._worker_evidence(sight)}
-        if "queue_key" not in sight.fields and sight.worker_id not in self.around.workers:
+        if sight.is_at_once:
             return _Cause(
                 "running", f"has been running {since}, executed at once by the process that made it", evidence
             )
@@ -152,7 +152,7 @@ class _Explainer:
         """Is it in the hands of a worker that is gone?"""
         left = (sight.lease_until or 0.0) - sight.now
         is_known = sight.worker_id in self.around.workers
-        if left > 0 and (is_known or "queue_key" not in sight.fields):
+        if left > 0 and (is_known or sight.is_at_once):
             return None
         evidence = {"lease_until": utc(sight.lease_until or 0.0), **self._worker_evidence(sight)}
         if left > 0:
