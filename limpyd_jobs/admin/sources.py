@@ -132,7 +132,7 @@ def newest(source: Source, top: int, below: Order = AT_THE_START) -> Iterator[st
         below: only those that come after this one.
     """
     position = below
-    while True:
+    while source.size:
         if source.size > FEW and top and position[0]:
             number = top if position[0] > 1 else min(position[1] - 1, top)
             stop = max(number - source.size, 0)
