@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from . import limits, recipes, run_options, transitions, uniqueness
 from .exceptions import InvalidArgument
+from .instruments import instruments, what_to_carry
 from .transitions import Added, Addition, Answer, Call, Delay, Hold, Subject, Target
 from .utils import compute_delayed_until, datetime_to_score, utcnow
 
@@ -66,7 +67,7 @@ class Way:
         """
         if self.uniqueness:
             fields_if_new = {**self.uniqueness, **fields_if_new}
-        if not self.run_defaults and not fields_if_new and not has_parents:
+        if not self.run_defaults and not fields_if_new and not has_parents and not instruments:
             return fields_if_new
         names = recipes.stored_run_options(self.model).intersection(fields_if_new)
         given = {name: fields_if_new[name] for name in names if fields_if_new[name] is not None}
@@ -81,7 +82,10 @@ class Way:
         policy = recipes.class_run_options(self.model).get(POLICY) if has_parents else None
         if policy is not None and POLICY in recipes.stored_run_options(self.model):
             given.setdefault(POLICY, policy)
-        return {**fields, run_options.FIELD: run_options.to_text(given)} if given else fields
+        carried = what_to_carry() if instruments and recipes.has_run_options(self.model) else None
+        if not given and not carried:
+            return fields
+        return {**fields, run_options.FIELD: run_options.to_text(given, carried=carried)}
 
     def made_for(self, fields: Iterable[str]) -> str | None:
         """What add_alike.lua must know to add jobs with these further fields; None: they need an `addition` each."""
@@ -133,7 +137,10 @@ class Way:
         asked = {name: values.pop(name) for name in recipes.uniqueness_names(self.model) if name in values}
         record = recipes.Record(self.model, values)
         if asked:
-            self.make_unique(record, asked, [name for name in fields_if_new if name in values], bool(after))
+            given = [name for name in fields_if_new if name in values]
+            if run_options.only_carries(values.get(run_options.FIELD)):
+                given.remove(run_options.FIELD)  # what comes along must not replace the options of another job
+            self.make_unique(record, asked, given, bool(after))
         if after:
             self.check_may_wait(record, prepend)
             record.come_after(after, policy_of(values))

@@ -15,7 +15,7 @@ import weakref
 from collections import Counter
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from dataclasses import fields as dataclass_fields
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -71,6 +71,7 @@ from .fields import (
     upgrade,
     write,
 )
+from .instruments import seen_adding
 from .modules import allowed_modules, is_dotted_name
 from .outcomes import Progress, Track, progress_text, read_progress, read_result, result_text, total_of
 from .retries import Retries
@@ -819,6 +820,7 @@ class Job(BaseJobsModel):
         return own_queue or _overrides(cls, Job, "enqueue_or_delay")
 
     @classmethod
+    @seen_adding
     def add_job(
         cls,
         identifier: str,
@@ -871,6 +873,7 @@ class Job(BaseJobsModel):
         return cls._add_any(way, text, fields, prepend, delayed_for, delayed_until, patience, parents)[0]
 
     @classmethod
+    @seen_adding
     async def aadd_job(
         cls,
         identifier: str,
@@ -933,6 +936,7 @@ class Job(BaseJobsModel):
         return added
 
     @classmethod
+    @seen_adding
     def add_jobs(
         cls,
         specs: Iterable[Any],
@@ -1132,11 +1136,7 @@ class Job(BaseJobsModel):
 
     def _own_run_options(self) -> dict[str, Any]:
         """What `add_job` was told. What cannot be read says nothing, and is told of in the log, once."""
-        if not recipes.has_run_options(type(self)):
-            return {}
-        claim = self._claim or self._last_claim
-        known = claim.run_options if claim is not None else None
-        text = (self.run_options.hget() or "") if known is None else known
+        text = self._run_options_text()
         if text != self._said[0]:
             try:
                 self._said = text, run_options.read(text) if text else {}
@@ -1144,6 +1144,21 @@ class Job(BaseJobsModel):
                 self._said = text, {}
                 logger.warning("The field run_options of %s cannot be read, and is ignored: %r", self.ident, text[:100])
         return self._said[1]
+
+    def _run_options_text(self) -> str:
+        if not recipes.has_run_options(type(self)):
+            return ""
+        claim = self._claim or self._last_claim
+        known = claim.run_options if claim is not None else None
+        return (self.run_options.hget() or "") if known is None else known
+
+    @_giving_way
+    def get_carried(self) -> dict[str, Any]:
+        """What instruments have had come along when it was added (see instruments.py).
+
+        Without a round trip in the worker that has claimed it.
+        """
+        return run_options.read_carried(self._run_options_text())
 
     @_giving_way
     def cancel(self, reason: str | None = None, queue_model: Any = None) -> Cancellation:
@@ -1501,7 +1516,7 @@ class _Bulk:
     def _start(self, chunk: Chunk) -> None:
         self._thread = self._thread or ThreadPoolExecutor(1, "limpyd-jobs-add")
         try:
-            self._sent = self._thread.submit(self._send, chunk)
+            self._sent = self._thread.submit(copy_context().run, self._send, chunk)  # instruments look into it
         except RuntimeError:  # Python is about to end: there are no new threads
             self._send(chunk)
 

@@ -6,6 +6,7 @@ only the modules that this process was told of are imported.
 
 from __future__ import annotations
 
+import glob
 import os
 import traceback
 from collections.abc import Iterable
@@ -64,6 +65,13 @@ class AllowedModules:
 
 def _is_below(path: str, directory: str) -> bool:
     return os.path.abspath(path).startswith(os.path.join(directory, ""))
+
+
+def find_directories(patterns: Iterable[str]) -> list[str]:
+    """The absolute paths that the patterns of `--pythonpath` match; what matches nothing is kept: Python passes over
+    missing paths.
+    """
+    return [os.path.abspath(path) for pattern in patterns for path in sorted(glob.glob(pattern)) or [pattern]]
 
 
 def import_all(option: str, names: str | Iterable[str]) -> list[str]:

@@ -93,6 +93,7 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
 NAMES = tuple(CHECKS)
 OF_NEW_JOBS = ("expires", *limits.NAMES)  # what a class says is stored with each job that is added
 FIELD = "run_options"
+CARRIED = "carried"  # what instruments put there; the last one in the text: scripts look for words in it
 
 
 def check(argument: str, value: Any) -> Any:
@@ -108,17 +109,19 @@ def check(argument: str, value: Any) -> Any:
     return CHECKS[argument](argument, value)
 
 
-def to_text(given: Mapping[str, Any], now: float | None = None) -> str:
+def to_text(given: Mapping[str, Any], now: float | None = None, carried: Mapping[str, Any] | None = None) -> str:
     """Options as they are stored.
 
     Args:
         given: by name, as `check` accepts them.
         now: what `expires` counts from, in seconds since the epoch; the clock's when None.
+        carried: what comes along for the instruments; see instruments.py.
     Raises:
         InvalidArgument: a value is not accepted.
     """
     stored = {name: _stored(check(name, given[name]), now) for name in NAMES if name in given}
-    return json.dumps(limits.together(stored), separators=(",", ":"))
+    options = limits.together(stored)
+    return json.dumps({**options, CARRIED: carried} if carried else options, separators=(",", ":"))
 
 
 def _stored(value: Any, now: float | None) -> Any:
@@ -145,3 +148,17 @@ def read(text: str) -> dict[str, Any]:
         raise ValueError(text)
     checked = {name: check(name, value) for name, value in values.items()}
     return checked if expires is None else {**checked, "expires": expires}
+
+
+def read_carried(text: str) -> dict[str, Any]:
+    """What comes along for the instruments; empty when something else was written there."""
+    try:
+        found = json.loads(text)[CARRIED] if CARRIED in text else {}
+    except (ValueError, KeyError, TypeError, IndexError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def only_carries(text: Any) -> bool:
+    """Are there no options, only what comes along?"""
+    return isinstance(text, str) and text.startswith(f'{{"{CARRIED}":')  # it is the last one

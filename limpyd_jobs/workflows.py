@@ -17,6 +17,7 @@ from limpyd.exceptions import DoesNotExist
 from . import recipes, transitions
 from .additions import Way, idents_of, policy_of, to_delay
 from .exceptions import InvalidArgument, JobAlreadyExists, LimpydJobsException
+from .instruments import adding
 from .models import Job, _seconds, repair_indexes
 from .run_options import FIELD
 from .statuses import ENDS, Cancellation
@@ -172,22 +173,27 @@ class Workflow:
         first = self.steps[0].way
         patience = _seconds("retry_for", first.model.retry_for if retry_for is None else retry_for)
         self._check()
-        for _ in range(MOST_TRIES):
-            self._take_pks(patience)
-            done = first.model._send(self._call(), patience)
-            while done.kind == "NO_QUEUE":
-                way = self._ways()[done.number]
-                way.queue_model.get_queue(way.name, way.target.priority)
-                done = first.model._send(self._call(), patience)
-            if done.kind != "TAKEN" or done.field != "pk":
-                break
-            for step in self.steps:
-                step.pk = step.pk if step.is_reserved else ""
+        with adding(first.model, first.name, None):
+            done = self._write(first.model, patience)
         if done.kind == "TAKEN":
             raise JobAlreadyExists(f"The value of {done.field!r} belongs to another job; nothing was written")
         repair_indexes(done.changes)
         self.jobs = [step.way.model.from_pk(step.pk) for step in self.steps]
         return self
+
+    def _write(self, model: Any, patience: float) -> transitions.Created:
+        for _ in range(MOST_TRIES):
+            self._take_pks(patience)
+            done: transitions.Created = model._send(self._call(), patience)
+            while done.kind == "NO_QUEUE":
+                way = self._ways()[done.number]
+                way.queue_model.get_queue(way.name, way.target.priority)
+                done = model._send(self._call(), patience)
+            if done.kind != "TAKEN" or done.field != "pk":
+                break
+            for step in self.steps:
+                step.pk = step.pk if step.is_reserved else ""
+        return done
 
     async def aadd(self, retry_for: float | None = None) -> Workflow:
         """As `add`, for a coroutine: in a thread."""

@@ -3,6 +3,7 @@
 from .acting import add, cancel, delete, move, requeue
 from .bench import BenchResult, bench
 from .books import Problem, check
+from .connecting import connect
 from .details import JobDetails, Lease, Moment, Relative, SavedResult, show
 from .doctor import diagnose
 from .errors import ErrorGroup, count_errors, each_error, find_errors, group_errors
@@ -60,6 +61,7 @@ __all__ = [
     "by_hour",
     "cancel",
     "check",
+    "connect",
     "count_errors",
     "count_jobs",
     "delete",

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import glob
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from ..exceptions import ConfigurationException
-from ..modules import allowed_modules
+from ..modules import allowed_modules, find_directories
 from ..workers import WorkerConfig
 from ..workers.config import (
     DiscreetParser,
@@ -89,11 +88,6 @@ def read_early_options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--pythonpath", action="append", nargs="?", default=[])
     parser.add_argument("--worker-config", nargs="?")
     return parser.parse_known_args(arguments)[0]
-
-
-def find_directories(patterns: Iterable[str]) -> list[str]:
-    """The absolute paths that the patterns match; what matches nothing is kept: Python passes over missing paths."""
-    return [os.path.abspath(path) for pattern in patterns for path in sorted(glob.glob(pattern)) or [pattern]]
 
 
 def load_config_class(path: str, program: str) -> type[WorkerConfig]:

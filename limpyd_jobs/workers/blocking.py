@@ -25,6 +25,7 @@ from ..exceptions import (
     LeaseLost,
     LimpydJobsException,
 )
+from ..instruments import around
 from ..models import Job, _overrides, repair_indexes, unsent_ends
 from ..statuses import STATUSES
 from ..transitions import Claim, End, Ended, Exchanged, Taken
@@ -129,7 +130,7 @@ class Worker(JobLife):
             raise ConfigurationException("An isolated job cannot run in a worker with threads: use processes for it")
         heartbeat = self._heartbeat
         run = IsolatedRun(
-            lambda: finished(self.callback(job, queue)),
+            lambda: self._call_inside(job, queue),
             seconds=seconds,
             make_timeout=lambda: JobTimeout(self._ident_of(job), seconds or 0),
             prepare=self.after_fork,
@@ -160,6 +161,11 @@ class Worker(JobLife):
         if outcome.error is not None:
             raise outcome.error
         return outcome.result
+
+    def _call_inside(self, job: Any, queue: Any) -> Any:
+        """Call an isolated job in its own process."""
+        with around(job, queue, self, is_outside=False):
+            return finished(self.callback(job, queue))
 
     def _kill_canceled(self, claim: Claim) -> None:
         """Called by the heartbeat: a job is canceled while it runs."""

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from ..exceptions import ConfigurationException, JobTimeout, LimpydJobsException, Retry
+from ..instruments import Around, around
 from .asynchronous import AsyncWorker
 from .blocking import Worker
 
@@ -20,6 +21,8 @@ class _Returned(Exception):
 class Handed:
     """A job that is done outside of its worker.
 
+    Args:
+        context: that it is done in.
     Attributes:
         done: what that came to.
         recorded: its end is; set by the worker.
@@ -27,7 +30,8 @@ class Handed:
         was_canceled: the worker has ended it, as the job is canceled.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, context: Around) -> None:
+        self._context = context
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.recorded = asyncio.Event()
         self.timeout: JobTimeout | None = None
@@ -43,6 +47,7 @@ class Handed:
         if self._task is not None or self.done.done():
             raise LimpydJobsException("This job has begun already, or it is taken back: ask for another one")
         self._task = asyncio.current_task()
+        self._context.__enter__()
 
     async def leave(self, error: BaseException | None) -> bool:
         """The job ends, with an error or without; comes back when that is recorded.
@@ -52,6 +57,7 @@ class Handed:
         Raises:
             JobTimeout: that is why it ends.
         """
+        self._context.leave(error)
         if not self.done.done():
             self._tell(error)
         await self.recorded.wait()
@@ -216,8 +222,11 @@ class AsyncConsumer(AsyncWorker):
                 self._handed.discard(job._handed)
                 job._handed.recorded.set()
 
+    def _around(self, job: Any, queue: Any) -> Around:
+        return Around(())  # it runs elsewhere: see Handed
+
     async def _hand_over(self, job: Any, queue: Any) -> None:
-        handed = job._handed = Handed()
+        handed = job._handed = Handed(around(job, queue, self))
         self._handed.add(handed)
         self._on_the_way.discard(id(job))
         self._offer(job)

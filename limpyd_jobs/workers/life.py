@@ -24,6 +24,7 @@ from ..exceptions import (
     LimpydJobsException,
     Retry,
 )
+from ..instruments import Around, around, instruments
 from ..models import Error, Job, _overrides, repair_indexes, running_job
 from ..outcomes import not_stored_text
 from ..retries import Retries
@@ -158,7 +159,7 @@ class JobLife(Claiming):
         self._was_interrupted = False
         outer = running_job.set(job)
         try:
-            result = await self._call(job, queue)
+            result = await (self._call_seen(job, queue) if instruments else self._call(job, queue))
         except StatusChanged as changed:  # it was ended as it is canceled
             job._cached_status = changed.status
             await self._pass_over(queue, job)
@@ -176,6 +177,14 @@ class JobLife(Claiming):
             await self._end_in_success(queue, job, result, is_ours)
         finally:
             running_job.reset(outer)
+
+    async def _call_seen(self, job: Any, queue: Any) -> Any:
+        with self._around(job, queue):
+            return await self._call(job, queue)
+
+    def _around(self, job: Any, queue: Any) -> Around:
+        """What instruments put around the call of a job; those of an isolated one are entered in its own process."""
+        return around(job, queue, self, True if self._is_isolated(job) else None)
 
     def _looks_at_start(self, job: Any) -> bool:
         """Does anybody learn that a job begins? Most often nobody does, and these steps are left out."""

@@ -25,13 +25,14 @@ LAYERS: dict[str, list[str]] = {
         "limits",
         "serializers",
         "outcomes",
+        "instruments",
         "version",
     ],
     "store": ["lua", "wire", "database", "embedded", "aio", "recipes", "transitions", "additions", "fields", "waiting"],
     "models": ["models", "workflows"],
     "work": ["workers", "admin"],
     "rooms": ["tasks", "scheduler", "service", "outbox", "data"],
-    "doors": ["testing", "scripts", "cli", "contrib"],
+    "doors": ["testing", "scripts", "cli", "contrib", "__main__"],
 }
 ORDER = list(LAYERS)
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}

@@ -1,0 +1,191 @@
+"""Records as rows of tables."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from ..statuses import STATUSES
+from ..utils import datetime_to_score, parse_datetime
+from .output import Column, show_age, show_size
+
+if TYPE_CHECKING:
+    from ..admin import ErrorGroup, ErrorRecord, JobRecord, QueueStatus, WorkerRecord
+
+STATUS_STYLES = {
+    "running": "green",
+    "success": "green",
+    "error": "red",
+    "canceled": "yellow",
+    "delayed": "cyan",
+    "blocked": "magenta",
+}
+
+
+def status_word(letter: str | None) -> str:
+    """`waiting` for `w`."""
+    return STATUSES.by_value(letter, "unknown").lower()
+
+
+def moment(text: str | None) -> str:
+    """A time as it is stored, to the second."""
+    return (text or "")[:19]
+
+
+def _alarming(text: str) -> str:
+    return "red" if text not in ("", "0") else ""
+
+
+# --- queues and workers
+
+
+QUEUE_COLUMNS = (
+    Column("queue", shrinks=True),
+    Column("priority", is_number=True),
+    Column("waiting", is_number=True),
+    Column("due", is_number=True),
+    Column("delayed", is_number=True),
+    Column("running", is_number=True, style=lambda text: "green" if text != "0" else ""),
+    Column("errors", is_number=True, style=_alarming),
+    Column("in/s", is_number=True),
+    Column("out/s", is_number=True),
+    Column("oldest", is_number=True),
+    Column("workers", is_number=True, style=lambda text: "yellow" if text == "0" else ""),
+    Column("state", style=lambda text: "bold yellow"),
+)
+
+
+def queue_row(queue: QueueStatus) -> tuple[Any, ...]:
+    """A queue in a table."""
+    return (
+        queue.name,
+        queue.priority,
+        queue.waiting,
+        queue.due,
+        queue.delayed,
+        queue.running,
+        queue.errors,
+        f"{queue.rate_in:.1f}",
+        f"{queue.rate_out:.1f}",
+        show_age(queue.oldest_age),
+        queue.listeners,
+        "paused" if queue.paused else "",
+    )
+
+
+WORKER_COLUMNS = (
+    Column("worker", shrinks=True),
+    Column("host", shrinks=True),
+    Column("pid", is_number=True),
+    Column("queues", shrinks=True),
+    Column("status", style=lambda text: "green" if text == "running" else ""),
+    Column("up", is_number=True),
+    Column("job", shrinks=True),
+    Column("for", is_number=True),
+    Column("done", is_number=True),
+    Column("errors", is_number=True, style=lambda text: "red" if text not in ("", "0") else ""),
+    Column("memory", is_number=True),
+    Column("heartbeat", is_number=True),
+)
+
+
+def worker_row(worker: WorkerRecord, now: float | None = None) -> tuple[Any, ...]:
+    """A worker in a table; `now`: in seconds since the epoch."""
+    up = (time.time() if now is None else now) - datetime_to_score(parse_datetime(worker.started))
+    job = worker.jobs[0] if worker.jobs else None
+    more = f" and {len(worker.jobs) - 1} more" if len(worker.jobs) > 1 else ""
+    return (
+        worker.id,
+        worker.host,
+        worker.pid,
+        ",".join(worker.queues),
+        worker.status,
+        show_age(up),
+        f"{job.ident}{more}" if job else "",
+        show_age(job.seconds) if job else "",
+        worker.counts.get("jobs", 0),
+        worker.counts.get("errors", 0),
+        show_size(worker.memory_bytes),
+        show_age(worker.heartbeat_age),
+    )
+
+
+# --- jobs and errors
+
+
+JOB_COLUMNS = (
+    Column("ident", shrinks=True),
+    Column("identifier", shrinks=True),
+    Column("status", style=lambda text: STATUS_STYLES.get(text, "")),
+    Column("queue", shrinks=True),
+    Column("priority", is_number=True),
+    Column("tries", is_number=True),
+    Column("added"),
+    Column("started"),
+    Column("ended"),
+)
+
+
+def job_row(job: JobRecord) -> tuple[Any, ...]:
+    times = (moment(job.added), moment(job.start), moment(job.end))
+    return (job.ident, job.identifier, status_word(job.status), job.queue, job.priority, job.tries, *times)
+
+
+def job_json(job: JobRecord) -> dict[str, Any]:
+    """A job for JSON: `status` is as it is stored, `state` the word for it."""
+    return {**asdict(job), "state": status_word(job.status)}
+
+
+ERROR_COLUMNS = (
+    Column("time"),
+    Column("type", style=lambda text: "red"),
+    Column("code"),
+    Column("queue", shrinks=True),
+    Column("identifier", shrinks=True),
+    Column("job", shrinks=True),
+    Column("message", shrinks=True),
+)
+GROUP_COLUMNS = (
+    Column("fingerprint"),
+    Column("count", is_number=True),
+    Column("type", style=lambda text: "red"),
+    Column("code"),
+    Column("place", shrinks=True),
+    Column("first seen"),
+    Column("last seen"),
+    Column("last hour", is_number=True),
+    Column("hour before", is_number=True),
+    Column("trend", style=lambda text: {"up": "red", "down": "green"}.get(text, "")),
+    Column("example", shrinks=True),
+    Column("message", shrinks=True),
+)
+
+
+def error_row(error: ErrorRecord) -> tuple[Any, ...]:
+    time, subject = moment(error.date_time), (error.queue, error.identifier, error.job)
+    return (time, error.type, error.code, *subject, error.message)
+
+
+def group_row(group: ErrorGroup) -> tuple[Any, ...]:
+    return (
+        group.fingerprint,
+        group.count,
+        group.type,
+        group.code,
+        group.place,
+        moment(group.first_seen),
+        moment(group.last_seen),
+        group.last_hour,
+        group.hour_before,
+        trend(group),
+        group.example,
+        group.message,
+    )
+
+
+def trend(group: ErrorGroup) -> str:
+    """How the last hour compares with the one before: `up`, `down`, `same`, or nothing when there were none."""
+    if group.last_hour == group.hour_before:
+        return "same" if group.last_hour else ""
+    return "up" if group.last_hour > group.hour_before else "down"
