@@ -372,9 +372,9 @@ class _Books:
         return found
 
     def _check_keys(self) -> Iterator[Problem]:
-        own = ("models", "tasks", "leases", "claims", "expiring", "followups")
+        own = ("models", "tasks", "leases", "claims", "expiring", "followups", "numbers:total")
         self.owned |= {f"{self.namespace}:{name}" for name in own}
-        expiring = tuple(f"{self.namespace}:{kind}:" for kind in ("done", "unique"))
+        expiring = tuple(f"{self.namespace}:{kind}:" for kind in ("done", "unique", "numbers"))
         self.owned |= {key for key in self.keys if key.startswith(expiring) and self.client.ttl(key) != -1}
         for model in self.models:
             self.owned |= {f"{model._name}:{name}" for name in ("collection", "max_pk", "last_queued")}
