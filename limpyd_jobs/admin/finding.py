@@ -16,7 +16,7 @@ from ..exceptions import InvalidArgument, JobNotFound
 from ..models import Queue
 from ..statuses import STATUSES
 from ..utils import server_seconds
-from .matching import JobQuestion, is_pattern
+from .matching import ENOUGH, JobQuestion, is_pattern
 from .reading import (
     AT_ONCE,
     MEMBERS,
@@ -221,8 +221,8 @@ class _Jobs:
         ]
         self._search.queue_names.of(values["queue_key"] for _, values in found if values.get("queue_key"))
         kept = [pk for pk, values in found if self._keeps(pk, values)]
-        is_end = self.top > 0 and self.source.size > FEW and all(self._question.is_too_old(one) for _, one in found)
-        return kept, bool(found) and is_end
+        is_end = len(found) >= ENOUGH and all(self._question.is_too_old(values) for _, values in found)
+        return kept, is_end and self.top > 0 and self.source.size > FEW
 
 
 @dataclass(frozen=True)

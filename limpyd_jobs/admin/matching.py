@@ -14,6 +14,7 @@ from .records import ErrorFilter, JobFilter
 WILDCARDS = {"*": ".*", "?": "."}
 FIRST_MOMENT = "0001-01-01 00:00:00"
 SKEW_SECONDS = 3600  # by which the clocks of two machines differ at most
+ENOUGH = 100  # records in a row that are too old: those before them are, too
 Values = Mapping[str, "str | None"]
 
 
