@@ -6,10 +6,12 @@ a total. See docs/numbers.md.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from .. import transitions
 from ..exceptions import InvalidArgument
 from ..models import Queue
 from ..utils import server_seconds
