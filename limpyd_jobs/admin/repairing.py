@@ -18,7 +18,7 @@ from .reading import client_of
 ROUNDS = 5  # of checks: a repair may show what else is wrong
 TRIES = 20  # of what others may come before
 MOST_MEMBERS = 1000
-ORDER = ("key", "lease", "place", "limit", "edge", "identifier", "queue", "index")
+ORDER = ("key", "lease", "place", "limit", "edge", "identifier", "pause", "queue", "index")
 
 # What the steps of settle.lua do.
 STEPS = {
@@ -121,6 +121,7 @@ class _Repairs:
             **dict.fromkeys(("place", "lease", "limit", "edge"), self._plan_of_job),
             "identifier": self._plan_of_twins,
             "queue": self._plan_of_queue,
+            "pause": self._plan_of_pause,
             "index": self._plan_of_index,
             "key": self._plan_of_key,
         }
@@ -189,7 +190,7 @@ class _Repairs:
         return transitions.send(self._client, call)
 
     def _plan_of_twins(self, problem: Problem) -> Plan | None:
-        """Of two jobs that are queued under one identifier the newer one is canceled; the other, if only that can be."""
+        """Of two jobs that are queued under one identifier the newer one is canceled; the other, if that runs."""
         name, _, pk = problem.ident.partition(":")
         [other] = [key for kind, key, _ in problem.places if kind == "twin"]
         idents = sorted((pk, other), key=lambda one: (len(one), one), reverse=True)
@@ -217,6 +218,25 @@ class _Repairs:
 
         text = "it is noted whether jobs wait in it, and when the first delayed one is due; its workers are woken"
         return (text, True, lambda: note(True)) if note(False) else None
+
+    def _plan_of_pause(self, problem: Problem) -> Plan | None:
+        """Half of a pause is written: then the other half is, since it is easily ended by whoever does not want it."""
+        short = problem.model[len(self._namespace) + 1 :]
+        paused, ready = f"{self._namespace}:paused", f"{self._namespace}:ready:{short}:{problem.subject}"
+        field = f"{short}:{problem.subject}"
+
+        def is_half() -> bool:
+            return (self._client.zscore(ready, "") is None) == bool(self._client.hexists(paused, field))
+
+        def pause() -> bool:
+            transitions.send(
+                self._client, transitions.pause(self._namespace, problem.model, problem.subject, "", "admin.repair")
+            )
+            return True
+
+        if not is_half():
+            return None
+        return "it is paused, and noted so: resume it, if it is not to be", True, lambda: is_half() and pause()
 
     # --- Indexes
 

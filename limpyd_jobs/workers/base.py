@@ -11,6 +11,7 @@ import re
 import signal
 import sys
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterable
@@ -26,6 +27,7 @@ from ..retries import Retries
 from ..statuses import STATUSES
 from ..utils import check_on, get_delta, parse_keep, utcnow
 from .doorbell import Alarm
+from .heartbeat_file import check_heartbeat_file
 from .insight import format_stacks, resident_mib
 
 LOGGER_NAME = "limpyd-jobs"
@@ -71,8 +73,10 @@ class BaseWorker:
             of these with commas. The latter win; None for all, and for none.
         save_result: for how long what jobs answer is kept: in seconds, as a timedelta or a text like `1h`, True for as
             long as their records; None for not at all.
+        heartbeat_file: the path of a file whose mtime is renewed while the worker lives (see docs/seeing-workers.md).
 
-    Of `requeue_times`, `requeue_delay_delta` and the last five, what a job or its class says wins: see docs/retries.md.
+    Of `requeue_times`, `requeue_delay_delta`, `job_timeout`, `backoff`, `retry_on`, `no_retry_on` and `save_result`,
+    what a job or its class says wins: see docs/retries.md.
     """
 
     queues: Any = None
@@ -111,6 +115,7 @@ class BaseWorker:
     retry_on: Any = None
     no_retry_on: Any = None
     save_result: Any = None
+    heartbeat_file: Any = None
 
     parameters: tuple[str, ...] = (
         "queues",
@@ -151,6 +156,7 @@ class BaseWorker:
         "retry_on",
         "no_retry_on",
         "save_result",
+        "heartbeat_file",
     )
 
     def __init__(self, queues: Any = None, **kwargs: Any) -> None:
@@ -180,7 +186,8 @@ class BaseWorker:
         self._status_callbacks: list[Callable[[Any], None]] = []
         self.keys: list[str] = []
         self.status: str | None = None
-        self.num_loops = 0
+        self.num_loops = self.num_errors = 0
+        self._moved_at = time.monotonic()  # when the worker last looked for something to do
         self.is_drained = False  # has it ended by `burst`?
         self.is_held_up = False  # was Redis, or a queue, waited for before the first job?
         self._is_too_big = False
@@ -277,6 +284,8 @@ class BaseWorker:
             if not isinstance(getattr(self, name), bool):
                 raise ConfigurationException(f"Invalid {name}: {getattr(self, name)!r}: must be True or False")
         self._check_threads()
+        if self.heartbeat_file is not None:
+            check_heartbeat_file(self.heartbeat_file)
 
     def _check_threads(self) -> None:
         """See to it that what is asked for can be done at the same time."""

@@ -72,6 +72,7 @@ OPTION_NAMES = [
     "tasks",
     "keep-success",
     "keep-errors",
+    "heartbeat-file",
     "database",
     "no-title",
 ]
@@ -661,6 +662,7 @@ def test_c4_the_options_in_force_are_printed(capsys: pytest.CaptureFixture[str])
         " - retry-on = None",
         " - no-retry-on = None",
         " - save-result = None",
+        " - heartbeat-file = None",
     ]
 
 
