@@ -28,11 +28,6 @@ from .support import see_worker, take
 pytestmark = pytest.mark.usefixtures("database")
 
 
-@pytest.fixture(autouse=True)
-def _norates(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sight, "rates", lambda *a, **k: {})
-
-
 class ExplainedJob(Job):
     """Fails when its identifier says so."""
 
@@ -201,7 +196,27 @@ def test_a_job_that_failed_and_is_to_be_requeued_is_on_its_way() -> None:
     call = transitions.fail("jobs", taken.claim, str(utcnow()), 3, "")
     transitions.send(client(), call)
 
-    assert "its worker is about to put it in its queue again" in explain(job, "moving").sentence
+    assert "was taken by a worker that is gone" in explain(job, "worker-lost").sentence
+    see_worker()
+    assert " ago) is about to put it in its queue again" in explain(job, "moving").sentence
+
+
+def test_a_job_that_asks_to_be_delayed_is_on_its_way() -> None:
+    see_worker()
+    job = ExplainedJob.add_job("a")
+    take()
+    job.status.hset("d")
+
+    assert "asked to be delayed, which box:42" in explain(job, "moving").sentence
+
+
+def test_a_running_job_that_was_canceled_is_to_be_ended_by_its_worker() -> None:
+    see_worker()
+    job = ExplainedJob.add_job("a")
+    take()
+    job.cancel("not needed")
+
+    assert "was canceled (not needed), and is still with box:42" in explain(job, "canceled").sentence
 
 
 # --- its queue
@@ -305,6 +320,18 @@ def test_nobody_can_say_when_a_job_starts_where_nothing_was_started() -> None:
     job = ExplainedJob.add_job("a")
 
     assert "nobody can say when it starts" in explain(job, "behind").sentence
+
+
+def test_how_fast_jobs_start_is_what_was_counted_of_late() -> None:
+    see_worker()
+    jobs = [ExplainedJob.add_job(f"a:{number}") for number in range(4)]
+    take("somebody-1")
+    take("somebody-2")
+
+    found = explain(jobs[3], "behind")
+
+    assert found.evidence["started_per_second"] == pytest.approx(2 / 330, rel=0.1)
+    assert found.starts_in == pytest.approx(330 / 2, rel=0.1)
 
 
 def test_a_job_deep_in_a_long_list_is_not_looked_for_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
