@@ -145,4 +145,5 @@ def _removal(record: JobRecord, model: Any, known: Mapping[str, Any]) -> tuple[d
     job = recipes.removal_by_recipe(known, pk, record.fields) if model is None else recipes.removal(model, pk, values)
     if job is None:
         raise JobClassError(record.ident, NOT_HERE)
-    return {**job, "identifier": values["identifier"], "queue_key": values["queue_key"]}, values
+    more = {name: values[name] for name in ("identifier", "queue_key") if values[name] is not None}
+    return {**job, **more}, values
