@@ -210,7 +210,10 @@ def test_each_kind_is_done_to_many(command: Command, arguments: str, done: str, 
     outcome = command(*arguments.split(), "--yes")
 
     assert (outcome.code, outcome.out) == (0, f"{done}\n")
-    assert [STATUSES.by_value(Queue.get_connection().hget(f"jobs:job:{job.pk.get()}:hash", "status"), "gone") for job in jobs] == left
+    assert [
+        STATUSES.by_value(Queue.get_connection().hget(f"jobs:job:{job.pk.get()}:hash", "status"), "gone")
+        for job in jobs
+    ] == left
     assert admin.check() == []
 
 
