@@ -201,7 +201,27 @@ def test_a_job_that_failed_and_is_to_be_requeued_is_on_its_way() -> None:
     call = transitions.fail("jobs", taken.claim, str(utcnow()), 3, "")
     transitions.send(client(), call)
 
-    assert "its worker is about to put it in its queue again" in explain(job, "moving").sentence
+    assert "was taken by a worker that is gone" in explain(job, "worker-lost").sentence
+    see_worker()
+    assert " ago) is about to put it in its queue again" in explain(job, "moving").sentence
+
+
+def test_a_job_that_asks_to_be_delayed_is_on_its_way() -> None:
+    see_worker()
+    job = ExplainedJob.add_job("a")
+    take()
+    job.status.hset("d")
+
+    assert "asked to be delayed, which box:42" in explain(job, "moving").sentence
+
+
+def test_a_running_job_that_was_canceled_is_to_be_ended_by_its_worker() -> None:
+    see_worker()
+    job = ExplainedJob.add_job("a")
+    take()
+    job.cancel("not needed")
+
+    assert "was canceled (not needed), and is still with box:42" in explain(job, "canceled").sentence
 
 
 # --- its queue
