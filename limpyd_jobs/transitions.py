@@ -1245,6 +1245,52 @@ def register(namespace: str, subject: Subject) -> Call[None]:
     return Call("register", _keys(namespace), args, lambda reply: None)
 
 
+class Settled(NamedTuple):
+    """What `settle` answered: `kind` is FINE, PLAN (of `steps`), DONE or UNKNOWN."""
+
+    kind: str
+    steps: tuple[str, ...] = ()
+    changes: Changes = ()
+
+
+def settle(namespace: str, ident: str, steps: Sequence[str], places: Iterable[tuple[str, str, str]]) -> Call[Settled]:
+    """Put one job in order.
+
+    Args:
+        steps: what it answered before, to be done; none: to be asked.
+        places: where the job was found, see settle.lua.
+    """
+
+    def read(reply: Reply) -> Settled:
+        kind = reply[0]
+        if kind == "PLAN":
+            return Settled(kind, tuple(reply[1:]))
+        return Settled(kind, changes=_changes(reply[1:]))
+
+    args: dict[str, str | Sequence[str]] = {
+        "namespace": namespace,
+        "ident": ident,
+        "plan": "".join(f"{step}\n" for step in steps),
+        "places": [text for place in places for text in place],
+    }
+    return Call("settle", _keys(namespace), args, read)
+
+
+def note_queue(namespace: str, queue_model: str, queue_pk: str, is_meant: bool) -> Call[bool]:
+    """Write down what a queue holds. Answers whether that was not noted right.
+
+    Args:
+        is_meant: False: only look.
+    """
+    args = {
+        "namespace": namespace,
+        "queue_model": queue_model,
+        "queue_pk": queue_pk,
+        "is_meant": "1" if is_meant else "0",
+    }
+    return Call("note_queue", _keys(namespace), args, lambda reply: bool(reply[0] == "WRONG"))
+
+
 def pause(namespace: str, queue_model: str, name: str, reason: str, by: str) -> Call[str]:
     """Have no worker take jobs of the queues of a name. Answers what is noted, as JSON.
 
