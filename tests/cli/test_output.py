@@ -108,7 +108,8 @@ def test_a_table_that_is_too_wide_loses_the_middle_of_its_longest_texts() -> Non
 
 
 def test_columns_that_may_be_missing_are_left_out_when_there_is_no_room() -> None:
-    columns = [Column("name", shrinks=True), Column("size", is_extra=True), Column("count"), Column("age", is_extra=True)]
+    extra = [Column(title, is_extra=True) for title in ("size", "age")]
+    columns = [Column("name", shrinks=True), extra[0], Column("count"), extra[1]]
     row = ("a" * 20, "12345", "1234567", "123456")
 
     assert drawn(columns, [row], 44)[0].split() == ["name", "size", "count", "age"]
