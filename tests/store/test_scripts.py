@@ -122,6 +122,7 @@ SAMPLES = {
     "purge": lambda: transitions.purge("jobs", "jobs:queue:1", "success", [transitions.Past("a:1", None, [])]),
     "forget": lambda: transitions.forget("jobs", [(transitions.Past("a:1", {}, []), True)]),
     "remove": lambda: transitions.remove("jobs", "{}", [(transitions.Past("a:1", {}, []), True)]),
+    "roll_up": lambda: transitions.roll_up("jobs"),
     "settle": lambda: transitions.settle("jobs", "a:1", [], []),
     "note_queue": lambda: transitions.note_queue("jobs", "jobs:queue", "1", False),
     "watch": lambda: transitions.watch("jobs", [("jobs:job:1:hash", True)]),
