@@ -169,7 +169,7 @@ def adding(model: Any, queue_name: str | None, identifier: str | None) -> Abstra
     """What jobs are added in; arguments as `Instrument.adding`."""
     if not instruments or _is_adding.get():
         return nullcontext()
-    makers = [(one, lambda one=one: one.adding(model, queue_name, identifier)) for one in instruments]  # type: ignore[misc]
+    makers = [(one, lambda one=one: one.adding(model, queue_name, identifier)) for one in instruments]
     return _Adding(makers)
 
 
