@@ -24,7 +24,6 @@ from ..exceptions import (
     LeaseLost,
     LimpydJobsException,
 )
-from ..instruments import around
 from ..models import Job, _overrides, repair_indexes, unsent_ends
 from ..statuses import STATUSES
 from ..transitions import Claim, End, Ended, Exchanged, Taken
@@ -163,7 +162,7 @@ class Worker(JobLife):
 
     def _call_inside(self, job: Any, queue: Any) -> Any:
         """Call an isolated job in its own process."""
-        with around(job, queue, self, is_outside=False):
+        with self._instruments_around(job, queue, is_outside=False):
             return finished(self.callback(job, queue))
 
     def _kill_canceled(self, claim: Claim) -> None:

@@ -7,6 +7,7 @@ waits for an event loop; one that runs them in a loop awaits them. What differs 
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from datetime import timedelta
@@ -31,6 +32,7 @@ from ..retries import Retries
 from ..statuses import STATUSES
 from ..transitions import Claim, End, Ended
 from ..utils import parse_datetime, score_to_datetime, server_seconds, utcnow
+from . import sentry
 from .base import format_trace
 from .claiming import LAST_TRIES_SECONDS, Claiming
 from .logs import facts_of
@@ -160,7 +162,8 @@ class JobLife(Claiming):
         self._was_interrupted = False
         outer = running_job.set(job)
         try:
-            result = await (self._call_seen(job, queue) if instruments else self._call(job, queue))
+            is_seen = instruments or sentry.MODULE in sys.modules
+            result = await (self._call_seen(job, queue) if is_seen else self._call(job, queue))
         except StatusChanged as changed:  # it was ended as it is canceled
             job._cached_status = changed.status
             await self._pass_over(queue, job)
@@ -184,8 +187,11 @@ class JobLife(Claiming):
             return await self._call(job, queue)
 
     def _around(self, job: Any, queue: Any) -> Around:
-        """What instruments put around the call of a job; those of an isolated one are entered in its own process."""
-        return around(job, queue, self, True if self._is_isolated(job) else None)
+        """What instruments put around the call of a job; most of those of an isolated one are in its own process."""
+        return self._instruments_around(job, queue, True if self._is_isolated(job) else None)
+
+    def _instruments_around(self, job: Any, queue: Any, is_outside: bool | None) -> Around:
+        return around(job, queue, self, is_outside, sentry.sentry_instruments())
 
     def _looks_at_start(self, job: Any) -> bool:
         """Does anybody learn that a job begins? Most often nobody does, and these steps are left out."""
