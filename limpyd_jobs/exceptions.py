@@ -18,6 +18,7 @@
     ├── JobFailed                   the result of a job was asked for, and it failed
     │   └── JobCanceled             it was canceled
     ├── JobClassError               an ident names a class that cannot be used
+    ├── JobNotFound                 no job is found by what was given, or several are
     ├── JobProcessDied              the process in which the job was isolated ended before the job
     ├── LeaseLost                   the job belongs to another worker by now
     ├── NoResult                    the result of a job was asked for, and there is none
@@ -199,6 +200,18 @@ class JobClassError(LimpydJobsException):
     def __init__(self, ident: str, reason: str) -> None:
         self.ident, self.reason = ident, reason
         super().__init__(f"Unable to find the job class of {shorten(ident)}: {reason}")
+
+
+class JobNotFound(LimpydJobsException):
+    """A job was looked for, by its ident, its primary key or its identifier, and there is none, or it could be several.
+
+    Attributes:
+        wanted: what was given.
+    """
+
+    def __init__(self, wanted: str, reason: str = "no ident, primary key or identifier of a job is like that") -> None:
+        self.wanted, self.reason = wanted, reason
+        super().__init__(f"No job found by {shorten(wanted)}: {reason}")
 
 
 class JobFailed(LimpydJobsException):

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+
+from ..exceptions import InvalidArgument
+from ..statuses import STATUSES
 
 T = TypeVar("T")
+MOMENT = re.compile(r"\d{4}(-\d\d(-\d\d( \d\d(:\d\d(:\d\d(\.\d{1,6})?)?)?)?)?)?")
+LONGEST_AGE = 36525 * 86400  # a century, in seconds
 
 
 @dataclass(frozen=True)
@@ -15,7 +21,7 @@ class JobFilter:
 
     Attributes:
         queues: names; a job is of the queue that it is, or was last, in.
-        statuses: values of `STATUSES`.
+        statuses: values of `STATUSES`, or their names; the values afterwards.
         identifier: as it is stored; may hold `*` and `?`.
         job_class: the ident of a class (`my.module.MailJob`) or its name alone (`MailJob`).
         task: the name of a task, for jobs that are calls of one.
@@ -32,6 +38,35 @@ class JobFilter:
     newer_than: float | None = None
     ended_before: str | None = None
 
+    def __post_init__(self) -> None:
+        """Take names of statuses for their values, and one text for several.
+
+        Raises:
+            InvalidArgument: there is no such status, or an age is no number of seconds.
+        """
+        object.__setattr__(self, "queues", _texts(self.queues))
+        object.__setattr__(self, "statuses", tuple(dict.fromkeys(map(_status, _texts(self.statuses)))))
+        for name in ("older_than", "newer_than"):
+            _check_age(name, getattr(self, name))
+
+
+def _texts(value: str | Iterable[str]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _status(value: str) -> str:
+    found = STATUSES.get(value.upper(), value) if isinstance(value, str) else value
+    if found not in STATUSES.values():
+        names = ", ".join(f"{name.lower()} ({letter})" for name, letter in STATUSES.items())
+        raise InvalidArgument("statuses", value, f"one of {names}")
+    return found
+
+
+def _check_age(name: str, value: Any) -> None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value is not None and not (is_number and 0 <= value <= LONGEST_AGE):
+        raise InvalidArgument(name, value, "a number of seconds, 0 or more")
+
 
 @dataclass(frozen=True)
 class ErrorFilter:
@@ -44,6 +79,8 @@ class ErrorFilter:
         code: what the exception has as `code`.
         identifier: of the job; may hold `*` and `?`.
         since, until: UTC, `YYYY-MM-DD HH:MM:SS` or the beginning of one; `until` is not included.
+        job: the ident of the job.
+        group: the fingerprint of a group (see `group_errors`).
     """
 
     queues: tuple[str, ...] = ()
@@ -53,6 +90,28 @@ class ErrorFilter:
     identifier: str | None = None
     since: str | None = None
     until: str | None = None
+    job: str | None = None
+    group: str | None = None
+
+    def __post_init__(self) -> None:
+        """Take one text for several queues.
+
+        Raises:
+            InvalidArgument: a time is not the beginning of one.
+        """
+        object.__setattr__(self, "queues", _texts(self.queues))
+        for name in ("since", "until"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, _moment(name, value))
+
+
+def _moment(name: str, value: Any) -> str:
+    """The beginning of a time, as the field `date_time` has it."""
+    text = value.strip().replace("T", " ") if isinstance(value, str) else ""
+    if not MOMENT.fullmatch(text):
+        raise InvalidArgument(name, value, "UTC, YYYY-MM-DD HH:MM:SS or the beginning of one")
+    return text
 
 
 @dataclass(frozen=True)
@@ -77,6 +136,7 @@ class JobRecord:
         status: a value of `STATUSES`.
         task: of a call of a task, its name.
         fields: all of its hash.
+        fault: what is wrong with the record, which cannot be read; None: nothing.
     """
 
     ident: str
@@ -91,6 +151,7 @@ class JobRecord:
     delayed_until: str | None
     task: str | None = None
     fields: Mapping[str, str] = field(default_factory=dict, compare=False)
+    fault: str | None = None
 
 
 @dataclass(frozen=True)
