@@ -321,8 +321,8 @@ PRIORITY = click.option("--priority", type=int, help="Their priority from now on
 def requeue(to: str | None, priority: int | None, delayed_for: float | None) -> Mapping[str, Any]:
     """Put jobs that failed back in a queue.
 
-    Or those that ended otherwise, if --status says so. One by its IDENT (or identifier), or all that the filter finds: each exactly once, also when it is interrupted and
-    resumed.
+    One by its IDENT (or identifier), or all that the filter finds: each exactly once, also when it is interrupted and
+    resumed. Jobs that ended otherwise can be meant, too: --status says so.
     """
     return {"queue": to, "priority": priority, "delayed_for": delayed_for}
 

@@ -25,7 +25,6 @@ from ..exceptions import (
     LeaseLost,
     LimpydJobsException,
 )
-from ..instruments import around
 from ..models import Job, _overrides, repair_indexes, unsent_ends
 from ..statuses import STATUSES
 from ..transitions import Claim, End, Ended, Exchanged, Taken
@@ -36,6 +35,7 @@ from .doorbell import Doorbell
 from .hands import Hands
 from .isolation import IsolatedRun
 from .life import JobLife, StatusChanged, has_method, run_now
+from .metrics_port import MetricsPort
 from .presence import Presence
 from .private_loop import private_loop
 from .time_limit import TimeLimit, can_limit_time
@@ -80,6 +80,7 @@ class Worker(JobLife):
         self._may_claim_early = not self._has_own_keys and not _overrides(type(self), Worker, *own_steps)
         self._hands = Hands(self.threads, "limpyd-jobs-hand") if self.threads > 1 else None
         self._runs_suspect = False
+        self._metrics_port: MetricsPort | None = None
         self._interrupted_at = float("-inf")  # by the monotonic clock
         self._was_canceled = False  # was it killed for that?
         self._isolated: tuple[Claim, IsolatedRun] | None = None  # the job that runs in a child
@@ -157,14 +158,15 @@ class Worker(JobLife):
             raise StatusChanged(STATUSES.CANCELED)
         job._lost_result = outcome.lost_result
         if outcome.lost_result:
-            self.log(f"{self._ident_of(job)}: its result is lost: {outcome.lost_result}", level="warning")
+            message = f"{self._ident_of(job)}: its result is lost: {outcome.lost_result}"
+            self._log_about(job, message, level="warning")
         if outcome.error is not None:
             raise outcome.error
         return outcome.result
 
     def _call_inside(self, job: Any, queue: Any) -> Any:
         """Call an isolated job in its own process."""
-        with around(job, queue, self, is_outside=False):
+        with self._instruments_around(job, queue, is_outside=False):
             return finished(self.callback(job, queue))
 
     def _kill_canceled(self, claim: Claim) -> None:
@@ -302,8 +304,13 @@ class Worker(JobLife):
         self._heartbeat.do_beside(self._presence.note)
         self._heartbeat.start()
         unsent_ends.settle = self._settle_for_adding if self.prefetch > 1 else None
+        if self.metrics_port is not None:
+            self._metrics_port = MetricsPort(self.metrics_port, self.queue_model, self.log)
+            self._metrics_port.start()
 
     def _close(self) -> None:
+        if self._metrics_port is not None and self._is_this_process:
+            self._metrics_port.stop()
         heartbeat, self._heartbeat = self._heartbeat, None
         doorbell, self._doorbell = self._doorbell, None
         presence, self._presence = self._presence, None
@@ -405,7 +412,7 @@ class Worker(JobLife):
             self._outage.next_pause(error)
         except BaseException:
             if self._is_this_process:
-                self._log_exception(f"{self._ident_of(job)} ended in a way that nobody expects")
+                self._log_exception(f"{self._ident_of(job)} ended in a way that nobody expects", job)
         finally:
             if not self._is_this_process:
                 end_process(0)  # a process that the job has forked: this is its only thread
@@ -698,14 +705,15 @@ class Worker(JobLife):
             if isinstance(outcome, LeaseLost):
                 await self._tell_lost_lease(job, queue, outcome)
             elif isinstance(outcome, Exception):
-                self.log(f"The end of {done.end.held.ident} cannot be recorded: {outcome}", level="error")
+                message = f"The end of {done.end.held.ident} cannot be recorded: {outcome}"
+                self._log_about(job, message, level="error")
             elif outcome is not None and outcome.kind == "CHANGED":
                 job._cached_status = outcome.status
                 await self._pass_over(queue, job)
             elif outcome is not None:
                 self._take_note_of_success(job, done.end.held, outcome)
                 await self._repair(outcome.changes)
-                await self._log_message(job, self.job_success_message, queue, done.result)
+                await self._log_message(job, self.job_success_message, queue, done.result, outcome="success")
         finally:
             self._at_work.pop(id(job), None)
             self._let_go(done.end.held)

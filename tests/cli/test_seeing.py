@@ -39,7 +39,7 @@ def test_status_shows_the_queues_and_the_workers(command: Command, failed: Job) 
 
     queues, workers = outcome.out.split("\n\n")
     assert [line.split("\t")[:7] for line in queues.splitlines()] == [
-        ["queue", "priority", "waiting", "due", "delayed", "running", "errors"],
+        ["queue", "prio", "waiting", "due", "delayed", "running", "errors"],
         ["mail", "3", "0", "0", "0", "0", "1"],
         ["mail", "0", "1", "0", "0", "0", "0"],
         ["photos", "0", "0", "0", "1", "0", "0"],

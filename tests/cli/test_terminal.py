@@ -58,16 +58,15 @@ def test_the_screen_shows_a_change_fits_another_size_and_ends_at_q(redis_server:
 
 
 def test_the_screen_stays_while_redis_is_away() -> None:
-    with RedisServer() as server:
-        with Terminal("status", "--watch=0.2", database=server.url) as terminal:
-            terminal.wait_for("q ends")
-            server.stop()
-            terminal.wait_for("Error")
-            server.start()
-            terminal.wait_for("q ends")
-            terminal.press("\x03")
+    with RedisServer() as server, Terminal("status", "--watch=0.2", database=server.url) as terminal:
+        terminal.wait_for("q ends")
+        server.stop()
+        terminal.wait_for("Error")
+        server.start()
+        terminal.wait_for("q ends")
+        terminal.press("\x03")
 
-            assert terminal.wait() == 130
+        assert terminal.wait() == 130
 
 
 # --- questions
@@ -141,11 +140,11 @@ def test_a_drain_shows_how_far_it_is(redis_server: RedisServer) -> None:
 def test_a_table_fits_the_terminal_and_has_colours(redis_server: RedisServer) -> None:
     add_failed(1)
 
-    with Terminal("jobs", database=redis_server.url, columns=100) as terminal:
+    with Terminal("jobs", database=redis_server.url, columns=80) as terminal:
         assert terminal.wait() == 0
         [titles, row] = [line for line in terminal.look() if line]
 
-    assert titles.startswith("ident ") and "…" in row and "error" in row and len(row) <= 100
+    assert titles.startswith("ident ") and "…" in row and "error" in row and len(row) <= 80
     assert b"\x1b[31m" in terminal.received
 
 
