@@ -206,6 +206,11 @@ class _AtOnce(JobLife):
         return job
 
 
+def is_at_once(worker: Any) -> bool:
+    """Is it one for a single job, in the thread or the event loop of whoever has made that?"""
+    return isinstance(worker, _AtOnce)
+
+
 class _AtOnceInThread(_AtOnce, Worker):
     """Runs one job in the thread that asks for it."""
 

@@ -1,0 +1,1 @@
+"""What connects jobs with other packages, each of which only its own module needs."""

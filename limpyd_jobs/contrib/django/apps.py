@@ -1,0 +1,35 @@
+"""What happens when Django is ready."""
+
+from __future__ import annotations
+
+from django.apps import AppConfig
+from django.core import checks
+from django.utils.module_loading import autodiscover_modules
+
+from ...instruments import add_instrument
+from ...models import BaseJobsModel
+from .connections import CloseConnections, LeaveNoConnections
+from .settings import check_settings, read_settings
+
+
+class JobsConfig(AppConfig):
+    """Brings the models to the database of the settings, and imports the modules of the apps that have jobs."""
+
+    name = "limpyd_jobs.contrib.django"
+    label = "limpyd_jobs"
+    verbose_name = "Jobs"
+    default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        """See Django.
+
+        Raises:
+            ImproperlyConfigured: LIMPYD_JOBS cannot be used; jobs must not go to another database than the one meant.
+        """
+        settings = read_settings()
+        if settings.database is not None:
+            BaseJobsModel.database.reset(settings.database)  # nothing is opened: not each command needs Redis
+        add_instrument(LeaveNoConnections())
+        add_instrument(CloseConnections())
+        checks.register(check_settings)
+        autodiscover_modules(*settings.modules)
