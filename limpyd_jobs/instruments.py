@@ -141,13 +141,16 @@ class Around:
                     logger.exception("%s raised, in %s", type(one).__name__, self._name)
 
 
-def around(job: Any, queue: Any, worker: Any, is_outside: bool | None = None) -> Around:
+def around(
+    job: Any, queue: Any, worker: Any, is_outside: bool | None = None, before: Iterable[Instrument] = ()
+) -> Around:
     """What a job runs in.
 
     Args:
         is_outside: for an isolated job: are those meant that stay outside of its process? None for all.
+        before: what is around those that the program has added.
     """
-    chosen = [one for one in instruments if is_outside is None or one.stays_outside == is_outside]
+    chosen = [one for one in (*before, *instruments) if is_outside is None or one.stays_outside == is_outside]
     return Around([(one, lambda one=one: one.around(job, queue, worker)) for one in chosen])  # type: ignore[misc]
 
 
@@ -169,7 +172,7 @@ def adding(model: Any, queue_name: str | None, identifier: str | None) -> Abstra
     """What jobs are added in; arguments as `Instrument.adding`."""
     if not instruments or _is_adding.get():
         return nullcontext()
-    makers = [(one, lambda one=one: one.adding(model, queue_name, identifier)) for one in instruments]  # type: ignore[misc]
+    makers = [(one, lambda one=one: one.adding(model, queue_name, identifier)) for one in instruments]
     return _Adding(makers)
 
 

@@ -51,7 +51,7 @@ def read_pool_options(arguments: list[str]) -> argparse.Namespace | None:
     # `WorkerConfig.execute` runs the pool
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     # values can be missing here, or too many: it is for the real parser to complain
-    for name in ("--processes", "--queues", "--logger-name", "--logger-level"):
+    for name in ("--processes", "--queues", "--logger-name", "--logger-level", "--log-format"):
         parser.add_argument(name, nargs="?")
     for switch in ("--reload", "--no-title"):
         parser.add_argument(switch, nargs="?", const=True)

@@ -171,7 +171,7 @@ class _AtOnce(JobLife):
         self._hold(self._next)
         await self._repair(ended.changes)
         await self._call_job_hook(job, "on_requeued", queue)
-        await self._log_message(job, self.job_requeue_message, queue)
+        await self._log_message(job, self.job_requeue_message, queue, outcome="requeued")
 
     async def _skip_canceled(self, job: Any, queue: Any, refused: JobNotInStatus) -> None:
         """As for any worker; but nobody has let go of the job yet."""

@@ -13,7 +13,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from types import FrameType
 from typing import Any
@@ -27,6 +27,7 @@ from ..statuses import STATUSES
 from ..utils import check_on, get_delta, parse_keep, utcnow
 from .doorbell import Alarm
 from .insight import format_stacks, resident_mib
+from .logs import FACTS, about, facts_of, show_as
 
 LOGGER_NAME = "limpyd-jobs"
 LONGEST_DURATION = timedelta(seconds=recipes.LONGEST_SECONDS)  # dates end with the year 9999
@@ -71,8 +72,10 @@ class BaseWorker:
             of these with commas. The latter win; None for all, and for none.
         save_result: for how long what jobs answer is kept: in seconds, as a timedelta or a text like `1h`, True for as
             long as their records; None for not at all.
+        log_format: `text`, or `json` for an object a line, by all handlers of the logger (see logs.show_as).
 
-    Of `requeue_times`, `requeue_delay_delta` and the last five, what a job or its class says wins: see docs/retries.md.
+    Of `requeue_times`, `requeue_delay_delta` and those from `job_timeout` to `save_result`, what a job or its class
+    says wins: see docs/retries.md.
     """
 
     queues: Any = None
@@ -111,6 +114,7 @@ class BaseWorker:
     retry_on: Any = None
     no_retry_on: Any = None
     save_result: Any = None
+    log_format = "text"
 
     parameters: tuple[str, ...] = (
         "queues",
@@ -151,6 +155,7 @@ class BaseWorker:
         "retry_on",
         "no_retry_on",
         "save_result",
+        "log_format",
     )
 
     def __init__(self, queues: Any = None, **kwargs: Any) -> None:
@@ -343,6 +348,7 @@ class BaseWorker:
         except (TypeError, ValueError):
             accepted = "the number or the name of a level of logging"
             raise ConfigurationException(f"Invalid logger_level: {self.logger_level!r}: must be {accepted}") from None
+        show_as(self.log_format, self.logger)
 
     def handle_end_signal(self) -> None:
         """Handle the signals that end the worker, and SIGUSR2 unless it is in use; only the main thread may."""
@@ -533,20 +539,44 @@ class BaseWorker:
 
     def log(self, message: str, level: str = "info") -> None:
         """Log a message, as one line, with the id of the worker in front."""
-        getattr(self.logger, level)("[%s] %s", self.id, safe_line(message))
+        getattr(self.logger, level)("[%s] %s", self.id, safe_line(message), **self._beside(message))
 
-    def _log_exception(self, message: str) -> None:
+    def _log_about(self, job: Job, message: str, level: str = "info", **facts: Any) -> None:
+        """As `log`, of a job: told to those who want more than a line, with what the facts say of it."""
+        self._log_facts({**facts_of(job), **facts}, message, level)
+
+    def _log_facts(self, facts: Mapping[str, Any], message: str, level: str = "info") -> None:
+        token = about.set(facts)
+        try:
+            self.log(message, level=level)
+        finally:
+            about.reset(token)
+
+    def _beside(self, message: str, **facts: Any) -> dict[str, Any]:
+        """What a record has beside its text; what is no logger of the standard library takes nothing of that."""
+        if not isinstance(self.logger, (logging.Logger, logging.LoggerAdapter)):
+            return {}
+        text = shortened(printable(message), LONGEST_LINE)
+        return {"extra": {FACTS: {"worker": self.id, **about.get(), **facts, "message": text}}}
+
+    def _log_exception(self, message: str, job: Job | None = None) -> None:
         """Log a message with the traceback of what is being handled; its lines are indented, so that none passes for
-        another line of the log."""
-        trace = indented(format_trace().rstrip("\n").split("\n"))
+        another line of the log.
+
+        Args:
+            job: that it is about.
+        """
+        trace = format_trace()
+        beside = self._beside(message, **(facts_of(job) if job is not None else {}), traceback=trace)
+        trace = indented(trace.rstrip("\n").split("\n"))
         if not isinstance(self.logger, logging.Logger):  # an adapter, for instance
-            self.logger.error("[%s] %s\n%s", self.id, safe_line(message), trace)
+            self.logger.error("[%s] %s\n%s", self.id, safe_line(message), trace, **beside)
             return
         if not self.logger.isEnabledFor(logging.ERROR):
             return
         path, line, function, _ = self.logger.findCaller(stacklevel=2)
         values = ("[%s] %s", (self.id, safe_line(message)), sys.exc_info(), function)
-        record = self.logger.makeRecord(self.logger.name, logging.ERROR, path, line, *values)
+        record = self.logger.makeRecord(self.logger.name, logging.ERROR, path, line, *values, beside["extra"])
         record.exc_text = trace
         self.logger.handle(record)
 

@@ -24,7 +24,6 @@ from ..exceptions import (
     LeaseLost,
     LimpydJobsException,
 )
-from ..instruments import around
 from ..models import Job, _overrides, repair_indexes, unsent_ends
 from ..statuses import STATUSES
 from ..transitions import Claim, End, Ended, Exchanged, Taken
@@ -155,14 +154,15 @@ class Worker(JobLife):
             raise StatusChanged(STATUSES.CANCELED)
         job._lost_result = outcome.lost_result
         if outcome.lost_result:
-            self.log(f"{self._ident_of(job)}: its result is lost: {outcome.lost_result}", level="warning")
+            message = f"{self._ident_of(job)}: its result is lost: {outcome.lost_result}"
+            self._log_about(job, message, level="warning")
         if outcome.error is not None:
             raise outcome.error
         return outcome.result
 
     def _call_inside(self, job: Any, queue: Any) -> Any:
         """Call an isolated job in its own process."""
-        with around(job, queue, self, is_outside=False):
+        with self._instruments_around(job, queue, is_outside=False):
             return finished(self.callback(job, queue))
 
     def _kill_canceled(self, claim: Claim) -> None:
@@ -395,7 +395,7 @@ class Worker(JobLife):
             self._outage.next_pause(error)
         except BaseException:
             if self._is_this_process:
-                self._log_exception(f"{self._ident_of(job)} ended in a way that nobody expects")
+                self._log_exception(f"{self._ident_of(job)} ended in a way that nobody expects", job)
         finally:
             if not self._is_this_process:
                 end_process(0)  # a process that the job has forked: this is its only thread
@@ -664,14 +664,15 @@ class Worker(JobLife):
             if isinstance(outcome, LeaseLost):
                 await self._tell_lost_lease(job, queue, outcome)
             elif isinstance(outcome, Exception):
-                self.log(f"The end of {done.end.held.ident} cannot be recorded: {outcome}", level="error")
+                message = f"The end of {done.end.held.ident} cannot be recorded: {outcome}"
+                self._log_about(job, message, level="error")
             elif outcome is not None and outcome.kind == "CHANGED":
                 job._cached_status = outcome.status
                 await self._pass_over(queue, job)
             elif outcome is not None:
                 self._take_note_of_success(job, done.end.held, outcome)
                 await self._repair(outcome.changes)
-                await self._log_message(job, self.job_success_message, queue, done.result)
+                await self._log_message(job, self.job_success_message, queue, done.result, outcome="success")
         finally:
             self._at_work.pop(id(job), None)
             self._let_go(done.end.held)

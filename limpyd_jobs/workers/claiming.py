@@ -26,7 +26,7 @@ from ..exceptions import (
     WorkerLost,
     WrongKeyType,
 )
-from ..models import Error, Job, Queue, _overrides, all_job_models, printable, repair_indexes
+from ..models import Error, Job, Queue, _overrides, all_job_models, class_name, printable, repair_indexes
 from ..modules import ANY, allowed_modules, is_dotted_name
 from ..transitions import Claim, Doomed, Ended, Exchanged, Taken
 from ..utils import pauses, server_seconds, utcnow
@@ -35,6 +35,7 @@ from .base import BaseWorker, new_worker_key
 from .doorbell import Alarm, Doorbell
 from .expiring import NEXT_STEP_SECONDS, ExpiringJobs
 from .heartbeat import Heartbeat, own_client
+from .logs import facts_of_claim
 from .outage import Outage
 from .retention import Retention
 
@@ -159,7 +160,7 @@ class Claiming(BaseWorker):
                 self._set_aside(error.key)
             else:
                 for ident, reason in failures:
-                    self.log(f"Unable to requeue {ident}: {reason}")
+                    self._log_facts({"job": ident}, f"Unable to requeue {ident}: {reason}")
 
     def _set_aside(self, key: str, broken_key: str = "") -> None:
         """Leave what a key belongs to alone for a while, and say why: something of another type is under `broken_key`.
@@ -243,7 +244,7 @@ class Claiming(BaseWorker):
     def _warn_of_lost_lease(self, claim: Claim) -> None:
         """Called by the heartbeat: unless the job has given its lease back itself, in its run or at its end."""
         if any(job._claim is claim for job in list(self._at_work.values())):
-            self.log(f"The lease of {claim.ident} is lost", level="warning")
+            self._log_facts(facts_of_claim(claim), f"The lease of {claim.ident} is lost", level="warning")
 
     def _warn_of_risks(self) -> None:
         """Say at the start what this worker does not protect from."""
@@ -330,14 +331,15 @@ class Claiming(BaseWorker):
         done = self._send_call(call)
         repair_indexes(done.changes)
         for ident in done.idents:
-            self.log(f"{ident} is given back: the lease of its worker lapsed", level="warning")
+            message = f"{ident} is given back: the lease of its worker lapsed"
+            self._log_facts({"job": ident, "outcome": "recovered"}, message, level="warning")
         for doomed in done.doomed:
             self._end_doomed(doomed)
         for ident in done.unknown:
             try:
                 Job.class_of(ident).register(self._namespace)
             except JobClassError as error:
-                self.log(f"Unable to give {ident} back: {error}", level="error")
+                self._log_facts({"job": ident}, f"Unable to give {ident} back: {error}", level="error")
         self._follow_up()
 
     def _follow_up(self) -> None:
@@ -351,14 +353,16 @@ class Claiming(BaseWorker):
             try:
                 Job.class_of(ident).register(self._namespace)
             except JobClassError as error:
-                self.log(f"Unable to go on with {ident}, whose parents have ended: {error}", level="error")
+                message = f"Unable to go on with {ident}, whose parents have ended: {error}"
+                self._log_facts({"job": ident}, message, level="error")
 
     def _end_doomed(self, doomed: Doomed) -> None:
         """Record the error of a job that is not given back. When that fails, its lease lapses, and it comes again."""
         ident = doomed.held.ident
         causes = {"LOST": WorkerLost(ident, doomed.recoveries), "ALONE": ExecutionLost(ident)}
         error = causes.get(doomed.reason, QueueDeleted(ident))
-        self.log(f"{error}: it is in error", level="error")
+        facts = {**facts_of_claim(doomed.held), "outcome": "error", "error": class_name(error)}
+        self._log_facts(facts, f"{error}: it is in error", level="error")
         with contextlib.suppress(LeaseLost):
             self._write_error_of_unseen(doomed.held, error)
 
@@ -476,7 +480,7 @@ class Claiming(BaseWorker):
         elif taken.kind == "BROKEN":
             self._set_aside(taken.queue_key, taken.broken_key)
         elif taken.kind != "PARKED":  # then there is more to look at
-            self.log(f"Unable to get job: no record of {taken.ident}", level="error")
+            self._log_facts({"job": taken.ident}, f"Unable to get job: no record of {taken.ident}", level="error")
 
     def _looks_at_keys(self) -> bool:
         now = time.monotonic()
@@ -507,7 +511,8 @@ class Claiming(BaseWorker):
             if isinstance(error, Exception) and not isinstance(error, RedisError) and taken.claim is not None:
                 self._write_error_of_unseen(taken.claim, error)
                 if isinstance(error, JobClassError):
-                    self.log(f"Unable to get job: {error}", level="error")
+                    facts = {**facts_of_claim(taken.claim), "outcome": "error", "error": class_name(error)}
+                    self._log_facts(facts, f"Unable to get job: {error}", level="error")
                     return None
             raise  # of an override
         job._claim, job._cached_status = taken.claim, taken.status
@@ -578,7 +583,8 @@ class Claiming(BaseWorker):
 
     def _reject_ident(self, taken: Taken, error: LimpydJobsException) -> None:
         """Move an ident that nobody can run to the errors of its queue, with an Error."""
-        self.log(f"Unable to get job: {error}", level="error")
+        facts = {"job": taken.ident, "outcome": "error", "error": class_name(error)}
+        self._log_facts(facts, f"Unable to get job: {error}", level="error")
         name = self.connection.hget(f"{taken.queue_key}:hash", "name") or ""
         record = self._record_of_unseen(taken.ident, name, "", error)
         text, recipe = record.text if record else "", ""
@@ -604,7 +610,8 @@ class Claiming(BaseWorker):
 
     def _tell_unsaved(self, claim: Claim, ended: Ended, record: str) -> None:
         if record and ended.kind == "OK" and not ended.error_pk:
-            self.log(f"The error of {claim.ident} is not saved: Redis does not accept its record", level="error")
+            message = f"The error of {claim.ident} is not saved: Redis does not accept its record"
+            self._log_facts(facts_of_claim(claim), message, level="error")
 
     def _note_history(self, claim: Claim, name: str, ended: Ended) -> None:
         if ended.kind == "OK":
@@ -678,4 +685,5 @@ class Claiming(BaseWorker):
 
     def _tell_given_back(self, idents: Iterable[str]) -> None:
         for ident in idents:
-            self.log(f"{ident} is given back: this worker ends at once", level="warning")
+            message = f"{ident} is given back: this worker ends at once"
+            self._log_facts({"job": ident, "outcome": "released"}, message, level="warning")

@@ -38,12 +38,11 @@ from ..version import EXACT_VERSION
 from .asynchronous import AsyncWorker, is_async
 from .base import LOGGER_NAME
 from .blocking import Worker
+from .logs import make_log_handler
 from .member import Member
 from .options import OPTIONS, complaint, option_name, parse_logger_level
 from .pool import WorkerPool
 from .title import JobCounts, show_program, show_progress, show_status
-
-LOG_FORMAT = "[%(process)d] %(asctime)s (%(name)s) %(levelname)-8s %(message)s"
 
 
 class WorkerConfig:
@@ -358,7 +357,8 @@ class CommandPool(WorkerPool):
 
     Args:
         make_config: called in each child.
-        options: `processes`, `reload`, `queues`, `update_title`, `logger_name` and `logger_level` are looked at.
+        options: `processes`, `reload`, `queues`, `update_title`, `logger_name`, `logger_level` and `log_format`
+            are looked at.
     """
 
     def __init__(self, make_config: Callable[[], WorkerConfig], prog_name: str, options: Any) -> None:
@@ -370,7 +370,7 @@ class CommandPool(WorkerPool):
         logger = logging.Logger(self.command_options.logger_name or LOGGER_NAME)
         level = parse_logger_level(self.command_options.logger_level or logging.INFO)
         logger.setLevel(logging.INFO if level is None else level)  # a child refuses what is no level
-        logger.addHandler(make_log_handler())
+        logger.addHandler(make_log_handler(self.command_options.log_format or "text"))
         return logger
 
     def work(self, member: Member) -> None:
@@ -409,13 +409,6 @@ def run_pool(make_config: Callable[[], WorkerConfig], prog_name: str, options: A
     code = pool.run()
     if code:
         raise SystemExit(code)
-
-
-def make_log_handler() -> logging.Handler:
-    """Writes to stderr, with the process in front."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter(LOG_FORMAT))
-    return handler
 
 
 def hide_passwords(prog_name: str, arguments: list[str]) -> None:

@@ -9,9 +9,11 @@ from types import TracebackType
 from typing import Any
 
 from ..exceptions import ConfigurationException, JobTimeout, LimpydJobsException, Retry
-from ..instruments import Around, around
+from ..instruments import Around
+from ..statuses import STATUSES
 from .asynchronous import AsyncWorker
 from .blocking import Worker
+from .life import StatusChanged
 
 
 class _Returned(Exception):
@@ -57,7 +59,7 @@ class Handed:
         Raises:
             JobTimeout: that is why it ends.
         """
-        self._context.leave(error)
+        self._context.leave(self._error_of_job(error))
         if not self.done.done():
             self._tell(error)
         await self.recorded.wait()
@@ -70,6 +72,15 @@ class Handed:
         if self.timeout is not None:
             raise self.timeout from error
         return True
+
+    def _error_of_job(self, error: BaseException | None) -> BaseException | None:
+        """What instruments are to see: not how the block was ended, but why."""
+        if self.timeout is not None:
+            return self.timeout
+        if self.was_canceled:
+            return StatusChanged(STATUSES.CANCELED)
+        is_given_back = isinstance(error, (asyncio.CancelledError, GeneratorExit))
+        return StatusChanged(STATUSES.WAITING) if is_given_back else error
 
     def _tell(self, error: BaseException | None) -> None:
         if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
@@ -226,7 +237,7 @@ class AsyncConsumer(AsyncWorker):
         return Around(())  # it runs elsewhere: see Handed
 
     async def _hand_over(self, job: Any, queue: Any) -> None:
-        handed = job._handed = Handed(around(job, queue, self))
+        handed = job._handed = Handed(self._instruments_around(job, queue, None))
         self._handed.add(handed)
         self._on_the_way.discard(id(job))
         self._offer(job)

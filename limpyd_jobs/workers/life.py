@@ -7,6 +7,7 @@ waits for an event loop; one that runs them in a loop awaits them. What differs 
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from datetime import timedelta
@@ -25,14 +26,16 @@ from ..exceptions import (
     Retry,
 )
 from ..instruments import Around, around, instruments
-from ..models import Error, Job, _overrides, repair_indexes, running_job
+from ..models import Error, Job, _overrides, class_name, repair_indexes, running_job
 from ..outcomes import not_stored_text
 from ..retries import Retries
 from ..statuses import STATUSES
 from ..transitions import Claim, End, Ended
 from ..utils import parse_datetime, score_to_datetime, server_seconds, utcnow
+from . import sentry
 from .base import format_trace
 from .claiming import LAST_TRIES_SECONDS, Claiming
+from .logs import facts_of
 
 T = TypeVar("T")
 
@@ -159,7 +162,8 @@ class JobLife(Claiming):
         self._was_interrupted = False
         outer = running_job.set(job)
         try:
-            result = await (self._call_seen(job, queue) if instruments else self._call(job, queue))
+            is_seen = instruments or sentry.MODULE in sys.modules
+            result = await (self._call_seen(job, queue) if is_seen else self._call(job, queue))
         except StatusChanged as changed:  # it was ended as it is canceled
             job._cached_status = changed.status
             await self._pass_over(queue, job)
@@ -183,8 +187,11 @@ class JobLife(Claiming):
             return await self._call(job, queue)
 
     def _around(self, job: Any, queue: Any) -> Around:
-        """What instruments put around the call of a job; those of an isolated one are entered in its own process."""
-        return around(job, queue, self, True if self._is_isolated(job) else None)
+        """What instruments put around the call of a job; most of those of an isolated one are in its own process."""
+        return self._instruments_around(job, queue, True if self._is_isolated(job) else None)
+
+    def _instruments_around(self, job: Any, queue: Any, is_outside: bool | None) -> Around:
+        return around(job, queue, self, is_outside, sentry.sentry_instruments())
 
     def _looks_at_start(self, job: Any) -> bool:
         """Does anybody learn that a job begins? Most often nobody does, and these steps are left out."""
@@ -196,7 +203,7 @@ class JobLife(Claiming):
     ) -> None:
         if is_ours and job._claim is None:
             is_queued = job._cached_status != STATUSES.CANCELED
-            await self._log_message(job, self.job_error_message, queue, is_queued, exception, trace, level="error")
+            await self._log_error(job, queue, is_queued, exception, trace)
             await self._moved_itself(job, queue)
             return
         if job._is_ahead:
@@ -244,7 +251,7 @@ class JobLife(Claiming):
                 return str(job._result_text(result))
             except LimpydJobsException as error:
                 reason = str(error)
-        self.log(f"{self._ident_of(job)}: its result is not stored: {reason}", level="error")
+        self._log_about(job, f"{self._ident_of(job)}: its result is not stored: {reason}", level="error")
         return not_stored_text(reason)
 
     # --- What limits a run
@@ -271,7 +278,8 @@ class JobLife(Claiming):
         if job._cached_status == STATUSES.CANCELED:  # it wanted to, and was refused
             await self._pass_over(queue, job)
         else:
-            self.log(f"{self._place_of(job, queue)} was put in a queue again by its own run")
+            message = f"{self._place_of(job, queue)} was put in a queue again by its own run"
+            self._log_about(job, message, outcome="moved")
 
     @staticmethod
     def _raise_if_changed(status: str | None) -> None:
@@ -304,7 +312,7 @@ class JobLife(Claiming):
         if self._must_not_be_caught(error):
             raise error
         job._is_in_doubt = isinstance(error, RedisError)  # a requeue may be pending: then `recover` makes it
-        self._log_exception(f"{self._ident_of(job)} raised, in {name}")
+        self._log_exception(f"{self._ident_of(job)} raised, in {name}", job)
 
     def _must_not_be_caught(self, error: BaseException) -> bool:
         """Is it no error of a job or a hook: a message of ours, SIGINT, the end of a process that a job has forked?"""
@@ -312,12 +320,25 @@ class JobLife(Claiming):
         return is_interrupt or isinstance(error, StatusChanged) or not self._is_this_process
 
     async def _tell_lost_lease(self, job: Any, queue: Any, lost: LeaseLost) -> None:
-        job._claim = None
-        self.log(str(lost), level="warning")
+        facts, job._claim = facts_of(job), None
+        self._log_facts({**facts, "outcome": "lost"}, str(lost), level="warning")
         await self._call_job_hook(job, "on_lease_lost", queue)
 
-    async def _log_message(self, job: Any, message: Callable[..., str], *args: Any, level: str = "info") -> None:
-        """Log a message about a job; one that raises is logged itself, and ends nothing."""
+    async def _log_error(
+        self, job: Any, queue: Any, is_requeued: bool, exception: BaseException, trace: str | None
+    ) -> None:
+        facts = {"outcome": "error", "error": class_name(exception), "traceback": trace, "is_requeued": is_requeued}
+        args = (queue, is_requeued, exception, trace)
+        await self._log_message(job, self.job_error_message, *args, level="error", **facts)
+
+    async def _log_message(
+        self, job: Any, message: Callable[..., str], *args: Any, level: str = "info", **facts: Any
+    ) -> None:
+        """Log a message about a job; one that raises is logged itself, and ends nothing.
+
+        Args:
+            facts: what is told beside the message.
+        """
         if not self._is_heard(level):
             return
         try:
@@ -326,9 +347,11 @@ class JobLife(Claiming):
             if self._must_not_be_caught(error):
                 raise
             name = getattr(message, "__name__", message)
-            self._log_exception(f"{self._ident_of(job)} raised, in {name}")
+            self._log_exception(f"{self._ident_of(job)} raised, in {name}", job)
         else:
-            self.log(text, level=level)
+            if "outcome" in facts and job._cached_duration is not None:
+                facts["duration"] = job._cached_duration.total_seconds()
+            self._log_about(job, text, level, **facts)
 
     async def _call_job_hook(self, job: Any, name: str, *args: Any) -> None:
         """Call a method of the job, if it has it; what it raises is logged, and ends nothing."""
@@ -339,7 +362,7 @@ class JobLife(Claiming):
         except BaseException as error:
             if self._must_not_be_caught(error):
                 raise
-            self._log_exception(f"{self._ident_of(job)} raised, in {name}")
+            self._log_exception(f"{self._ident_of(job)} raised, in {name}", job)
 
     # --- Recording an end
 
@@ -430,7 +453,7 @@ class JobLife(Claiming):
     async def _succeed(self, job: Any, queue: Any, job_result: Any) -> None:
         await self._write_success(job, queue)
         if self._is_heard("info"):
-            await self._log_message(job, self.job_success_message, queue, job_result)
+            await self._log_message(job, self.job_success_message, queue, job_result, outcome="success")
         if has_method(job, "on_success"):
             await self._call_job_hook(job, "on_success", queue, job_result)
 
@@ -469,7 +492,7 @@ class JobLife(Claiming):
         ended = await self._write_error(job, queue, exception, trace)
         is_requeued = ended.to_be_requeued
         if not (is_requeued and isinstance(exception, Retry)):  # else it is no error, but a wish of the job
-            await self._log_message(job, self.job_error_message, queue, is_requeued, exception, trace, level="error")
+            await self._log_error(job, queue, is_requeued, exception, trace)
             await self._call_job_hook(job, "on_error", queue, exception, trace)
         if is_requeued:
             await self._requeue_failed(job, queue, ended, exception)
@@ -512,7 +535,9 @@ class JobLife(Claiming):
         saves = self.save_errors and not self._is_retried(job, exception, times)
         record = await self._error_record(job, queue, exception, trace) if saves else None
         text = record.text if record and not record.late else ""
-        call = transitions.fail(self._namespace, claim, str(utcnow()), times, text)
+        end = utcnow()
+        job._cached_duration = end - (job._began or parse_datetime(claim.start)) if claim.start else None
+        call = transitions.fail(self._namespace, claim, str(end), times, text)
         ended: Ended = await self._end_alone(call)
         job._cached_status, job._is_written = STATUSES.ERROR, True
         self._note_history(claim, "errors", ended)
@@ -576,7 +601,7 @@ class JobLife(Claiming):
         )
         job._last_claim = last
         await self._call_job_hook(job, "on_requeued", queue)
-        await self._log_message(job, self.job_requeue_message, queue)
+        await self._log_message(job, self.job_requeue_message, queue, outcome="requeued")
 
     async def _queue_name_for(self, job: Any, queue: Any) -> str:
         if job._claim and job._claim.queue_name:
@@ -597,7 +622,8 @@ class JobLife(Claiming):
         except LeaseLost:
             if job._claim is not None:
                 raise  # else it runs elsewhere, and this was a second entry of it
-        await self._log_message(job, self.job_skipped_message, queue, level="warning")
+        outcome = "canceled" if job._cached_status == STATUSES.CANCELED else "skipped"
+        await self._log_message(job, self.job_skipped_message, queue, level="warning", outcome=outcome)
         await self._call_job_hook(job, "on_skipped", queue)
 
     def job_delayed(self, job: Any, queue: Any) -> Any:
@@ -608,7 +634,7 @@ class JobLife(Claiming):
         await self._write_delay(job, queue)
         if job._cached_status == STATUSES.CANCELED:
             return
-        await self._log_message(job, self.job_delayed_message, queue, level="warning")
+        await self._log_message(job, self.job_delayed_message, queue, level="warning", outcome="delayed")
         await self._call_job_hook(job, "on_delayed", queue)
 
     async def _write_delay(self, job: Any, queue: Any) -> None:

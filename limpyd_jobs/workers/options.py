@@ -12,6 +12,8 @@ from datetime import timedelta
 from optparse import Option, OptionValueError
 from typing import Any
 
+from .logs import FORMATS
+
 
 def check_seconds(option: Option, name: str, text: str) -> float:
     """A duration from the command line: an int when it is whole, so that it is shown as it was written."""
@@ -81,6 +83,13 @@ OPTIONS: tuple[Option, ...] = (
     ),
     make_option("--logger-name", help='The name of the logger, e.g. --logger-name="limpyd-jobs.mails"'),
     make_option("--logger-level", help="The level of the logger, a name or a number, e.g. --logger-level=WARNING"),
+    make_option(
+        "--log-format",
+        type="choice",
+        choices=FORMATS,
+        help="How the lines of the log look: text, or json for an object each, with the queue, the job, its duration "
+        "and its outcome (default: text)",
+    ),
     make_option("--save-errors", action="store_true", help="Save the errors of the jobs in the error model"),
     make_option(
         "--no-save-errors",

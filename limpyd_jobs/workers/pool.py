@@ -29,6 +29,7 @@ from ..utils import import_class
 from .base import LOGGER_NAME, end_process, indented, is_whole, safe_line
 from .blocking import Worker
 from .insight import format_stacks
+from .logs import show_as
 from .member import CONFIGURATION_EXIT_CODE, DONE, READY, Member, forget_exit_functions, live
 from .reload import check_reload
 
@@ -121,7 +122,9 @@ class WorkerPool:
 
     def make_logger(self) -> Any:
         """The logger of the parent."""
-        return logging.getLogger(self.options.get("logger_name") or LOGGER_NAME)
+        logger = logging.getLogger(self.options.get("logger_name") or LOGGER_NAME)
+        show_as(self.options.get("log_format") or "text", logger)
+        return logger
 
     def make_worker(self) -> Any:
         """The worker of a child, in the child.

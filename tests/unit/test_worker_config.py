@@ -64,6 +64,7 @@ OPTION_NAMES = [
     "retry-on",
     "no-retry-on",
     "save-result",
+    "log-format",
     "job-timeout",
     "lease-seconds",
     "max-recoveries",
@@ -244,6 +245,7 @@ def test_c17_gracefully_may_be_spelt_well() -> None:
         ("--retry-on=OSError,my.module.MyError", "retry_on", "OSError,my.module.MyError"),
         ("--no-retry-on=ValueError", "no_retry_on", "ValueError"),
         ("--save-result=1h", "save_result", "1h"),
+        ("--log-format=json", "log_format", "json"),
         ("--job-timeout=2.5", "job_timeout", 2.5),
         ("--logger-name=limpyd-jobs.mails", "logger_name", "limpyd-jobs.mails"),
     ],
@@ -661,6 +663,7 @@ def test_c4_the_options_in_force_are_printed(capsys: pytest.CaptureFixture[str])
         " - retry-on = None",
         " - no-retry-on = None",
         " - save-result = None",
+        " - log-format = text",
     ]
 
 
