@@ -17,10 +17,11 @@ from .acting import (
 from .bench import BenchResult, bench
 from .books import Problem, check
 from .connecting import connect
+from .details import JobDetails, Lease, Moment, Relative, SavedResult, show
 from .doctor import Finding, diagnose
 from .errors import ErrorGroup, count_errors, each_error, find_errors, group_errors
 from .explaining import Explanation, explain
-from .finding import JobDetails, Lease, Moment, Relative, SavedResult, count_jobs, each_job, find_jobs, get_job, show
+from .finding import count_jobs, each_job, find_jobs, get_job
 from .health import health
 from .numbers import Histogram, Numbers, Rates, by_hour, rates, series, totals
 from .overview import QueueStatus, Status, status

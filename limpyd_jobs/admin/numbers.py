@@ -6,12 +6,10 @@ a total. See docs/numbers.md.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .. import transitions
 from ..exceptions import InvalidArgument
 from ..models import Queue
 
@@ -19,7 +17,9 @@ MINUTES_KEPT = 26 * 60
 HOURS_KEPT = 31 * 24
 BATCH = 60  # minutes or hours that are read in one round trip
 
-BOUNDS = tuple(2**power / 1000 for power in range(33))  # the upper bounds of all buckets, in seconds: 1 ms, 2 ms ... 49 days
+BOUNDS = tuple(
+    2**power / 1000 for power in range(33)
+)  # the upper bounds of all buckets, in seconds: 1 ms, 2 ms ... 49 days
 REST = "*"  # the task and the queue of what is counted where a minute has too many of them
 
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..models import Queue
+from ..statuses import STATUSES
+from ..utils import datetime_to_score, parse_datetime, score_to_datetime, server_seconds
+from .numbers import Rates, rates
+from .pausing import paused
+from .reading import MEMBERS, QueueRef, ask, chunks, client_of, each_queue, is_wrong_type, job_kinds, kind_of
+from .workers import WorkerRecord, workers
 
 
 @dataclass(frozen=True)
@@ -21,8 +28,8 @@ class QueueStatus:
         errors, succeeded: entries of its histories, as long as these are kept.
         paused: is the name paused?
         rate_in, rate_out: of all queues of the name: jobs per second over the last five minutes.
-        oldest_age: for how long the job at the head of its waiting list has been there, or could have been, in seconds;
-            None: nothing waits.
+        oldest_age: for how long the job at the head of its waiting list could have started, in seconds; None: nothing
+            waits, or the record does not say.
         listeners: workers that listen to the name.
     """
 
@@ -47,12 +54,12 @@ class Status:
 
     Attributes:
         queues: by name, higher priorities first.
-        workers: `WorkerRecord`s of those that are alive.
+        workers: those that are alive.
         time: when that was, UTC, by the clock of Redis.
     """
 
     queues: list[QueueStatus]
-    workers: list[Any]
+    workers: list[WorkerRecord]
     time: str
 
 
@@ -60,6 +67,113 @@ def status(queues: Sequence[str] = (), queue_model: Any = Queue) -> Status:
     """What is queued, and who works on it.
 
     Args:
-        queues: names; all when there are none.
+        queues: names; all when there are none. Workers are all of them.
     """
-    raise NotImplementedError
+    reading, found = _Reading(queue_model), workers(queue_model)
+    listening = Counter(name for worker in found for name in set(worker.queues))
+    names = _Names(paused(queue_model), rates(queue_model=queue_model), listening)
+    lines = sorted(reading.queues(queues, names), key=lambda line: (line.name, -line.priority))
+    return Status(lines, found, str(score_to_datetime(reading.now)))
+
+
+@dataclass(frozen=True)
+class _Names:
+    """What is known of the names of queues."""
+
+    paused: Mapping[str, Any]
+    rates: Mapping[str, Rates]
+    listeners: Mapping[str, int]
+
+
+# What is asked of each queue: attribute of its status, command, name of the list or sorted set.
+SIZES = (
+    ("waiting", "LLEN", "waiting"),
+    ("delayed", "ZCARD", "delayed"),
+    ("errors", "LLEN", "errors"),
+    ("succeeded", "LLEN", "success"),
+)
+
+
+class _Reading:
+    """One reading of a namespace.
+
+    Attributes:
+        now: by the clock of Redis, in seconds since the epoch.
+    """
+
+    def __init__(self, queue_model: Any) -> None:
+        self._queue_model, self._client = queue_model, client_of(queue_model)
+        self.now = server_seconds(self._client.time())
+        self._kinds = job_kinds(queue_model)
+
+    def queues(self, names: Sequence[str], known: _Names) -> Iterator[QueueStatus]:
+        """The queues, in no order: some hundreds in two round trips."""
+        running = self._count_running()
+        for page in chunks(each_queue(self._queue_model, names)):
+            ages = self._ages(page)
+            for queue, found in zip(page, self._sizes(page), strict=True):
+                flow = known.rates.get(queue.name, Rates())
+                yield QueueStatus(
+                    queue.name,
+                    queue.priority,
+                    **found,
+                    running=running[queue.key],
+                    paused=queue.name in known.paused,
+                    rate_in=flow.rate_in,
+                    rate_out=flow.rate_out,
+                    oldest_age=ages.get(queue.key),
+                    listeners=known.listeners.get(queue.name, 0),
+                )
+
+    def _sizes(self, queues: list[QueueRef]) -> Iterator[dict[str, int]]:
+        commands = [(command, f"{queue.key}:{name}") for queue in queues for _, command, name in SIZES]
+        due = [("ZCOUNT", f"{queue.key}:delayed", "-inf", self.now) for queue in queues]
+        replies = [0 if is_wrong_type(reply) else reply for reply in ask(self._client, [*commands, *due])]
+        for position in range(len(queues)):
+            sizes = replies[position * len(SIZES) : (position + 1) * len(SIZES)]
+            found = {name: size for (name, _, _), size in zip(SIZES, sizes, strict=True)}
+            yield {**found, "due": replies[len(commands) + position]}
+
+    def _ages(self, queues: list[QueueRef]) -> dict[str, float]:
+        """For how long the first job of each queue could have started, by the key of the queue."""
+        heads = list(ask(self._client, (("LINDEX", f"{queue.key}:waiting", 0) for queue in queues)))
+        first = {queue.key: self._key_of(head) for queue, head in zip(queues, heads, strict=True)}
+        keys = {queue_key: key for queue_key, key in first.items() if key is not None}
+        replies = ask(self._client, (("HMGET", key, "added", "delayed_until") for key in keys.values()))
+        ages = {queue_key: self._age(values) for queue_key, values in zip(keys, replies, strict=True)}
+        return {queue_key: age for queue_key, age in ages.items() if age is not None}
+
+    def _key_of(self, ident: Any) -> str | None:
+        """The hash of a job; None: there is none, or its class is not known here."""
+        found = kind_of(self._kinds, ident) if isinstance(ident, str) else None
+        return None if found is None else found[0].hash_key(found[1])
+
+    def _age(self, values: Any) -> float | None:
+        moments = [] if is_wrong_type(values) else [value for value in values if value]
+        try:
+            since = max(datetime_to_score(parse_datetime(value)) for value in moments)
+        except ValueError:  # none, or no dates
+            return None
+        return max(self.now - since, 0.0)
+
+    def _count_running(self) -> Counter[str]:
+        """How many jobs run that were taken from a queue, by its key: those leased, and those of version 2."""
+        keys = {self._key_of(ident) for ident, _ in self._client.zscan_iter(self._leases, count=MEMBERS)}
+        keys.update(self._keys_of_running())
+        counts: Counter[str] = Counter()
+        for values in ask(self._client, (("HMGET", key, "status", "queue_key") for key in keys if key)):
+            if not is_wrong_type(values) and values[0] == STATUSES.RUNNING and values[1]:
+                counts[values[1]] += 1
+        return counts
+
+    @property
+    def _leases(self) -> str:
+        return f"{self._queue_model.namespace or ''}:leases"
+
+    def _keys_of_running(self) -> Iterator[str]:
+        """The hashes of the jobs that run, of the classes whose indexes tell."""
+        indexes = {kind.sets["status"] + STATUSES.RUNNING: kind for kind in self._kinds if "status" in kind.sets}
+        sizes = list(ask(self._client, (("SCARD", index) for index in indexes)))
+        for size, (index, kind) in zip(sizes, indexes.items(), strict=True):
+            if size and not is_wrong_type(size):
+                yield from map(kind.hash_key, self._client.sscan_iter(index, count=MEMBERS))

@@ -240,8 +240,10 @@ def _queue_pks(client: Any, model: Any, names: set[str]) -> Iterator[str]:
         keys = [index.get_storage_key(name) for name in sorted(names)]
     else:
         keys = [f"{model._name}:collection"]
-    for key in keys:
-        yield from dict.fromkeys(client.sscan_iter(key, count=MEMBERS))
+    sizes = list(ask(client, (("SCARD", key) for key in keys)))
+    for key, size in zip(keys, sizes, strict=True):
+        if size and not is_wrong_type(size):
+            yield from dict.fromkeys(client.sscan_iter(key, count=MEMBERS))
 
 
 class QueueNames:
@@ -298,4 +300,3 @@ def _integer(text: str | None) -> int:
         return int(float(text or 0))
     except (OverflowError, ValueError):
         return 0
-

@@ -79,6 +79,8 @@ class ErrorFilter:
         code: what the exception has as `code`.
         identifier: of the job; may hold `*` and `?`.
         since, until: UTC, `YYYY-MM-DD HH:MM:SS` or the beginning of one; `until` is not included.
+        job: the ident of the job.
+        group: the fingerprint of a group (see `group_errors`).
     """
 
     queues: tuple[str, ...] = ()
@@ -88,6 +90,8 @@ class ErrorFilter:
     identifier: str | None = None
     since: str | None = None
     until: str | None = None
+    job: str | None = None
+    group: str | None = None
 
     def __post_init__(self) -> None:
         """Take one text for several queues.
