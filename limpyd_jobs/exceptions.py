@@ -12,6 +12,7 @@
     │   └── EmbeddedServerError     the private server cannot be started
     ├── CommandFailed               a program that a job has run ended with another code than 0
     ├── JobNotInStatus              the transition does not start from the job's status
+    │   └── JobChanged              the job is not as it was when it was read
     ├── ExecutionLost               the process that executed the job at once has ended before the job
     ├── JobAlreadyQueued            another job with the identifier is queued
     ├── JobAlreadyExists            (also limpyd's UniquenessError) the primary key or a unique value is taken
@@ -173,6 +174,14 @@ class JobNotInStatus(LimpydJobsException):
     def __init__(self, ident: str, status: str | None, transition: str) -> None:
         self.ident, self.status, self.transition = ident, status, transition
         super().__init__(f"Unable to {transition} {ident}: its status is {status!r}")
+
+
+class JobChanged(JobNotInStatus):
+    """The job is not as it was when somebody decided to act on it; nothing was written."""
+
+    def __init__(self, ident: str, status: str | None, transition: str) -> None:
+        super().__init__(ident, status, transition)
+        self.args = (f"Unable to {transition} {ident}: it has changed since it was read, its status is {status!r}",)
 
 
 class JobAlreadyQueued(LimpydJobsException):

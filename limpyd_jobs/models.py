@@ -672,6 +672,7 @@ class Job(BaseJobsModel):
     _lost_result: str | None = None  # why its result did not come out of the process in which it was isolated
     _note_begun: Callable[[], None] | None = None  # to be called before the job moves itself
     _began: datetime | None = None
+    _seen = ""  # as it was read: what puts it in a queue, or cancels it, is to be done only if it is so still
     _said: tuple[str, dict[str, Any]] = ("", {})  # the text of `run_options` that was read last, and what it says
 
     @property
@@ -1175,7 +1176,7 @@ class Job(BaseJobsModel):
         queue_model = self._get_queue_model(queue_model)
         text = recipes.to_text("reason", reason or "canceled")
         queue_recipe = recipes.queue_recipe(queue_model)
-        call = transitions.cancel(self._subject(), queue_model.namespace or "", queue_recipe, text)
+        call = transitions.cancel(self._subject(), queue_model.namespace or "", queue_recipe, text, self._seen)
         cancellation, changes = self._send(call, self._patience)
         Writes.count += 1  # whoever has claimed jobs ahead looks at them again
         repair_indexes(changes)
@@ -1378,10 +1379,12 @@ class Job(BaseJobsModel):
         delay = to_delay(delayed_for, until)
         worker = self._claim.worker if self._claim and self._claim.worker else os.urandom(8).hex()
         if not self._is_held:  # else it is repeated, after an outage: all but the placing is done
-            call = transitions.requeue(self._subject(), target, priority is None, delay, self._token, hold, worker)
+            call = transitions.requeue(
+                self._subject(), target, priority is None, delay, self._token, hold, worker, self._seen
+            )
             moved = self._send_with_queue(call, queue_model, name, self._patience)
             self._claim = Claim(self.ident, hold.token, "", moved.queue_key) if is_held else None
-            self._moved, self._loaded = moved, None
+            self._moved, self._loaded, self._seen = moved, None, ""
             repair_indexes(moved.changes)
         if is_held and self._moved:
             self.enqueue_or_delay(name, priority, _parse_until(self._moved.delayed_until), queue_model=queue_model)
@@ -1418,7 +1421,8 @@ class Job(BaseJobsModel):
         delay = to_delay(None, until)
         if self._note_begun is not None:
             self._note_begun()
-        call = transitions.move(self._subject(), target, priority is None, prepend, delay, self._token, hold)
+        is_own = priority is None
+        call = transitions.move(self._subject(), target, is_own, prepend, delay, self._token, hold, self._seen)
         try:
             moved = self._send_with_queue(call, queue_model, name, self._patience)
         except JobNotInStatus as refused:
@@ -1426,7 +1430,7 @@ class Job(BaseJobsModel):
                 self._note_canceled()
             raise
         self._claim = Claim(self.ident, hold.token, "", moved.queue_key) if is_held else None
-        self._moved, self._loaded = moved, None
+        self._moved, self._loaded, self._seen = moved, None, ""
         repair_indexes(moved.changes)
         if is_held:
             self._place_by_hooks(queue_model, name, _parse_until(moved.delayed_until), prepend)

@@ -48,6 +48,7 @@ MOST_ALIKE = 50  # fields that a script of add_alike writes: Lua cannot hold mor
 KEPT = ("keep_success", "keep_errors")  # how long the records of ended jobs are kept, for scripts in seconds
 JOB_OPTIONS = ("lease_seconds", "max_recoveries")  # attributes of a class of jobs that scripts must know
 EDGES = ("parents", "waits_for", "children", "workflow")
+KEYS_OF_JOBS = ("parents", "waits_for", "children", "saved_result")  # fields of each job that have keys of their own
 QUEUE_FIELDS = ("name", "priority")
 
 
@@ -169,7 +170,26 @@ def job_recipe(model: Any) -> str:
         given["has_own_progress"] = True
     if not has_saved_result(model):
         given["has_own_saved_result"] = True
+    if own := _own_of_class(model):
+        given["own"] = own
     return json.dumps({**json.loads(recipe(model, TRANSITION_FIELDS)), **given}, sort_keys=True)
+
+
+def _own_of_class(model: Any) -> dict[str, Any]:
+    """What a class of jobs declares beyond Job, as far as it has to be removed with a job: `indexes` and `keys`."""
+    known = {*TRANSITION_FIELDS, *(EDGES if has_edges(model) else ())}
+    in_hash = model._instancehash_fields
+    keys = [name for name in model._fields if name not in in_hash and name not in KEYS_OF_JOBS]
+    keys = [name for name in keys if not isinstance(model.get_field(name), limpyd_fields.PKField)]
+    indexes = {name: _describe_own(model, name) for name in model._fields if name in keys or name not in known}
+    own = {"indexes": {name: kinds for name, kinds in indexes.items() if kinds}, "keys": keys}
+    return {part: found for part, found in own.items() if found}
+
+
+def _describe_own(model: Any, name: str) -> list[list[str]]:
+    kinds = [_describe(index) for index in getattr(model.get_field(name), "_indexes", ())]
+    is_in_hash = name in model._instancehash_fields
+    return kinds if is_in_hash else [["foreign"] for _ in kinds]  # many values, which no recipe tells
 
 
 def has_run_options(model: Any) -> bool:
@@ -377,6 +397,29 @@ def removal(model: Any, pk: str, values: Mapping[str, str | None]) -> dict[str, 
         for command, key, *more in index_entries(model.get_field(name), pk, value) if value is not None else ():
             commands.append(["SREM", key, pk] if command == "SADD" else ["ZREM", key, f"{more[1]}{pk}"])
     return {"key": model._name, "pk": pk, "index": commands, "keys": own_keys}
+
+
+def removal_by_recipe(known: Mapping[str, Any], pk: str, values: Mapping[str, str | None]) -> dict[str, Any] | None:
+    """As `removal`, of a job whose class cannot be had; None: it has an index that no recipe describes.
+
+    Args:
+        known: the recipe of its class.
+    """
+    key, own = known["key"], known.get("own", {})
+    indexes = {**known["indexes"], **own.get("indexes", {})}
+    if not known.get("has_own_edges"):
+        indexes.setdefault("workflow", [["equal", f"{key}:workflow:"]])
+    found = [(kinds, value) for name, kinds in indexes.items() if (value := values.get(name)) is not None]
+    if any(kind[0] == "foreign" for many in indexes.values() for kind in many):
+        return None
+    commands = [_removal_of(kind, value, pk) for kinds, value in found for kind in kinds]
+    return {"key": key, "pk": pk, "index": commands, "keys": [*KEYS_OF_JOBS, *own.get("keys", ())]}
+
+
+def _removal_of(kind: list[str], value: str, pk: str) -> list[str]:
+    if kind[0] == "equal":
+        return ["SREM", kind[1] + value, pk]
+    return ["ZREM", kind[1], f"{value}{kind[2]}{pk}" if kind[0] == "text" else pk]
 
 
 def _other_value(model: Any, pk: str, name: str) -> Any:

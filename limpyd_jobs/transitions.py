@@ -23,6 +23,7 @@ from .exceptions import (
     InvalidArgument,
     JobAlreadyExists,
     JobAlreadyQueued,
+    JobChanged,
     JobNotInStatus,
     LeaseLost,
     LimpydJobsException,
@@ -574,6 +575,8 @@ def _read_moved(subject: Subject, transition: str) -> Callable[[Reply], Moved]:
             raise JobAlreadyQueued(ident, f"{subject.repr}:{reply[1]}")
         if kind == "NOT_IN_STATUS":
             raise JobNotInStatus(ident, reply[1] or None, transition)
+        if kind == "CHANGED":
+            raise JobChanged(ident, reply[1] or None, transition)
         if kind == "NO_QUEUE":
             return Moved(kind, "", queue_priority=reply[1])
         return Moved(kind, reply[1], reply[2], reply[3], _changes(reply[4:]))
@@ -602,34 +605,62 @@ def _moving(
     }
 
 
-def move(
-    subject: Subject, target: Target, keeps_priority: bool, prepend: bool, delay: Delay, token: str, hold: Hold
-) -> Call[Moved]:
-    """Put a job in a queue, from wherever it is.
+def seen_as(status: str | None, end: str | None) -> str:
+    """A job as it was read, for `move`, `requeue` and `cancel`: they act only if it is so still."""
+    return f"{status or ''}={end or ''}"
 
-    Raises JobNotInStatus (it runs), JobAlreadyQueued, WrongKeyType or DoesNotExist on reading.
+
+def move(
+    subject: Subject,
+    target: Target,
+    keeps_priority: bool,
+    prepend: bool,
+    delay: Delay,
+    token: str,
+    hold: Hold,
+    seen: str = "",
+) -> Call[Moved]:
+    """Put a job in a queue, from wherever it is; `seen`: see `seen_as`.
+
+    Raises JobNotInStatus (it runs, or JobChanged), JobAlreadyQueued, WrongKeyType or DoesNotExist on reading.
     """
-    args = _moving(subject, target, keeps_priority, delay, token, hold, prepend="1" if prepend else "0")
+    more = {"prepend": "1" if prepend else "0", "seen": seen}
+    args = _moving(subject, target, keeps_priority, delay, token, hold, **more)
     return Call("move", _keys(target.namespace), args, _read_moved(subject, "move"))
 
 
 def requeue(
-    subject: Subject, target: Target, keeps_priority: bool, delay: Delay, token: str, hold: Hold, worker: str
+    subject: Subject,
+    target: Target,
+    keeps_priority: bool,
+    delay: Delay,
+    token: str,
+    hold: Hold,
+    worker: str,
+    seen: str = "",
 ) -> Call[Moved]:
     """Put a job that failed back; `worker` (the holder, or a random name) is where a repeated call finds it done.
 
-    Raises JobNotInStatus, JobAlreadyQueued, WrongKeyType or DoesNotExist on reading.
+    `seen`: see `seen_as`. Raises JobNotInStatus, JobAlreadyQueued, WrongKeyType or DoesNotExist on reading.
     """
-    args = _moving(subject, target, keeps_priority, delay, token, hold, worker=worker)
+    args = _moving(subject, target, keeps_priority, delay, token, hold, worker=worker, seen=seen)
     return Call("requeue", _keys(target.namespace), args, _read_moved(subject, "requeue"))
 
 
-def cancel(subject: Subject, namespace: str, queue_recipe: str, reason: str) -> Call[tuple[Cancellation, Changes]]:
-    """See to it that a job is not run. Raises WrongKeyType or DoesNotExist on reading."""
+def cancel(
+    subject: Subject, namespace: str, queue_recipe: str, reason: str, seen: str = ""
+) -> Call[tuple[Cancellation, Changes]]:
+    """See to it that a job is not run; `seen`: see `seen_as`.
+
+    Raises WrongKeyType, DoesNotExist or JobChanged on reading.
+    """
 
     def read(reply: Reply) -> tuple[Cancellation, Changes]:
         _not_broken(reply)
-        kind = _exists(reply[0], f"job found with ident {subject.repr}:{subject.pk}")
+        ident = f"{subject.repr}:{subject.pk}"
+        kind = _exists(reply[0], f"job found with ident {ident}")
+        if kind == "CHANGED":
+            raise JobChanged(ident, reply[1] or None, "cancel")
         return Cancellation[kind], _changes(reply[1:])
 
     args = {
@@ -639,6 +670,7 @@ def cancel(subject: Subject, namespace: str, queue_recipe: str, reason: str) -> 
         "pk": subject.pk,
         "queue_recipe": queue_recipe,
         "reason": reason,
+        "seen": seen,
     }
     return Call("cancel", _keys(namespace), args, read)
 
@@ -1111,6 +1143,40 @@ def forget(namespace: str, past: Iterable[tuple[Past, bool]]) -> Call[tuple[int,
     entries = [text for one, is_all in past for text in _entry(one, {"is_all": is_all})]
     args: dict[str, str | Sequence[str]] = {"namespace": namespace, "entries": entries}
     return Call("forget", _keys(namespace), args, read)
+
+
+def remove(
+    namespace: str,
+    queue_recipe: str,
+    past: Iterable[tuple[Past, bool]],
+    is_forced: bool = False,
+    spares: bool = False,
+    reach: int = 1000,
+) -> Call[tuple[list[str], Changes]]:
+    """Remove jobs wherever they are, or Errors alone.
+
+    Answers of each what was done: REMOVED, GONE, RUNNING, CHANGED, NEEDED or MORE (see remove.lua).
+
+    Args:
+        past: each with whether these are all of its errors.
+        is_forced: also those that a process has.
+        spares: not those that ended well, and whose children have yet to run.
+        reach: how many entries of a history are looked at, from each end.
+    """
+    given = list(past)
+
+    def read(reply: Reply) -> tuple[list[str], Changes]:
+        return reply[1 : 1 + len(given)], _changes(reply[1 + len(given) :])
+
+    entries = [text for one, is_all in given for text in _entry(one, {"is_all": is_all, "spares": spares})]
+    args: dict[str, str | Sequence[str]] = {
+        "namespace": namespace,
+        "queue_recipe": queue_recipe,
+        "forced": "1" if is_forced else "0",
+        "reach": str(reach),
+        "entries": entries,
+    }
+    return Call("remove", _keys(namespace), args, read)
 
 
 def renew(namespace: str, held: Iterable[Claim], asks_canceled: bool = False) -> Call[Renewed]:

@@ -1,19 +1,6 @@
 """Looking after a database of jobs: what the command `limpyd-jobs` does, as functions."""
 
-from .acting import (
-    Operation,
-    add,
-    cancel,
-    delete,
-    drop_operation,
-    move,
-    operations,
-    requeue,
-    resume_operation,
-    start_operation,
-    start_purge,
-    start_purge_of_errors,
-)
+from .acting import add, cancel, delete, move, requeue
 from .bench import BenchResult, bench
 from .books import Problem, check
 from .connecting import connect
@@ -24,6 +11,15 @@ from .explaining import Explanation, explain
 from .finding import count_jobs, each_job, find_jobs, get_job
 from .health import health
 from .numbers import Histogram, Numbers, Rates, by_hour, rates, series, totals
+from .operations import (
+    Operation,
+    drop_operation,
+    operations,
+    resume_operation,
+    start_operation,
+    start_purge,
+    start_purge_of_errors,
+)
 from .overview import QueueStatus, Status, status
 from .pausing import Left, Pause, drain, left, pause, paused, resume
 from .records import ErrorFilter, ErrorRecord, JobFilter, JobRecord, Page

@@ -1,60 +1,239 @@
-"""Acting on jobs: on one that is named, or, as an operation that can be resumed, on all that a filter finds."""
+"""Acting on one job. On all that a filter finds: see operations.py.
+
+The class of a job does it where it can be had, since its hooks count (`requeue`, `enqueue_or_delay`, `cancel`, `delete`
+of its own); else the scripts do it alone, by what the registry `jobs:models` says of the class.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, ClassVar
+from typing import Any
 
-from ..models import Queue
-from ..statuses import ENDS, Cancellation
-from .records import ErrorFilter, JobFilter
+from limpyd.exceptions import DoesNotExist
 
-KINDS = ("requeue", "cancel", "move", "delete", "purge", "purge_errors")
+from .. import recipes, transitions
+from ..additions import to_delay
+from ..exceptions import InvalidArgument, JobChanged, JobClassError, JobNotFound, JobNotInStatus
+from ..models import Job, Queue, _parse_until, _tell_children, all_job_models, repair_indexes
+from ..statuses import ENDS, STATUSES, Cancellation
+from ..transitions import Call, Hold, Moved, Subject, seen_as
+from ..utils import compute_delayed_until
+from ..workers.retention import class_of
+from .finding import get_job
+from .reading import client_of, queue_models
+from .records import JobRecord
+from .removing import FAR, NOT_HERE, Remover
+
+RETRY_FOR = 5  # how long something is tried again while Redis cannot be used, in seconds
+TRIES = 20  # of what others may come before
+
+# The statuses in which something can be done to a job.
+ACCEPTED: dict[str, tuple[str, ...]] = {
+    "requeue": ENDS,
+    "cancel": (STATUSES.WAITING, STATUSES.DELAYED, STATUSES.BLOCKED, STATUSES.RUNNING),
+    "move": (STATUSES.WAITING, STATUSES.DELAYED),
+    "delete": tuple(STATUSES.values()),
+    "purge": ENDS,
+}
 
 
-@dataclass(frozen=True)
-class Operation:
-    """Something that is done to many jobs, one after the other; kept in `jobs:operations` until it has ended.
+class Actor:
+    """Acts on jobs of a namespace, as they were read: what has changed since is left alone, and JobChanged is raised.
 
-    Attributes:
-        kind: one of KINDS.
-        wanted: which jobs; of `purge_errors`, which Errors.
-        options: as the function for one job takes them.
-        cut_off: UTC; what was added, or has ended, later is not meant.
-        who: who has started it, `user@host`.
-        count: how many it concerned when it was started.
-        done: how many were acted on.
-        skipped: how many were not, by the reason.
-        position: where a run that was interrupted goes on.
+    Each method answers why there was nothing to do; '' when it was done.
     """
 
-    id: str
-    kind: str
-    wanted: JobFilter | ErrorFilter
-    options: Mapping[str, Any]
-    cut_off: str
-    who: str
-    count: int
-    done: int = 0
-    skipped: Mapping[str, int] = field(default_factory=dict)
-    position: str | None = None
+    def __init__(self, queue_model: Any = Queue) -> None:
+        self._queue_model, self._namespace = queue_model, queue_model.namespace or ""
+        self._client = client_of(queue_model)
+        self._recipes: dict[str, str] = {}
+        self._models: dict[str, Any] = {}
 
-    _queue_model: ClassVar[Any] = Queue
+    def requeue(
+        self,
+        record: JobRecord,
+        queue: str | None = None,
+        priority: int | None = None,
+        delayed_for: float | timedelta | None = None,
+        delayed_until: datetime | None = None,
+    ) -> str:
+        """Put a job that has ended in a queue: the one that it was in last when None."""
+        _check_status(record, "requeue")
+        until = compute_delayed_until(delayed_for, delayed_until)
+        if record.status != STATUSES.ERROR:
+            return self._enter(record, queue, priority, until)
+        model, queue_model = self._model_of(record), self._queue_model_of(record)
+        name = queue or record.queue
+        if model is not None:
+            arguments = {"delayed_for": delayed_for, "delayed_until": delayed_until, **_queue_of(model, queue_model)}
+            self._seen(model, record).requeue(name, priority, **arguments)
+            return ""
+        subject, target = self._subject(record), self._target(queue_model, name, priority, record)
+        delay, worker, seen = to_delay(delayed_for, until), os.urandom(8).hex(), _seen(record)
+        self._send_moving(
+            transitions.requeue(subject, target, priority is None, delay, "", Hold(), worker, seen), queue_model, name
+        )
+        return ""
 
-    def run(self, rate: float | None = None, on_progress: Callable[[int, int], None] | None = None) -> Operation:
-        """Act on the jobs that are left; answers how far it has come, which is all of it.
+    def move(self, record: JobRecord, queue: str | None = None, priority: int | None = None) -> str:
+        """Put a job that waits, or is delayed, in another queue, or at another priority."""
+        _check_status(record, "move")
+        if queue in (None, record.queue) and priority in (None, record.priority):
+            return "it is there already"
+        is_delayed = record.status == STATUSES.DELAYED
+        return self._enter(record, queue, priority, _parse_until(record.delayed_until) if is_delayed else None)
 
-        Each job is acted on once, however often this is interrupted and resumed, and by however many at a time.
+    def _enter(self, record: JobRecord, queue: str | None, priority: int | None, until: datetime | None) -> str:
+        model, queue_model = self._model_of(record), self._queue_model_of(record)
+        name = queue or record.queue
+        if model is not None:
+            arguments = {"delayed_until": until, **_queue_of(model, queue_model)}
+            self._seen(model, record).enqueue_or_delay(name, priority, **arguments)
+            return ""
+        subject, target = self._subject(record), self._target(queue_model, name, priority, record)
+        delay, seen = to_delay(None, until), _seen(record)
+        self._send_moving(
+            transitions.move(subject, target, priority is None, False, delay, "", Hold(), seen), queue_model, name
+        )
+        return ""
 
-        Args:
-            rate: jobs a second, at most.
-            on_progress: called with how many it has come to, and how many there are in all.
+    def cancel(self, record: JobRecord, reason: str | None = None) -> Cancellation:
+        """See to it that a job is not run."""
+        model, queue_model = self._model_of(record), self._queue_model_of(record)
+        if model is not None and "cancel" not in model._fields:
+            answer: Cancellation = self._seen(model, record).cancel(reason, **_queue_of(model, queue_model))
+            return answer
+        text = recipes.to_text("reason", reason or "canceled")
+        recipe, subject = recipes.queue_recipe(queue_model), self._subject(record)
+        call = transitions.cancel(subject, self._namespace, recipe, text, _seen(record))
+        cancellation, changes = queue_model._send(call, RETRY_FOR)
+        repair_indexes(changes)
+        return cancellation  # type: ignore[no-any-return]
+
+    def remove(self, remover: Remover, records: Sequence[JobRecord], **more: Any) -> list[str]:
+        """Remove some jobs; answers of each what was done, see remove.lua."""
+        for record in records:
+            model = self._model_of(record)
+            if model is not None and model.delete is not Job.delete:
+                self.cancel(record)
+                model.from_pk(_pk(record)).delete()
+        jobs = [(record, self._model_of(record), json.loads(self._recipe_of(record))) for record in records]
+        results = remover.remove(jobs, **more)
+        for record, result in zip(records, results, strict=True):
+            if result == "MORE":
+                _tell_children(self._queue_model, self._namespace, record.ident)
+        return results
+
+    # --- What is known of classes
+
+    def _model_of(self, record: JobRecord) -> Any:
+        """The class of a job; None when it cannot be had, or is of another database or namespace."""
+        name = record.ident.partition(":")[0]
+        if name not in self._models:
+            model = class_of(record.ident)
+            is_meant = model is not None and model.database is self._queue_model.database
+            key = json.loads(self._registered(name) or "{}").get("key", model._name) if is_meant else None
+            self._models[name] = model if is_meant and key == model._name else None
+        return self._models[name]
+
+    def _registered(self, name: str) -> str | None:
+        text: str | None = self._client.hget(f"{self._namespace}:models", name)
+        return text
+
+    def _recipe_of(self, record: JobRecord) -> str:
+        """The recipe of the class of a job. Raises JobClassError: it is in no registry, and cannot be had."""
+        name, model = record.ident.partition(":")[0], self._model_of(record)
+        if model is not None:
+            return recipes.job_recipe(model)
+        if name not in self._recipes:
+            text = self._registered(name)
+            if text is None:
+                raise JobClassError(
+                    record.ident, "it is not here, nor in the registry: name its directory with --pythonpath"
+                )
+            self._recipes[name] = text
+        return self._recipes[name]
+
+    def _subject(self, record: JobRecord) -> Subject:
+        """A job, for the scripts. Raises JobClassError: it has an index that no script can keep in step."""
+        text = self._recipe_of(record)
+        recipe = json.loads(text)
+        if any(kind[0] == "foreign" for kinds in recipe["indexes"].values() for kind in kinds):
+            raise JobClassError(record.ident, NOT_HERE)
+        return Subject(recipe["repr"], recipe["key"], text, _pk(record))
+
+    @staticmethod
+    def _seen(model: Any, record: JobRecord) -> Any:
+        """A job that acts only as long as it is as it was read."""
+        job = model.from_pk(_pk(record))
+        job._seen = _seen(record)
+        return job
+
+    def _queue_model_of(self, record: JobRecord) -> Any:
+        """The class of the queue that a job is in.
+
         Raises:
-            KeyboardInterrupt, and whatever else interrupts it: resume it by its id.
+            JobClassError: it cannot be had.
         """
-        raise NotImplementedError
+        model, key = self._model_of(record), record.fields.get("queue_key", "").rpartition(":")[0]
+        own = model.queue_model if model is not None else self._queue_model
+        for queue_model in (own, *queue_models(self._queue_model)):
+            if queue_model.database is self._queue_model.database and key in ("", queue_model._name):
+                return queue_model
+        raise JobClassError(record.ident, f"nor that of its queues, {key}: name its directory with --pythonpath")
+
+    @staticmethod
+    def _target(queue_model: Any, name: str | None, priority: int | None, record: JobRecord) -> transitions.Target:
+        if name is None:
+            raise InvalidArgument("queue", name, f"the name of one: that of {record.ident} is not known")
+        target: transitions.Target = queue_model._target_for_jobs(name, 0 if priority is None else priority)
+        return target
+
+    def _send_moving(self, call: Call[Moved], queue_model: Any, name: str | None) -> None:
+        for _ in range(TRIES):
+            moved = queue_model._send(call, RETRY_FOR)
+            if moved.kind != "NO_QUEUE":
+                return repair_indexes(moved.changes)
+            queue_model.get_queue(
+                name, moved.queue_priority
+            )  # another priority, if another client changes it meanwhile
+
+
+def _pk(record: JobRecord) -> str:
+    return record.ident.partition(":")[2]
+
+
+def _seen(record: JobRecord) -> str:
+    return seen_as(record.status, record.end)
+
+
+def _queue_of(model: Any, queue_model: Any) -> dict[str, Any]:
+    """The argument that names a class of queues, where it is not the class' own anyway."""
+    return {} if queue_model is model.queue_model else {"queue_model": queue_model}
+
+
+def _check_status(record: JobRecord, kind: str) -> None:
+    if record.status not in ACCEPTED[kind]:
+        raise JobNotInStatus(record.ident, record.status, kind)
+
+
+def _until_done(ident: str, queue_model: Any, act: Callable[[JobRecord], Any]) -> Any:
+    """Act on a job as it is now, though others change it meanwhile."""
+    for _ in range(TRIES):
+        record = get_job(ident, queue_model)
+        try:
+            return act(record)
+        except JobChanged as error:
+            refused = error
+        except DoesNotExist:
+            raise JobNotFound(ident, "it is gone") from None
+    raise refused
+
+
+# --- The functions
 
 
 def add(
@@ -66,10 +245,33 @@ def add(
     delayed_until: datetime | None = None,
     prepend: bool = False,
     fields: Mapping[str, Any] | None = None,
-    queue_model: Any = Queue,
+    queue_model: Any = None,
 ) -> str:
-    """Add a job. Answers its ident, or that of the one that is queued with this identifier."""
-    raise NotImplementedError
+    """Add a job. Answers its ident, or that of the one that is queued with this identifier.
+
+    Args:
+        job_class: the ident of a class that can be had here (`my.module.MailJob`), or its name alone.
+        queue: the class' own when None.
+        fields, and the others: as for `Job.add_job`.
+        queue_model: the class' own when None.
+    Raises:
+        JobClassError: the class cannot be had. Others: as `Job.add_job`.
+    """
+    model = _class_named(job_class)
+    delays = {"delayed_for": delayed_for, "delayed_until": delayed_until}
+    job = model.add_job(identifier, queue, priority, queue_model, prepend, **delays, **(fields or {}))
+    return str(job.ident)
+
+
+def _class_named(name: str) -> Any:
+    if "." in name:
+        return Job.class_of(f"{name}:1")
+    found = [model for model in all_job_models() if model.__name__ == name and not model.abstract]
+    if len(found) != 1:
+        which = ", ".join(model.get_model_repr() for model in found)
+        reason = f"it may be any of {which}" if found else "no class of this name is imported: give its module, too"
+        raise JobClassError(name, reason)
+    return found[0]
 
 
 def requeue(
@@ -80,59 +282,82 @@ def requeue(
     delayed_until: datetime | None = None,
     queue_model: Any = Queue,
 ) -> None:
-    """Put a job that failed back in a queue: the one that it was in last when None."""
-    raise NotImplementedError
+    """Put a job that has ended back in a queue, now or later: one that failed, was canceled, or is to run once more.
+
+    Args:
+        ident: as for `get_job`.
+        queue: the one that it was in last when None.
+        priority: its own when None.
+        delayed_for: from now, in seconds or a timedelta; not with `delayed_until`.
+        delayed_until: naive datetimes are UTC.
+    Raises:
+        JobNotFound: there is none. JobNotInStatus: it has not ended. JobAlreadyQueued: another one with its identifier
+            is queued. JobClassError: its class cannot be had, and is needed. Nothing was written.
+    Redis: requeue.lua, move.lua.
+    """
+    actor = Actor(queue_model)
+    _until_done(ident, queue_model, lambda found: actor.requeue(found, queue, priority, delayed_for, delayed_until))
 
 
 def cancel(ident: str, reason: str | None = None, queue_model: Any = Queue) -> Cancellation:
-    """See to it that a job is not run."""
-    raise NotImplementedError
+    """See to it that a job is not run, as `Job.cancel` does.
+
+    Args:
+        ident: as for `get_job`.
+        reason: what its field `cancel_reason` gets; "canceled" when None.
+    Returns:
+        CANCELED; REQUESTED when a process has the job; ENDED when it was too late, and nothing was written.
+    Raises:
+        JobNotFound: there is none. JobClassError: its class cannot be had, and is needed.
+    Redis: cancel.lua.
+    """
+    actor = Actor(queue_model)
+    answer: Cancellation = _until_done(ident, queue_model, lambda found: actor.cancel(found, reason))
+    return answer
 
 
 def move(ident: str, queue: str | None = None, priority: int | None = None, queue_model: Any = Queue) -> None:
-    """Put a job that waits or is delayed in another queue, or at another priority; its time stays."""
-    raise NotImplementedError
+    """Put a job that waits or is delayed in another queue, or at another priority; its time stays.
+
+    It comes behind those that wait there. A job that is there already stays where it is.
+
+    Args:
+        ident: as for `get_job`.
+        queue: its own when None.
+        priority: its own when None.
+    Raises:
+        InvalidArgument: neither is given. JobNotFound: there is none. JobNotInStatus: it neither waits nor is delayed.
+            JobClassError: its class cannot be had, and is needed. Nothing was written.
+    Redis: move.lua.
+    """
+    if queue is None and priority is None:
+        raise InvalidArgument("queue", queue, "the name of another one, or with a priority")
+    actor = Actor(queue_model)
+    _until_done(ident, queue_model, lambda found: actor.move(found, queue, priority))
 
 
-def delete(ident: str, forced: bool = False, queue_model: Any = Queue) -> None:
-    """Remove a job with all that belongs to it: its places, its entries in histories, its Errors."""
-    raise NotImplementedError
+def delete(ident: str, is_forced: bool = False, queue_model: Any = Queue) -> None:
+    """Remove a job with all that belongs to it: its place in a queue, its entries in histories, its Errors, its record.
 
+    Jobs that wait for it are told that it was canceled. A class with a `delete` of its own is asked to cancel the job
+    and to delete its record first. Of histories the 100,000 first and last entries are looked at.
 
-def start_operation(
-    kind: str, wanted: JobFilter | ErrorFilter, who: str | None = None, queue_model: Any = Queue, **options: Any
-) -> Operation:
-    """Prepare to act on all jobs that a filter finds; nothing is done to them before `run`."""
-    raise NotImplementedError
-
-
-def start_purge(
-    statuses: tuple[str, ...] = ENDS,
-    older_than: float = 0,
-    wanted: JobFilter = JobFilter(),
-    queue_model: Any = Queue,
-) -> Operation:
-    """Prepare to remove jobs that have ended in one of these statuses, so many seconds ago or more."""
-    raise NotImplementedError
-
-
-def start_purge_of_errors(
-    older_than: float = 0, wanted: ErrorFilter = ErrorFilter(), queue_model: Any = Queue
-) -> Operation:
-    """Prepare to remove Errors that were written so many seconds ago or more; their jobs stay."""
-    raise NotImplementedError
-
-
-def resume_operation(id: str, queue_model: Any = Queue) -> Operation:
-    """An operation that was interrupted, to be run."""
-    raise NotImplementedError
-
-
-def drop_operation(id: str, queue_model: Any = Queue) -> bool:
-    """Forget an operation that is not to be resumed. Answers whether there was one."""
-    raise NotImplementedError
-
-
-def operations(queue_model: Any = Queue) -> list[Operation]:
-    """Those that were started and have not ended, oldest first."""
-    raise NotImplementedError
+    Args:
+        ident: as for `get_job`.
+        is_forced: also one that a process has; what that writes of it later is refused.
+    Raises:
+        JobNotFound: there is none. JobNotInStatus: it runs, and this is not forced. JobClassError: its class cannot be
+            had, and is needed. Nothing was removed.
+    Redis: remove.lua.
+    """
+    actor, remover = Actor(queue_model), Remover(queue_model, is_forced)
+    for _ in range(TRIES * 10):
+        record = get_job(ident, queue_model)
+        if record.status == STATUSES.RUNNING and not is_forced:
+            raise JobNotInStatus(record.ident, record.status, "delete")
+        result = actor.remove(remover, [record], reach=FAR)[0]
+        if result == "RUNNING":
+            raise JobNotInStatus(record.ident, record.status, "delete")
+        if result in ("REMOVED", "GONE"):
+            return
+    raise JobChanged(record.ident, record.status, "delete")

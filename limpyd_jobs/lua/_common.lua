@@ -872,6 +872,13 @@ local function is_queued_or_held(namespace, ident, hash)
   return redis.call('HEXISTS', namespace .. ':claims', ident) == 1 or redis.call('HEXISTS', hash, 'queued') == 1
 end
 
+-- Is a job as it was read? `seen`: '' when nobody asks, else its status, '=' and its `end`.
+local function is_as_read(hash, seen)
+  if seen == '' then return true end
+  local values = redis.call('HMGET', hash, 'status', 'end')
+  return (values[1] or '') .. '=' .. (values[2] or '') == seen
+end
+
 -- The first of some fields that has another value than when it was read, or nil: they are in ARGV from `first` on, each
 -- followed by '=' and the value, or by ''.
 local function changed_since_read(hash, first, fields)
@@ -879,6 +886,19 @@ local function changed_since_read(hash, first, fields)
     local value = redis.call('HGET', hash, ARGV[position])
     if (value and '=' .. value or '') ~= ARGV[position + 1] then return ARGV[position] end
   end
+end
+
+local MOST_QUEUES = 100  -- of one name, whose histories may have a job
+
+-- The queues where a job may have failed before: its last one, then those of the same name with other priorities.
+local function queues_of(namespace, queue)
+  local model, pk = string.match(queue, '^(.*):([^:]*)$')
+  local name = redis.call('HGET', queue .. ':hash', 'name')
+  local found = {queue}
+  for _, other in ipairs(name and redis.call('HVALS', side(namespace, 'queues', model, name)) or {}) do
+    if other ~= pk and #found < MOST_QUEUES then found[#found + 1] = model .. ':' .. other end
+  end
+  return found
 end
 
 local function forget_queued(job)

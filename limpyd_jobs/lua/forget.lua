@@ -10,7 +10,7 @@
 -- the queues of other priorities: that means to look through them from the oldest on, so it ends after 100,000 of them.
 -- Replies:
 --   OK done removed...         how many entries it came to; the idents of the jobs that were removed
-local MOST_SCANNED, MOST_QUEUES, OPEN_SECONDS = 100000, 100, 600
+local MOST_SCANNED, OPEN_SECONDS = 100000, 600
 local namespace, expiring = ARGV[1], ARGV[1] .. ':expiring'
 local current, scanned, done, removed, position = now(), 0, 0, {}, 2
 allow_when_full(namespace)
@@ -26,22 +26,11 @@ local function leave_history(list, ident, times)
   return redis.call('LREM', list, times, ident)
 end
 
--- The queues where a job may have failed before: its last one, then those of the same name with other priorities.
-local function queues_of(queue)
-  local model, pk = string.match(queue, '^(.*):([^:]*)$')
-  local name = redis.call('HGET', queue .. ':hash', 'name')
-  local found = {queue}
-  for _, other in ipairs(name and redis.call('HVALS', side(namespace, 'queues', model, name)) or {}) do
-    if other ~= pk and #found < MOST_QUEUES then found[#found + 1] = model .. ':' .. other end
-  end
-  return found
-end
-
 -- Each try has left an entry in one of them, but for one that was canceled, or lost with its worker.
 local function leave_histories(queue, ident, status, tries)
   if not queue then return end
   local failures = status == 'e' and math.max(tries, 1) or tries - 1
-  for _, one in ipairs(tries > 1 and queues_of(queue) or {queue}) do
+  for _, one in ipairs(tries > 1 and queues_of(namespace, queue) or {queue}) do
     failures = failures - leave_history(one .. ':errors', ident, failures)
   end
   if status == 's' then leave_history(queue .. ':success', ident, failures + 1) end

@@ -1,14 +1,15 @@
 -- move: put a job in a queue, now or later, from wherever it is.
 -- KEYS: models
--- ARGV: namespace repr recipe pk queue_recipe queue_record queue_name priority delay_kind delay_value token hold lease_seconds prepend
+-- ARGV: namespace repr recipe pk queue_recipe queue_record queue_name priority delay_kind delay_value token hold lease_seconds prepend seen
 -- An ended job begins anew, without its `start`, `end` and `recoveries`; so does a canceled one. Then an expiry that is past is forgotten. `priority` is '' for the job's own;
 -- `queue_record` is for the given one. With `hold`, the job is leased under this token instead of entering the queue: the
--- caller puts it there with `place`.
+-- caller puts it there with `place`. `seen`: as for `requeue`.
 -- Replies:
 --   OK queue priority delayed_until changed...      delayed_until is '' when it waits
 --   NO_QUEUE priority          the job keeps its priority, and this queue does not exist: create it, ask again
 --   NOT_IN_STATUS c            canceled since the caller got its lease, which is dropped; the job is no longer queued
 --   NOT_IN_STATUS b            it waits for other jobs; nothing was written
+--   CHANGED status             the job is not as it was read; nothing was written
 --   RUNNING                    another worker runs the job; nothing was written
 --   QUEUED pk                  another job with this identifier is queued; nothing was written
 --   BROKEN key                 something of another type is under this key of the queue; nothing was written
@@ -24,6 +25,7 @@ local holder = redis.call('HGET', namespace .. ':claims', ident)
 local is_repeated = hold ~= '' and holder == hold
 local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'status', 'priority', 'follow_up')
 local status = values[1]
+if not is_repeated and not is_as_read(recipe.key .. ':' .. pk .. ':hash', ARGV[15]) then return {'CHANGED', status or ''} end
 -- RUNNING without a lease here: for a worker of version 2, or for queues of another namespace
 local is_running = status == 'r' and not holder
 if status == 'b' then return {'NOT_IN_STATUS', status} end

@@ -1,12 +1,14 @@
 -- requeue: put a job that failed back in a queue, now or later.
 -- KEYS: models
--- ARGV: namespace repr recipe pk queue_recipe queue_record queue_name priority delay_kind delay_value token hold lease_seconds worker
+-- ARGV: namespace repr recipe pk queue_recipe queue_record queue_name priority delay_kind delay_value token hold lease_seconds worker seen
 -- As `move`, from ERROR only; `start`, `end` and `recoveries` are cleared, and an expiry that is past unless the worker that ran it does this. A call that is repeated gets the first reply.
+-- `seen`: '' when nobody asks, else the status, '=' and the `end` of the job as it was read: another person may have requeued it since.
 -- Replies:
 --   OK queue priority delayed_until changed...      delayed_until is '' when it waits
 --   NO_QUEUE priority          the job keeps its priority, and this queue does not exist: create it, ask again
 --   NOT_IN_STATUS status       the job is not in ERROR; nothing was written. One that was canceled after the caller recorded its error
 --                              is let go: no longer queued, no longer leased
+--   CHANGED status             the job is not as it was read; nothing was written
 --   RUNNING                    another worker has not done with the job; nothing was written
 --   LOST                       the caller's lease on the job is over: another worker has run it since; nothing was written
 --   QUEUED pk                  another job with this identifier is queued; nothing was written
@@ -27,6 +29,7 @@ if redis.call('GET', namespace .. ':done:' .. worker) == token .. ident .. '/req
   local written = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'queue_key', 'priority', 'delayed_until')
   return {'OK', written[1] or '', written[2] or '0', written[3] or ''}
 end
+if not is_repeated and not is_as_read(recipe.key .. ':' .. pk .. ':hash', ARGV[15]) then return {'CHANGED', values[1] or ''} end
 if values[1] == 'c' and holder and holder == token then  -- canceled between its error and this
   write_fields(recipe, pk, {'queued'}, {false})
   drop_lease(namespace, ident, token)

@@ -121,6 +121,7 @@ SAMPLES = {
     "release": lambda: transitions.release("jobs", "jobs:queue", ["t"]),
     "purge": lambda: transitions.purge("jobs", "jobs:queue:1", "success", [transitions.Past("a:1", None, [])]),
     "forget": lambda: transitions.forget("jobs", [(transitions.Past("a:1", {}, []), True)]),
+    "remove": lambda: transitions.remove("jobs", "{}", [(transitions.Past("a:1", {}, []), True)]),
     "watch": lambda: transitions.watch("jobs", [("jobs:job:1:hash", True)]),
     "reject": lambda: transitions.reject("jobs", "jobs:queue:1", "a:1", "", NOW),
     "register": lambda: transitions.register("jobs", ScriptJob._class_subject()),
