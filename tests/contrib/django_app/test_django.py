@@ -308,6 +308,21 @@ def test_the_commands_show_their_own_help(capsys: pytest.CaptureFixture[str]) ->
     assert "--prefetch" in capsys.readouterr().out
 
 
+def test_the_command_sees_the_jobs_of_the_project(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from django.core.management import call_command
+
+    monkeypatch.setenv("LIMPYD_JOBS_DATABASE", "redis://localhost:1/5")
+    job = DjangoContribJob.add_job("user:1")
+
+    with pytest.raises(SystemExit) as ended:
+        call_command("limpyd_jobs", "jobs", "--identifier=user:1", "--json")
+
+    assert ended.value.code == 0
+    assert job.ident in capsys.readouterr().out
+
+
 def test_a_mistake_in_the_options_ends_the_command_with_the_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     from django.core.management import call_command
 
@@ -326,7 +341,7 @@ def test_a_pool_of_workers_takes_over_changed_code(bookshop: Path) -> None:
     try:
         with Process(command, cwd="/") as pool:
             first = task_named("jobs:confirm").options(save_result=True).add(_last_order())
-            assert first.wait(timeout=10), pool.output
+            assert first.wait(timeout=30), pool.output
             module.write_text(former + "    return 'changed'\n")
             pool.send_signal(signal.SIGHUP)
             pool.wait_for_output("starting", timeout=30)
