@@ -79,6 +79,9 @@ TEMPLATES = [{{
 """
 
 
+TABLES = ("django_admin_log", "django_session", "auth_user_user_permissions", "auth_user", "orders_order")
+
+
 @pytest.fixture(scope="session")
 def django_project(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The directory of a project, which this process has set up, with tables."""
@@ -116,7 +119,7 @@ def bookshop(django_project: Path, database: Any) -> Iterator[Path]:
     from django.db import connection
 
     with connection.cursor() as cursor:
-        for table in ("orders_order", "auth_user", "django_session", "django_admin_log"):
+        for table in TABLES:
             cursor.execute(f"DELETE FROM {table}")
     for one in django_project_instruments:
         instruments.add_instrument(one)
