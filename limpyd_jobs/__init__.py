@@ -18,7 +18,7 @@ from .exceptions import (
     Retry,
     WaitTimeout,
 )
-from .models import Error, Job, Queue, current_job
+from .models import Error, Job, Queue, WorkerInfo, current_job
 from .retries import Backoff
 from .statuses import STATUSES, Cancellation
 from .version import EXACT_VERSION, VERSION
@@ -46,6 +46,7 @@ __all__ = [
     "Retry",
     "WaitTimeout",
     "Worker",
+    "WorkerInfo",
     "Workflow",
     "as_completed",
     "await_all",

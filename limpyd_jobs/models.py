@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import re
@@ -18,7 +19,7 @@ from contextvars import ContextVar, copy_context
 from dataclasses import fields as dataclass_fields
 from dataclasses import replace
 from datetime import datetime, timedelta
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from types import ModuleType
 from typing import Any, ClassVar, TypeVar, cast
@@ -85,7 +86,16 @@ from .utils import (
     utcnow,
 )
 
-__all__ = ["STATUSES", "BaseJobsModel", "Error", "Job", "LimpydJobsException", "Queue", "datetime_to_score"]
+__all__ = [
+    "STATUSES",
+    "BaseJobsModel",
+    "Error",
+    "Job",
+    "LimpydJobsException",
+    "Queue",
+    "WorkerInfo",
+    "datetime_to_score",
+]
 
 
 T = TypeVar("T")
@@ -1679,6 +1689,43 @@ class Error(BaseJobsModel):
 MAX_MESSAGE = 10_000
 MAX_TRACEBACK = 100_000
 MAX_CODE = 500
+
+
+class WorkerInfo(BaseJobsModel):
+    """A worker that is alive, as it was some seconds ago.
+
+    Each worker writes its own every few seconds, and not at each change (see workers/presence.py). So `status` and
+    `jobs` may be old; `admin.workers()` shows the jobs of this moment. It goes at the end of the worker, and some
+    seconds after one that was killed. Written by note_worker.lua; what programs write here is written over.
+
+    The keys are in the namespace and the database of the queues of the worker: this class shows those in its own.
+    """
+
+    id = fields.PKField()  # the key of the worker, with which the tokens of its claims begin
+    kind = InstanceHashField()  # the name of its class
+    host = InstanceHashField(indexable=True)
+    pid = InstanceHashField()
+    version = InstanceHashField()
+    queues = InstanceHashField()  # JSON, as are `options`, `jobs` and `counts`
+    options = InstanceHashField()  # those in force, by their names; no passwords
+    started = InstanceHashField()  # UTC, as `heartbeat`
+    status = InstanceHashField(indexable=True)  # as `Worker.status`
+    jobs = InstanceHashField()  # the ident and the start of each that runs, twenty at most
+    counts = InstanceHashField()  # since the start: jobs that ran, errors
+    memory = InstanceHashField()  # resident bytes
+    heartbeat = InstanceHashField()  # when this was written, by the clock of Redis
+
+
+@cache
+def worker_recipe(namespace: str) -> str:
+    """The recipe of the records of the workers of a namespace."""
+    text: str = recipes.recipe(WorkerInfo)
+    return text.replace(json.dumps(WorkerInfo._name)[1:-1], json.dumps(worker_key(namespace))[1:-1])
+
+
+def worker_key(namespace: str) -> str:
+    """What the keys of the records of workers begin with: `jobs:workerinfo`."""
+    return f"{namespace}:{WorkerInfo._name.rpartition(':')[2]}"
 
 
 def _code_of(error: BaseException) -> Any:

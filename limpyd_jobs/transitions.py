@@ -1245,6 +1245,44 @@ def register(namespace: str, subject: Subject) -> Call[None]:
     return Call("register", _keys(namespace), args, lambda reply: None)
 
 
+def pause(namespace: str, queue_model: str, name: str, reason: str, by: str) -> Call[str]:
+    """Have no worker take jobs of the queues of a name. Answers what is noted, as JSON.
+
+    Raises WrongKeyType on reading.
+    """
+
+    def read(reply: Reply) -> str:
+        _not_broken(reply)
+        return str(reply[1])
+
+    args = {"namespace": namespace, "queue_model": queue_model, "name": name, "reason": reason, "by": by}
+    return Call("pause", _keys(namespace), args, read)
+
+
+def resume(namespace: str, queue_model: str, name: str) -> Call[bool]:
+    """Have workers take the jobs of the queues of a name again. Was it paused? Raises WrongKeyType on reading."""
+
+    def read(reply: Reply) -> bool:
+        _not_broken(reply)
+        return bool(reply[1] == "1")
+
+    return Call("resume", _keys(namespace), {"namespace": namespace, "queue_model": queue_model, "name": name}, read)
+
+
+def note_worker(
+    namespace: str, recipe: str, pk: str = "", seconds: float = 0, values: Mapping[str, str] | None = None
+) -> Call[None]:
+    """Write down what a worker does, for so many seconds; without values, forget it. Those whose time is over go."""
+    args: dict[str, str | Sequence[str]] = {
+        "namespace": namespace,
+        "recipe": recipe,
+        "pk": pk,
+        "seconds": repr(seconds),
+        "names_and_values": [text for pair in (values or {}).items() for text in pair],
+    }
+    return Call("note_worker", _keys(namespace), args, lambda reply: None)
+
+
 class FollowedUp(NamedTuple):
     """What `follow_up` did: is there more to do at once, and idents of `unknown` classes."""
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from .. import recipes
 from ..exceptions import JobClassError
-from ..models import BaseJobsModel, Job, Queue
+from ..models import BaseJobsModel, Job, Queue, WorkerInfo, worker_key
 from ..statuses import STATUSES
 
 CHUNK = 500
@@ -25,7 +25,8 @@ class Problem:
     Attributes:
         kind: `place` (a job is nowhere, in several places, or where its status does not belong), `lease`, `limit`
             (who is parked or holds a place is not noted so), `index`, `queue` (a worker would find its jobs late),
-            `identifier` (queued twice), `edge` (a job waits for one that will not tell it) or `key` (nothing owns it).
+            `identifier` (queued twice), `edge` (a job waits for one that will not tell it), `pause` (half of it is
+            written) or `key` (nothing owns it).
         subject: the ident or the key that it is about.
         detail: what is wrong, in a sentence.
     """
@@ -148,6 +149,7 @@ class _Books:
 
     def problems(self) -> Iterator[Problem]:
         yield from self._check_queues()
+        yield from self._check_pauses()
         yield from self._check_leases()
         yield from self._check_limits()
         for model in self.models:
@@ -196,6 +198,26 @@ class _Books:
         due = self.client.zscore(self._side("due", model, name), pk)
         if delayed and (due is None or due > delayed[0][1] + 0.001):
             yield Problem("queue", key, f"its first job is due at {delayed[0][1]}, and it is noted as due at {due}")
+
+    def _check_pauses(self) -> Iterator[Problem]:
+        """A name is marked as paused where claims look if it is noted in `paused`, and only then."""
+        for model in self.models:
+            if issubclass(model, Queue) and (model.namespace or "") == self.namespace:
+                prefix = self._side("ready", model, "")
+                model_name = model._name[len(self.namespace) + 1 :]
+                keys = [key for key in self._keys_below(prefix[:-1]) if self.client.type(key) == "zset"]
+                scores = self._ask("zscore", ((key, "") for key in keys))
+                marked = {
+                    key.removeprefix(prefix) for key, score in zip(keys, scores, strict=True) if score is not None
+                }
+                fields = self.client.hkeys(f"{self.namespace}:paused")
+                noted = {field.partition(":")[2] for field in fields if field.partition(":")[0] == model_name}
+                self.owned |= {f"{prefix}{name}" for name in marked & noted}
+                for name in sorted(marked ^ noted):
+                    wrong = (
+                        "noted, and workers take its jobs" if name in noted else "not noted, and nobody takes its jobs"
+                    )
+                    yield Problem("pause", name, f"its pause is {wrong}")
 
     def _side(self, kind: str, model: Any, name: str) -> str:
         return f"{self.namespace}:{kind}:{model._name[len(self.namespace) + 1 :]}:{name}"
@@ -372,10 +394,12 @@ class _Books:
         return found
 
     def _check_keys(self) -> Iterator[Problem]:
-        own = ("models", "tasks", "leases", "claims", "expiring", "followups")
+        own = ("models", "tasks", "leases", "claims", "expiring", "followups", "paused", "workers")
         self.owned |= {f"{self.namespace}:{name}" for name in own}
         expiring = tuple(f"{self.namespace}:{kind}:" for kind in ("done", "unique"))
         self.owned |= {key for key in self.keys if key.startswith(expiring) and self.client.ttl(key) != -1}
+        if WorkerInfo not in self.models:  # else it is looked at as any model
+            self.owned |= set(self._keys_below(worker_key(self.namespace)))
         for model in self.models:
             self.owned |= {f"{model._name}:{name}" for name in ("collection", "max_pk", "last_queued")}
             names = ["hash", *(name for name in model._fields if name not in model._instancehash_fields)]

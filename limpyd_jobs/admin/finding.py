@@ -7,8 +7,9 @@ has them (see sources.py), and the filter is asked of these.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from ..exceptions import InvalidArgument, JobNotFound
@@ -129,10 +130,20 @@ class _Search:
         streams = [
             _Jobs(self, kind, to_top(top), *source) for kind, top, source in zip(self.kinds, tops, sources, strict=True)
         ]
-        size = max((stream.source.size for stream in streams), default=0)
-        if self.wanted.queues and size > FEW:
-            self._look_in_queues(streams)
+        is_large = any(stream.source.size > FEW for stream in streams)
+        if self.wanted.queues and is_large and self._places.size <= FEW:
+            for stream in streams:
+                stream.look_only_at(self.found_in.get(stream.key, {}))
         return streams
+
+    @cached_property
+    def _places(self) -> _Places:
+        return _Places(self)
+
+    @cached_property
+    def found_in(self) -> Mapping[str, Mapping[str, str | None]]:
+        """For each class, by its key prefix, primary keys -> the name of the queue in which they are; not of many."""
+        return self._places.read() if self._places.size <= FEW else {}
 
     def _sets(self, kind: JobKind) -> dict[str | None, list[str]]:
         """Sets that have all jobs of a class that are meant, by the field that they index; '' for the set of all."""
@@ -142,39 +153,25 @@ class _Search:
             "identifier": (wanted.identifier,) if wanted.identifier is not None and is_one else (),
             kind.task: (wanted.task,) if wanted.task is not None else (),
         }
-        options = {
+        options: dict[str | None, list[str]] = {
             name: [f"{kind.sets[name]}{value}" for value in asked]
             for name, asked in values.items()
             if asked and name is not None and name in kind.sets
         }
         return {"": [f"{kind.key}:collection"], **options}
 
-    def _look_in_queues(self, streams: list[_Jobs]) -> None:
-        """Take the places of the queues that are meant as the sources, if these hold fewer jobs."""
-        places = _Places(self)
-        if places.size > FEW:
-            return
-        found = places.read()
-        for stream in streams:
-            stream.look_only_at(found[stream.kind.key])
-
 
 class _Jobs:
-    """The jobs of a class that a search finds.
-
-    Attributes:
-        found_in: primary key -> name of the queue in which it was found, where it is known by that.
-    """
+    """The jobs of a class that a search finds."""
 
     def __init__(self, search: _Search, kind: JobKind, top: int, source: Source, indexed: str | None) -> None:
         self.key, self.kind, self.top, self.source, self._indexed = kind.key, kind, top, source, indexed
-        self.found_in: Mapping[str, str | None] = {}
         self._search, self._client = search, search.client
         self._question = JobQuestion(search.wanted, kind, search.queue_names, search.may_be_pattern)
 
-    def look_only_at(self, found_in: Mapping[str, str | None]) -> None:
+    def look_only_at(self, pks: Collection[str]) -> None:
         """Take these as the source."""
-        self.found_in, self.source, self._indexed = found_in, Chosen(found_in), ""
+        self.source, self._indexed = Chosen(pks), ""
 
     def read(self, below: Order, first: int) -> Iterator[tuple[str, JobRecord]]:
         """Those below a primary key, the newest first; `first` are read at first."""
@@ -182,19 +179,34 @@ class _Jobs:
             kept, is_end = self._sift(pks)
             records = read_jobs(self._client, [(self.kind, pk) for pk in kept], self._search.queue_names)
             for pk, record in zip(kept, records, strict=True):
-                if record is not None and self._question.keeps(record.fields, self.found_in.get(pk)):
+                if record is not None and self._keeps(pk, record.fields):
                     yield pk, self._with_queue(record, pk)
             if is_end:
                 return
 
     def _with_queue(self, record: JobRecord, pk: str) -> JobRecord:
-        return record if record.queue else replace(record, queue=self.found_in.get(pk))
+        return record if record.queue else replace(record, queue=self._found_in(pk, record.fields))
+
+    def _keeps(self, pk: str, values: Mapping[str, Any]) -> bool:
+        return self._question.keeps(values, self._found_in(pk, values))
+
+    def _found_in(self, pk: str, values: Mapping[str, Any]) -> str | None:
+        """In which of the queues that are meant it is, of a job of version 2, which does not say it."""
+        if values.get("queue_key") or not self._search.wanted.queues:
+            return None
+        return self._search.found_in.get(self.key, {}).get(pk)
 
     def count(self) -> int:
         """How many there are."""
         if self._question.names in ((), (self._indexed,)):
             return self.source.size
-        return sum(len(self._sift(pks)[0]) for pks in growing(newest(self.source, self.top), AT_ONCE, AT_ONCE))
+        count = 0
+        for pks in growing(newest(self.source, self.top), AT_ONCE, AT_ONCE):
+            kept, is_end = self._sift(pks)
+            count += len(kept)
+            if is_end:
+                break
+        return count
 
     def _sift(self, pks: list[str]) -> tuple[list[str], bool]:
         """Those that are meant, and whether no older ones are, by the fields that tell it."""
@@ -208,7 +220,7 @@ class _Jobs:
             if not is_wrong_type(values) and any(value is not None for value in values)
         ]
         self._search.queue_names.of(values["queue_key"] for _, values in found if values.get("queue_key"))
-        kept = [pk for pk, values in found if self._question.keeps(values, self.found_in.get(pk))]
+        kept = [pk for pk, values in found if self._keeps(pk, values)]
         is_end = self.top > 0 and self.source.size > FEW and all(self._question.is_too_old(one) for _, one in found)
         return kept, bool(found) and is_end
 
@@ -271,7 +283,7 @@ class _Places:
         if statuses & LEASED:
             yield _Place("zset", f"{namespace}:leases")
         if statuses & PARKED:
-            for limit in self._client.zrange(f"{namespace}:limits:due", 0, FEW):
+            for limit, _ in self._client.zscan_iter(f"{namespace}:limits:due", count=MEMBERS):
                 yield _Place("zset", f"{namespace}:limit:{limit}:parked")
         if STATUSES.SUCCESS in statuses:
             yield _Place("due", f"{namespace}:expiring")
@@ -300,12 +312,17 @@ class _Places:
         return found
 
     def _members(self) -> Iterator[tuple[_Place, list[str]]]:
+        """The sets are read before the lists and after them: a job may leave one for the other meanwhile."""
+        yield from self._members_of_sets()
         pipeline, asked = self._client.pipeline(transaction=True), list[_Place]()
         for place, size in zip(self._places, self._sizes, strict=True):
-            if place.kind == "set":
-                yield place, list(self._client.sscan_iter(place.key, count=MEMBERS))
-                continue
-            for command in place.read_commands(size, self._now):
+            for command in place.read_commands(size, self._now) if place.kind != "set" else ():
                 pipeline.execute_command(*command)
                 asked.append(place)
         yield from zip(asked, pipeline.execute(), strict=True)
+        yield from self._members_of_sets()
+
+    def _members_of_sets(self) -> Iterator[tuple[_Place, list[str]]]:
+        for place, size in zip(self._places, self._sizes, strict=True):
+            if place.kind == "set" and size:
+                yield place, list(self._client.sscan_iter(place.key, count=MEMBERS))

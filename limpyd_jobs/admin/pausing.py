@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import getpass
+import json
+import os
+import socket
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .. import recipes, transitions
 from ..models import Queue
+from ..utils import server_seconds
+from .leases import PAGE, leased_jobs
+
+LOOK_SECONDS = 1.0  # between two looks at what is left
 
 
 @dataclass(frozen=True)
@@ -55,23 +65,45 @@ def pause(queue: str, reason: str = "", by: str | None = None, queue_model: Any 
         by: who does it; None for the user and the host.
     Raises:
         InvalidArgument: not the name of a queue.
+    Redis: pause.lua.
     """
-    raise NotImplementedError
+    name = recipes.to_queue_name(queue)
+    why, who = recipes.to_text("reason", reason), _this_user() if by is None else recipes.to_text("by", by)
+    return _pause(name, queue_model._send(transitions.pause(*_names_of(queue_model), name, why, who)))
 
 
 def resume(queue: str, queue_model: Any = Queue) -> bool:
-    """Have workers take the jobs of a queue again, idle ones at once. Was it paused?"""
-    raise NotImplementedError
+    """Have workers take the jobs of a queue again, idle ones at once. Was it paused?
+
+    Redis: resume.lua.
+    """
+    was_paused: bool = queue_model._send(transitions.resume(*_names_of(queue_model), recipes.to_queue_name(queue)))
+    return was_paused
 
 
 def paused(queue_model: Any = Queue) -> dict[str, Pause]:
     """The paused queues, by name."""
-    raise NotImplementedError
+    namespace, model = _names_of(queue_model)
+    prefix = f"{model[len(namespace) + 1 :]}:"
+    notes = queue_model.get_connection().hgetall(f"{namespace}:paused")
+    found = {field.removeprefix(prefix): note for field, note in notes.items() if field.startswith(prefix)}
+    return {name: _pause(name, found[name]) for name in sorted(found)}
 
 
 def left(queues: Sequence[str], delayed: bool = False, queue_model: Any = Queue) -> Left:
     """What some queues have yet to do; `delayed`: also what is not due yet."""
-    raise NotImplementedError
+    client = queue_model.get_connection()
+    keys = [
+        queue.key.rpartition(":")[0] for queue in queue_model.get_all([recipes.to_queue_name(name) for name in queues])
+    ]
+    pipeline = client.pipeline(transaction=False)
+    until = "+inf" if delayed else server_seconds(client.time())
+    for key in keys:
+        pipeline.llen(f"{key}:waiting").zcount(f"{key}:delayed", "-inf", until)
+    counts = pipeline.execute()
+    running = sum(job.queue_key in keys for job in leased_jobs(queue_model))
+    waiting = sum(counts[::2]) + _count_parked(client, queue_model.namespace or "", set(keys))
+    return Left(waiting, sum(counts[1::2]), running)
 
 
 def drain(
@@ -91,4 +123,36 @@ def drain(
     Returns:
         What is left: with a `count` of 0, unless the time was over before.
     """
-    raise NotImplementedError
+    give_up_at = time.monotonic() + (float("inf") if timeout is None else timeout)
+    while True:
+        found = left(queues, delayed, queue_model)
+        if on_progress is not None:
+            on_progress(found)
+        until_end = give_up_at - time.monotonic()
+        if not found.count or until_end <= 0:
+            return found
+        time.sleep(min(LOOK_SECONDS, until_end))
+
+
+def _names_of(queue_model: Any) -> tuple[str, str]:
+    """The namespace of a queue model, and what its keys begin with."""
+    return queue_model.namespace or "", queue_model._name
+
+
+def _pause(queue: str, note: str) -> Pause:
+    said = json.loads(note)
+    return Pause(queue, said["since"], said.get("reason", ""), said.get("by", ""))
+
+
+def _this_user() -> str:
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError, ImportError):  # in a container there may be none of this number
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
+
+
+def _count_parked(client: Any, namespace: str, queue_keys: set[str]) -> int:
+    """How many jobs of some queues their limits do not let start."""
+    places = (json.loads(text) for _, text in client.hscan_iter(f"{namespace}:limits:jobs", count=PAGE))
+    return sum(place["state"] == "parked" and place["queue"] in queue_keys for place in places)

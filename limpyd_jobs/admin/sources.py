@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import heapq
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import Any, Protocol, TypeVar
 
@@ -51,12 +51,12 @@ class Sets:
         size: how many members the sets have.
     """
 
-    def __init__(self, client: Any, keys: Collection[str], size: int) -> None:
+    def __init__(self, client: Any, keys: Sequence[str], size: int) -> None:
         self._client, self._keys, self.size = client, keys, size
 
     def scan(self) -> Iterator[str]:
-        """Page by page."""
-        for key in self._keys:
+        """Page by page; twice, but for the last set: a record may move from one to another meanwhile."""
+        for key in (*self._keys, *self._keys[:-1]):
             yield from self._client.sscan_iter(key, count=MEMBERS)
 
     def among(self, pks: list[str]) -> Iterator[str]:
@@ -169,7 +169,7 @@ def to_top(text: Any) -> int:
     return int(text) if is_number else 0
 
 
-def smallest(client: Any, models: Iterable[Mapping[Any, Collection[str]]]) -> list[tuple[Sets, Any]]:
+def smallest(client: Any, models: Iterable[Mapping[Any, Sequence[str]]]) -> list[tuple[Sets, Any]]:
     """For each of some models the source with the fewest members, and the name of this option.
 
     Args:
@@ -182,7 +182,7 @@ def smallest(client: Any, models: Iterable[Mapping[Any, Collection[str]]]) -> li
     return [_smallest(client, options, sizes) for options in models]
 
 
-def _smallest(client: Any, options: Mapping[Any, Collection[str]], sizes: Mapping[str, Any]) -> tuple[Sets, Any]:
+def _smallest(client: Any, options: Mapping[Any, Sequence[str]], sizes: Mapping[str, Any]) -> tuple[Sets, Any]:
     usable = {name: keys for name, keys in options.items() if not any(is_wrong_type(sizes[key]) for key in keys)}
     found = [(Sets(client, keys, sum(sizes[key] for key in keys)), name) for name, keys in usable.items()]
     return min(found, key=lambda option: option[0].size, default=(Sets(client, (), 0), ""))

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..models import Queue
+from redis.exceptions import ResponseError
+
+from .. import transitions
+from ..models import Queue, worker_key, worker_recipe
+from ..statuses import STATUSES
+from ..utils import datetime_to_score, parse_datetime, server_seconds
+from ..workers.presence import GONE_SECONDS
+from .leases import PAGE, leased_jobs
 
 
 @dataclass(frozen=True)
@@ -34,7 +44,7 @@ class WorkerRecord:
         started: UTC, `YYYY-MM-DD HH:MM:SS`.
         status: as in `Worker.status`: `starting`, `waiting`, `running`...
         jobs: that it runs, those that began first at the head.
-        counts: since its start: `jobs` (runs that have ended), `errors`, `loops`.
+        counts: since its start: `jobs` (runs that have ended, however) and `errors`.
         memory_bytes: resident.
         heartbeat_age: how long ago the record was written, in seconds by the clock of Redis.
     """
@@ -55,10 +65,68 @@ class WorkerRecord:
 
 
 def workers(queue_model: Any = Queue) -> list[WorkerRecord]:
-    """All workers that are alive, by host and pid."""
-    raise NotImplementedError
+    """All workers that are alive, by host and pid.
+
+    A worker that was killed is shown for some seconds more (workers/presence.py). Redis: note_worker.lua.
+    """
+    client = queue_model.get_connection()
+    now = server_seconds(client.time())
+    living = list(_living(queue_model, now))
+    jobs = _jobs_of_workers(queue_model, now) if living else {}
+    found = [_record(pk, values, tuple(jobs.get(pk, ())), age) for pk, values, age in living]
+    return sorted(found, key=lambda one: (one.host, one.pid, one.id))
 
 
 def listeners(queue_model: Any = Queue) -> dict[str, int]:
     """How many workers listen on each queue, by its name; names without any are not in it."""
-    raise NotImplementedError
+    now = server_seconds(queue_model.get_connection().time())
+    return dict(Counter(name for _, values, _ in _living(queue_model, now) for name in json.loads(values["queues"])))
+
+
+def _living(queue_model: Any, now: float) -> Iterator[tuple[str, Mapping[str, str], float]]:
+    """The key of each worker that is alive, what is noted of it, and how many seconds ago that was."""
+    client, namespace = queue_model.get_connection(), queue_model.namespace or ""
+    with contextlib.suppress(ResponseError):  # who may only read sees those that live all the same
+        transitions.send(client, transitions.note_worker(namespace, worker_recipe(namespace)))
+    noted = client.zrangebyscore(f"{namespace}:workers", now, "+inf", withscores=True)
+    for start in range(0, len(noted), PAGE):
+        page, pipeline = noted[start : start + PAGE], client.pipeline(transaction=False)
+        for pk, _ in page:
+            pipeline.hgetall(f"{worker_key(namespace)}:{pk}:hash")
+        for (pk, until), values in zip(page, pipeline.execute(), strict=True):
+            if values:  # else it has ended meanwhile
+                yield pk, values, max(now - (until - GONE_SECONDS), 0.0)
+
+
+def _jobs_of_workers(queue_model: Any, now: float) -> dict[str, list[CurrentJob]]:
+    """What runs at this moment, by the key of the worker; what is claimed ahead does not run yet."""
+    found: dict[str, list[CurrentJob]] = defaultdict(list)
+    for job in leased_jobs(queue_model):
+        if job.status != STATUSES.WAITING:
+            found[job.worker].append(CurrentJob(job.ident, job.start, _seconds_since(job.start, now)))
+    return {key: sorted(jobs, key=lambda job: (job.since or "~", job.ident)) for key, jobs in found.items()}
+
+
+def _seconds_since(start: str | None, now: float) -> float | None:
+    try:
+        return max(now - datetime_to_score(parse_datetime(start)), 0.0) if start else None
+    except ValueError:  # programs may write to it
+        return None
+
+
+def _record(pk: str, values: Mapping[str, str], jobs: tuple[CurrentJob, ...], age: float) -> WorkerRecord:
+    return WorkerRecord(
+        id=pk,
+        kind=values["kind"],
+        host=values["host"],
+        pid=int(values["pid"]),
+        version=values["version"],
+        queues=tuple(json.loads(values["queues"])),
+        options=json.loads(values["options"]),
+        started=values["started"],
+        status=values["status"],
+        jobs=jobs,
+        counts=json.loads(values["counts"]),
+        memory_bytes=int(values["memory"]),
+        heartbeat_age=age,
+    )

@@ -6,10 +6,12 @@
 --   jobs:models                  hash: class of a job -> recipe
 --   jobs:leases                  sorted set: ident -> deadline by the clock of Redis
 --   jobs:claims                  hash: ident -> token, and token -> ident; also `*` and the ident of a job that holds a place
+--   jobs:workers                 sorted set: pk of the record of a worker -> until when it is believed to live
 --   jobs:expiring                sorted set: ident of an ended job that is kept for a time of its own -> when that is over
 --   jobs:followups               sorted set: ident of a job that has ended -> how far its children have been told
 --   jobs:done:<worker>           string: the last end that this worker recorded; expires
---   jobs:ready:queue:<name>      sorted set: pk of a queue that may hold work -> its priority
+--   jobs:ready:queue:<name>      sorted set: pk of a queue that may hold work -> its priority; '' -> infinity while the name is paused
+--   jobs:paused                  hash: queue:<name> -> JSON: since when, why and by whom it is paused
 --   jobs:due:queue:<name>        sorted set: pk of a queue -> when its first delayed job is due
 --   jobs:queues:queue:<name>     hash: priority -> pk of the queue
 --   jobs:doorbell:queue:<name>   list: one item for each thing that a waiting worker may want to look at
@@ -348,6 +350,12 @@ local function note_ready(namespace, queue_model, name, queue, known)
   redis.call('ZADD', side(namespace, 'ready', queue_model, name), score(priority), string.sub(queue, #queue_model + 2))
 end
 
+-- Do workers leave the queues of a name alone? The mark is the first entry of what is ready, so that a claim meets it anyway.
+local PAUSED = ''
+local function is_paused(namespace, queue_model, name)
+  return type(redis.pcall('ZSCORE', side(namespace, 'ready', queue_model, name), PAUSED)) == 'string'
+end
+
 -- Put an ident in a queue: in its delayed set when `due` is given, else in its waiting list.
 local function enter(namespace, queue_model, name, queue, ident, due, prepend)
   if due then
@@ -490,43 +498,50 @@ local function limits_kit()
     redis.call('ZADD', namespace .. ':limits:due', 'LT', score(look_at), limits.key)
   end
 
-  -- The queue model and the name of the queue that a parked job goes back to; nil when it was deleted.
-  local function home_of(place)
+  -- What is known of the queue that a parked job goes back to; nil when it was deleted.
+  local function home_of(namespace, place)
     local queue_model = string.match(place.queue, '^(.*):[^:]*$')
     local name = queue_model and redis.call('HGET', place.queue .. ':hash', 'name')
-    if name then return queue_model, name end
+    if not name then return nil end
+    return {queue_model = queue_model, name = name, is_paused = is_paused(namespace, queue_model, name)}
   end
 
-  local function call_to_waiting(namespace, ident, place, queue_model, name)
+  local function call_to_waiting(namespace, ident, place, home)
     redis.call('ZREM', of_limit(namespace, place.key, 'parked'), parked_name(place, ident))
     note_place(namespace, ident, {state = 'called', key = place.key, number = place.number})
-    enter(namespace, queue_model, name, place.queue, ident, nil, true)
+    enter(namespace, home.queue_model, home.name, place.queue, ident, nil, true)
   end
 
   -- Move the first jobs that are parked under a key, and may start now, to the heads of their waiting lists: `most` of them.
-  -- What was parked for a queue that is deleted goes with it. Answers how many there were, and when to look at the others.
+  -- What was parked for a queue that is deleted goes with it. Those of a paused queue start nowhere: they go where they would
+  -- wait for that to end, and take no place of others. Answers how many may start, and when to look at the others.
   local function call_parked(namespace, key, most)
     local parked, current = of_limit(namespace, key, 'parked'), now()
-    local called, look_at, refusals = {}, nil, {}  -- by limits: with these, all that come later are refused, too
+    local called, starting, look_at = {}, 0, nil
+    local homes, refusals = {}, {}  -- by queue; by limits: with these, all that come later are refused, too
     for _, entry in ipairs(redis.call('ZRANGE', parked, 0, MAX_LOOKS - 1)) do
-      if #called == most then
+      if starting == most then
         look_at = current
         break
       end
       local ident = string.match(entry, '^%d+ (.*)$')
       local place = place_of(namespace, ident)
-      local wanted = place and cjson.encode({place.limits.most or 0, place.limits.rate or 0})
-      local refused, queue_model, name = wanted and refusals[wanted], nil, nil
-      if place and not refused then
-        queue_model, name = home_of(place)
-        refused = name and refused_until(namespace, place.limits, #called, current)
-        refusals[wanted] = refused
-        if name and broken_key(namespace, queue_model, name, place.queue, false) then refused = current + LOOK_SECONDS end
+      local home = place and (homes[place.queue] or home_of(namespace, place))
+      local refused
+      if home then
+        homes[place.queue] = home
+        local wanted = cjson.encode({place.limits.most or 0, place.limits.rate or 0})
+        if not home.is_paused then refused = refusals[wanted] or refused_until(namespace, place.limits, starting, current) end
+        refusals[wanted] = refusals[wanted] or refused
+        if not refused and broken_key(namespace, home.queue_model, home.name, place.queue, false) then
+          refused = current + LOOK_SECONDS
+        end
       end
       if refused then
         look_at = math.min(look_at or refused, refused)
-      elseif name then
-        called[#called + 1] = {ident, place, queue_model, name}
+      elseif home then
+        called[#called + 1] = {ident, place, home}
+        if not home.is_paused then starting = starting + 1 end
       else
         redis.call('ZREM', parked, entry)
         redis.call('HDEL', namespace .. ':limits:jobs', ident)
@@ -534,7 +549,7 @@ local function limits_kit()
     end
     for position = #called, 1, -1 do call_to_waiting(namespace, unpack(called[position])) end
     if redis.call('EXISTS', parked) == 0 then redis.call('ZREM', namespace .. ':limits:due', key) end
-    return #called, look_at or current + LOOK_SECONDS
+    return starting, look_at or current + LOOK_SECONDS
   end
 
   -- Look at some keys with parked jobs; answers how many may start.
@@ -570,9 +585,9 @@ local function limits_kit()
     local place = place_of(namespace, ident)
     if not place or place.state == 'held' then return end
     if place.state == 'parked' then
-      local queue_model, name = home_of(place)
-      if not name or broken_key(namespace, queue_model, name, place.queue, false) then return end
-      call_to_waiting(namespace, ident, place, queue_model, name)
+      local home = home_of(namespace, place)
+      if not home or broken_key(namespace, home.queue_model, home.name, place.queue, false) then return end
+      call_to_waiting(namespace, ident, place, home)
     end
     if not limits or limits.key ~= place.key then leave_parking(namespace, ident) end
   end
@@ -1391,9 +1406,10 @@ local function claim_first(wanted)
       local queue = string.match(wanted.keys[position], '^(.*):waiting$')
       if queue and (ask('LLEN', wanted.keys[position]) or 0) > 0 then
         local name = name_of(queue)
-        if name and ask('ZCARD', side(namespace, 'ready', queue_model, name)) then
+        local mark = name and ask('ZSCORE', side(namespace, 'ready', queue_model, name), PAUSED)
+        if mark ~= nil and name then
           note_ready(namespace, queue_model, name, queue)
-          if wanted.by_keys then return queue, name, ask('LINDEX', wanted.keys[position], 0) end
+          if wanted.by_keys and not mark then return queue, name, ask('LINDEX', wanted.keys[position], 0) end
         end
       end
     end
@@ -1406,7 +1422,7 @@ local function claim_first(wanted)
       local ready, passed = side(namespace, 'ready', queue_model, name), 0
       repeat
         local top = ask('ZREVRANGE', ready, passed, passed, 'WITHSCORES') or NOTHING
-        if not top[1] or (best and tonumber(top[2]) <= best_priority) then break end
+        if not top[1] or top[1] == PAUSED or (best and tonumber(top[2]) <= best_priority) then break end
         local queue = queue_model .. ':' .. top[1]
         local waiting = queue .. ':waiting'
         local ident = ask('LINDEX', waiting, 0)

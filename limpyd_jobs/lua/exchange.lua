@@ -65,7 +65,7 @@ end
 local function claim_quickly(token, is_ahead)
   local name = ARGV[15]
   local top = redis.pcall('ZREVRANGE', namespace .. CLASS.ready .. name, 0, 0)[1]
-  if not top then return nil end
+  if not top or top == '' then return nil end  -- '' is the mark of a paused name
   local queue = queue_model .. ':' .. top
   local waiting = queue .. ':waiting'
   local ident = redis.pcall('LINDEX', waiting, 0)

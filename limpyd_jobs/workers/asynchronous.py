@@ -139,6 +139,10 @@ class AsyncWorker(Worker):
     def _claims_at_once(self) -> int:
         return self.concurrency
 
+    def _is_moving(self, seconds: float) -> bool:
+        """Does the event loop turn? Whatever its jobs do: one that holds it up stops all others."""
+        return time.monotonic() - self._moved_at < seconds
+
     # --- How this worker waits: in its event loop
 
     def _do(self, steps: Coroutine[Any, Any, Any]) -> Any:
@@ -248,6 +252,7 @@ class AsyncWorker(Worker):
         try:
             while not self._is_done():
                 self._woken.clear()
+                self._moved_at = time.monotonic()
                 await self._serve_patiently()
         finally:
             if watch is not None:
@@ -404,9 +409,8 @@ class AsyncWorker(Worker):
     async def _wait_for_ends(self) -> None:
         """There is no room: wait until a job ends. Nobody listens meanwhile, so that a ring wakes another worker."""
         await self._stop_listening()
-        seconds = FAILING_SECONDS if not self.must_stop() else None
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._woken.wait(), seconds)
+            await asyncio.wait_for(self._woken.wait(), FAILING_SECONDS)
 
     async def _wait_for_work(self) -> None:
         """Nothing is waiting: until a ring, the end of a job, or the time to look again."""

@@ -11,6 +11,7 @@ import re
 import signal
 import sys
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -26,6 +27,7 @@ from ..retries import Retries
 from ..statuses import STATUSES
 from ..utils import check_on, get_delta, parse_keep, utcnow
 from .doorbell import Alarm
+from .heartbeat_file import check_heartbeat_file
 from .insight import format_stacks, resident_mib
 from .logs import FACTS, about, facts_of, show_as
 
@@ -73,9 +75,10 @@ class BaseWorker:
         save_result: for how long what jobs answer is kept: in seconds, as a timedelta or a text like `1h`, True for as
             long as their records; None for not at all.
         log_format: `text`, or `json` for an object a line, by all handlers of the logger (see logs.show_as).
+        heartbeat_file: the path of a file whose mtime is renewed while the worker lives (see docs/seeing-workers.md).
 
-    Of `requeue_times`, `requeue_delay_delta` and those from `job_timeout` to `save_result`, what a job or its class
-    says wins: see docs/retries.md.
+    Of `requeue_times`, `requeue_delay_delta`, `job_timeout`, `backoff`, `retry_on`, `no_retry_on` and `save_result`,
+    what a job or its class says wins: see docs/retries.md.
     """
 
     queues: Any = None
@@ -115,6 +118,7 @@ class BaseWorker:
     no_retry_on: Any = None
     save_result: Any = None
     log_format = "text"
+    heartbeat_file: Any = None
 
     parameters: tuple[str, ...] = (
         "queues",
@@ -156,6 +160,7 @@ class BaseWorker:
         "no_retry_on",
         "save_result",
         "log_format",
+        "heartbeat_file",
     )
 
     def __init__(self, queues: Any = None, **kwargs: Any) -> None:
@@ -185,7 +190,8 @@ class BaseWorker:
         self._status_callbacks: list[Callable[[Any], None]] = []
         self.keys: list[str] = []
         self.status: str | None = None
-        self.num_loops = 0
+        self.num_loops = self.num_errors = 0
+        self._moved_at = time.monotonic()  # when the worker last looked for something to do
         self.is_drained = False  # has it ended by `burst`?
         self.is_held_up = False  # was Redis, or a queue, waited for before the first job?
         self._is_too_big = False
@@ -282,6 +288,8 @@ class BaseWorker:
             if not isinstance(getattr(self, name), bool):
                 raise ConfigurationException(f"Invalid {name}: {getattr(self, name)!r}: must be True or False")
         self._check_threads()
+        if self.heartbeat_file is not None:
+            check_heartbeat_file(self.heartbeat_file)
 
     def _check_threads(self) -> None:
         """See to it that what is asked for can be done at the same time."""

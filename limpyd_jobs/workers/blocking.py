@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from types import CoroutineType, FrameType
@@ -34,6 +35,7 @@ from .doorbell import Doorbell
 from .hands import Hands
 from .isolation import IsolatedRun
 from .life import JobLife, StatusChanged, has_method, run_now
+from .presence import Presence
 from .private_loop import private_loop
 from .time_limit import TimeLimit, can_limit_time
 
@@ -295,15 +297,21 @@ class Worker(JobLife):
         self._heartbeat = self._new_heartbeat()
         keys = [self._side_key("doorbell", name) for name in self.queues]
         self._doorbell = Doorbell(self.connection, keys, self._alarm)
+        self._presence = Presence(self)
+        self._presence.note(self.connection)
+        self._heartbeat.do_beside(self._presence.note)
         self._heartbeat.start()
         unsent_ends.settle = self._settle_for_adding if self.prefetch > 1 else None
 
     def _close(self) -> None:
         heartbeat, self._heartbeat = self._heartbeat, None
         doorbell, self._doorbell = self._doorbell, None
+        presence, self._presence = self._presence, None
         private_loop.close()
         if heartbeat is not None:
             heartbeat.stop()
+        if presence is not None and self._is_this_process:
+            presence.forget(self.connection)
         if doorbell is not None:
             doorbell.close()
 
@@ -329,6 +337,7 @@ class Worker(JobLife):
     def _prepare_queues(self) -> None:
         """Wait until one of the queues exists, and let their delayed jobs in."""
         while not self.must_stop():
+            self._note_move()
             try:
                 self._tell_classes()
                 self._refresh_keys()
@@ -351,6 +360,7 @@ class Worker(JobLife):
         while not self.must_stop():
             if not self._is_this_process:
                 raise SystemExit(1)  # a process that a job has forked
+            self._moved_at = time.monotonic()
             self.set_status("waiting")
             try:
                 found = self.wait_for_job() if self._has_free_hand() else None
@@ -384,7 +394,7 @@ class Worker(JobLife):
 
     def _wait_for_hands(self) -> None:
         while self._hands is not None and not self._hands.wait_until_free(self.threads, FAILING_SECONDS):
-            pass  # signals are handled meanwhile
+            self._moved_at = time.monotonic()  # signals are handled meanwhile, too
 
     def _handle_in_thread(self, queue: Any, job: Any) -> None:
         try:
@@ -412,6 +422,7 @@ class Worker(JobLife):
         deadline = time.monotonic() + self.timeout if self.timeout else float("inf")
         is_first = True
         while True:
+            self._moved_at = time.monotonic()
             found = self._look_for_job() or (self._look_for_last_job() if self.burst else None)
             if found is not None:
                 return found
@@ -470,6 +481,8 @@ class Worker(JobLife):
                 self._settle(claims_count=self._claims_wanted())
             elif ahead.claims[0].is_ahead and ahead.must_look:
                 self._look_at_claims()
+                if not ahead.claims:  # all of them are given back
+                    continue
             taken = ahead.claims.popleft()
             claim = taken.claim
             if taken.is_ahead:
@@ -516,15 +529,36 @@ class Worker(JobLife):
             self._outage.end()
 
     def _look_at_claims(self) -> None:
-        """See whether jobs that were claimed ahead are still to be run: a canceled one does not begin."""
+        """See whether jobs that were claimed ahead may still begin: not if they are canceled, or of a paused queue."""
         self._ahead.look = self._ahead.new_look()
         hashes: dict[str, str] = {}
         for taken in list(self._ahead.claims):
             with contextlib.suppress(JobClassError):  # it is in error when its turn comes
                 if taken.is_ahead:
                     hashes[taken.ident] = f"{Job.class_of(taken.ident)._name}:{taken.ident.partition(':')[2]}:hash"
-        found = self._ask_keys("hget", list(hashes.values()), "status")
-        self._ahead.statuses.update({ident: status or "" for ident, status in zip(hashes, found, strict=True)})
+        names = {taken.queue_name for taken in self._ahead.claims if taken.is_ahead}
+        marks = {name: self._side_key("ready", name) for name in sorted(names)}
+        asked = [("hget", key, "status") for key in hashes.values()] + [("zscore", key, "") for key in marks.values()]
+        found = self._ask_all(asked)
+        self._ahead.statuses.update({ident: status or "" for ident, status in zip(hashes, found, strict=False)})
+        paused = {name for name, mark in zip(marks, found[len(hashes) :], strict=True) if mark is not None}
+        if paused:
+            self._give_back_paused(paused)
+
+    def _give_back_paused(self, names: set[str]) -> None:
+        """Give the jobs that were claimed ahead from some queues back to their heads, in their order."""
+        ahead = self._ahead
+        with ahead.sending():
+            self._receive()  # what is on its way comes after them
+            paused = {id(one): one.claim for one in ahead.claims if one.is_ahead and one.queue_name in names}
+            tokens = [claim.token for claim in reversed(paused.values()) if claim is not None]
+            _, changes = self._send_call(transitions.release(self._namespace, self.queue_model._name, tokens))
+            ahead.claims = deque(one for one in ahead.claims if id(one) not in paused)
+            for claim in paused.values():
+                if claim is not None:
+                    self._let_go(claim)
+                    ahead.statuses.pop(claim.ident, None)
+        repair_indexes(changes)
 
     def _tell_ends(self) -> None:
         """Tell of the ends that were sent with others."""

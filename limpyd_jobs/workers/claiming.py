@@ -35,8 +35,10 @@ from .base import BaseWorker, new_worker_key
 from .doorbell import Alarm, Doorbell
 from .expiring import NEXT_STEP_SECONDS, ExpiringJobs
 from .heartbeat import Heartbeat, own_client
+from .heartbeat_file import renew_file
 from .logs import facts_of_claim
 from .outage import Outage
+from .presence import Presence
 from .retention import Retention
 
 LAST_TRIES_SECONDS = 5  # for recording an end, or giving jobs back, when the worker must stop
@@ -84,6 +86,7 @@ class Claiming(BaseWorker):
         self._alarm = Alarm()
         self._doorbell: Doorbell | None = None
         self._heartbeat: Heartbeat | None = None
+        self._presence: Presence | None = None
         self._ahead = Ahead(self._settle_from_thread)
 
     def _settle(self) -> None:
@@ -172,6 +175,16 @@ class Claiming(BaseWorker):
             self.log(f"{WrongKeyType(broken_key or key)}; it is left alone for {BROKEN_SECONDS} seconds", level="error")
         self._broken[key] = time.monotonic() + BROKEN_SECONDS
 
+    def _note_move(self) -> None:
+        """Called wherever the worker looks for something to do, or waits for Redis: it is not stuck."""
+        self._moved_at = time.monotonic()
+        if self._presence is None and self.heartbeat_file is not None:  # nobody else renews it yet
+            renew_file(self.heartbeat_file)
+
+    def _is_moving(self, seconds: float) -> bool:
+        """Has it moved in so many seconds, or does it run a job, which may take as long as it wants?"""
+        return bool(self._at_work) or time.monotonic() - self._moved_at < seconds
+
     def _broken_keys(self) -> list[str]:
         """The keys that are left alone."""
         if not self._broken:
@@ -194,11 +207,16 @@ class Claiming(BaseWorker):
 
     def _ask_keys(self, command: str, keys: list[str], *args: Any) -> list[Any]:
         """The replies for some keys; None for those of a wrong type, which are left alone for a while."""
-        broken = set(self._broken_keys())
+        return self._ask_all([(command, key, *args) for key in keys])
+
+    def _ask_all(self, commands: list[tuple[Any, ...]]) -> list[Any]:
+        """As `_ask_keys`, for several commands, each with its key; no key is there twice."""
+        broken, keys = set(self._broken_keys()), [key for _, key, *_ in commands]
         good = [key for key in keys if key not in broken]
         pipeline = self.connection.pipeline(transaction=False)
-        for key in good:
-            getattr(pipeline, command)(key, *args)
+        for command, key, *args in commands:
+            if key not in broken:
+                getattr(pipeline, command)(key, *args)
         replies = dict(zip(good, pipeline.execute(raise_on_error=False), strict=True))
         for key, reply in replies.items():
             if isinstance(reply, ResponseError) and "WRONGTYPE" in str(reply):
@@ -642,11 +660,13 @@ class Claiming(BaseWorker):
             self._doorbell = Doorbell(self.connection, keys, self._alarm)
         if self._expiring.is_due:
             seconds = min(seconds, NEXT_STEP_SECONDS)
-        self._doorbell.wait(min(seconds, until_due), is_exact=until_due < seconds)
+        news = self._presence.take_call(is_early=True) if self._presence is not None else None
+        self._doorbell.wait(min(seconds, until_due), until_due < seconds, news.command() if news else ())
 
     def _wait_for_database(self) -> bool:
         """Wait until the database answers, if it is used for the first time; False when the worker must stop before."""
         while not self.must_stop():
+            self._note_move()
             try:
                 return self.connection is not None
             except DatabaseException as error:

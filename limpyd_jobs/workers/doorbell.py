@@ -6,9 +6,10 @@ import contextlib
 import os
 import selectors
 import threading
+from collections.abc import Sequence
 from typing import Any
 
-from redis.exceptions import ConnectionError, RedisError
+from redis.exceptions import ConnectionError, RedisError, ResponseError
 
 ANSWER_SECONDS = 5  # after the timeout of a BLPOP; a server that has not answered by then is gone
 
@@ -62,10 +63,11 @@ class Doorbell:
         self._alarm = alarm
         self._lock = threading.Lock()
 
-    def wait(self, seconds: float, is_exact: bool = False) -> bool:
+    def wait(self, seconds: float, is_exact: bool = False, news: Sequence[Any] = ()) -> bool:
         """Wait for a ring, `seconds` at most. Returns whether there was one.
 
         Args:
+            news: a command that is sent along, in the same round trip; what it answers means nothing.
             is_exact: come back on time. Redis looks at its own timeouts ten times a second only, so this costs a
                 new connection.
         Raises:
@@ -73,14 +75,19 @@ class Doorbell:
         """
         with self._lock:
             try:
-                return self._wait(max(seconds, 0.001), 0 if is_exact else ANSWER_SECONDS)
+                return self._wait(max(seconds, 0.001), 0 if is_exact else ANSWER_SECONDS, news)
             except BaseException:
                 self._connection.disconnect()
                 raise
 
-    def _wait(self, seconds: float, patience: float) -> bool:
+    def _wait(self, seconds: float, patience: float, news: Sequence[Any]) -> bool:
         self._connection.connect()
-        self._connection.send_command("BLPOP", *self._keys, f"{seconds:.3f}")
+        commands = [news] if news else []
+        self._connection.send_packed_command(
+            self._connection.pack_commands([*commands, ("BLPOP", *self._keys, f"{seconds:.3f}")])
+        )
+        if news and self._is_rung_after_news():
+            return True
         with selectors.DefaultSelector() as selector:
             selector.register(self._connection._sock, selectors.EVENT_READ)
             selector.register(self._alarm, selectors.EVENT_READ)
@@ -92,6 +99,14 @@ class Doorbell:
         if not ready:
             raise ConnectionError("Redis does not answer")
         return self._connection.read_response() is not None
+
+    def _is_rung_after_news(self) -> bool:
+        """Read what the news have answered, at once: has the ring come with it?"""
+        if not self._connection.can_read(timeout=ANSWER_SECONDS):
+            raise ConnectionError("Redis does not answer")
+        with contextlib.suppress(ResponseError):  # it is sent again by the heartbeat, which says what is wrong
+            self._connection.read_response()
+        return self._connection.can_read(timeout=0) and self._connection.read_response() is not None
 
     def close(self) -> None:
         """Give up the connection."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from ..transitions import Claim
 from .outage import Outage
 
 LONGEST_ANSWER_SECONDS = 5.0
+BESIDE_SECONDS = 1.0  # between two times when something else is done in its thread
 CANCELED_SECONDS = 1.0  # how soon it is known that a running job was canceled
 
 
@@ -59,6 +61,7 @@ class Heartbeat:
         self._on_lost = on_lost
         self._on_canceled = on_canceled
         self._told: set[str] = set()  # the tokens of the canceled ones
+        self._beside: Callable[[Any], None] | None = None
         self._outage = Outage(log, "Leases cannot be renewed, trying again", "Leases are renewed again")
         self._has_failed = False
         self._good_at = time.monotonic()
@@ -92,6 +95,10 @@ class Heartbeat:
             self._on_canceled = on_canceled
             self._wake.set()
 
+    def do_beside(self, work: Callable[[Any], None]) -> None:
+        """Have something else done in this thread, now and then (see BESIDE_SECONDS): with the client of the beats."""
+        self._beside = work
+
     def has_told(self, claim: Claim) -> bool:
         """Was `on_canceled` called with this claim, or is it about to be?"""
         return claim.token in self._told
@@ -109,12 +116,16 @@ class Heartbeat:
 
     def _beat_until_stopped(self) -> None:
         wanted = time.monotonic() + self._interval()
+        beside_at = time.monotonic() + BESIDE_SECONDS if self._beside is not None else float("inf")
         while not self._must_stop:
-            self._wake.wait(max(wanted - time.monotonic(), 0))
+            self._wake.wait(max(min(wanted, beside_at) - time.monotonic(), 0))
             self._wake.clear()
             wanted = min(wanted, time.monotonic() + self._interval())
             if not self._must_stop and time.monotonic() >= wanted:
                 wanted = time.monotonic() + self._try_to_beat()
+            if not self._must_stop and time.monotonic() >= beside_at:
+                beside_at = time.monotonic() + BESIDE_SECONDS
+                self._do_beside()
 
     def _try_to_beat(self) -> float:
         """Beat, and say when to do so again, in seconds."""
@@ -128,6 +139,11 @@ class Heartbeat:
         self._has_failed, self._good_at, self._shortest = False, time.monotonic(), self._lease_seconds
         self._outage.end()
         return self._interval()
+
+    def _do_beside(self) -> None:
+        assert self._beside is not None
+        with contextlib.suppress(Exception), self.quiet:  # the leases matter more
+            self._beside(self._client)
 
     def beat(self) -> None:
         """Renew once; without a job only to see whether it works again."""

@@ -201,6 +201,7 @@ class JobLife(Claiming):
     async def _end_in_error(
         self, queue: Any, job: Any, exception: BaseException, trace: str | None, is_ours: bool
     ) -> None:
+        self.num_errors += 1
         if is_ours and job._claim is None:
             is_queued = job._cached_status != STATUSES.CANCELED
             await self._log_error(job, queue, is_queued, exception, trace)

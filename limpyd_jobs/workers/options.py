@@ -255,6 +255,11 @@ OPTIONS: tuple[Option, ...] = (
         help="The same for the jobs that failed, and their errors, e.g. --keep-errors=30d (default: all)",
     ),
     make_option(
+        "--heartbeat-file",
+        help="A file whose time of modification is renewed while the worker lives, for the probes of containers, e.g. "
+        "--heartbeat-file=/tmp/alive (default: none)",
+    ),
+    make_option(
         "--database",
         help="The Redis database: redis://[user:password@]host:port/db, rediss://..., unix:///path?db=0, "
         "embedded:///directory or host:port:db (default: the environment variable LIMPYD_JOBS_DATABASE, where a "

@@ -451,12 +451,25 @@ class Books(RuleBasedStateMachine):
         if job and not job.queued.hget() and not self.is_held(job):
             job.delete()
 
+    # --- Pauses
+
+    @rule(name=names)
+    def pause(self, name: str) -> None:
+        admin.pause(name)
+
+    @rule(name=names)
+    def resume(self, name: str) -> None:
+        was_paused = name in admin.paused()
+        assert admin.resume(name) == was_paused
+
     # --- Workers
 
     @rule(who=picks, count=counts)
     def take(self, who: int, count: int) -> None:
-        actor = self.actors[who % len(self.actors)]
-        self.running += [(actor, *found) for found in actor.take(count)]
+        actor, paused = self.actors[who % len(self.actors)], admin.paused()
+        found = actor.take(count)
+        assert not [queue for queue, _ in found if queue.name.hget() in paused], "nothing is taken from a paused queue"
+        self.running += [(actor, *pair) for pair in found]
 
     @rule(who=picks, fate=fates)
     def take_and_end(self, who: int, fate: str) -> None:

@@ -124,6 +124,9 @@ SAMPLES = {
     "remove": lambda: transitions.remove("jobs", "{}", [(transitions.Past("a:1", {}, []), True)]),
     "watch": lambda: transitions.watch("jobs", [("jobs:job:1:hash", True)]),
     "reject": lambda: transitions.reject("jobs", "jobs:queue:1", "a:1", "", NOW),
+    "pause": lambda: transitions.pause("jobs", "jobs:queue", "q", "why", "who"),
+    "resume": lambda: transitions.resume("jobs", "jobs:queue", "q"),
+    "note_worker": lambda: transitions.note_worker("jobs", "{}", "w", 15, {"host": "here"}),
     "register": lambda: transitions.register("jobs", ScriptJob._class_subject()),
 }
 

@@ -73,6 +73,7 @@ OPTION_NAMES = [
     "tasks",
     "keep-success",
     "keep-errors",
+    "heartbeat-file",
     "database",
     "no-title",
 ]
@@ -664,6 +665,7 @@ def test_c4_the_options_in_force_are_printed(capsys: pytest.CaptureFixture[str])
         " - no-retry-on = None",
         " - save-result = None",
         " - log-format = text",
+        " - heartbeat-file = None",
     ]
 
 
