@@ -5,10 +5,11 @@ from .bench import BenchResult, bench
 from .books import Problem, check
 from .connecting import connect
 from .details import JobDetails, Lease, Moment, Relative, SavedResult, show
-from .doctor import Finding, diagnose
+from .doctor import diagnose
 from .errors import ErrorGroup, count_errors, each_error, find_errors, group_errors
 from .explaining import Explanation, explain
 from .finding import count_jobs, each_job, find_jobs, get_job
+from .findings import Finding
 from .health import health
 from .numbers import Histogram, Numbers, Rates, by_hour, rates, series, totals
 from .operations import (

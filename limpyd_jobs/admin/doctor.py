@@ -2,41 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+from redis.exceptions import ResponseError
+
 from ..models import Queue
+from . import jobs_checks, redis_checks
+from .findings import Check, Finding, Patient
 
-LEVELS = ("ok", "info", "warning", "error")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What one check has to say.
-
-    Attributes:
-        level: one of LEVELS; `info`: to be known, or it cannot be seen.
-        subject: what was looked at, in a word or two.
-        fix: a command or a line of configuration; None: there is nothing to do.
-    """
-
-    level: str
-    subject: str
-    text: str
-    fix: str | None = None
-
-    def __str__(self) -> str:
-        return f"{self.level}: {self.subject}: {self.text}" + (f" Fix: {self.fix}" if self.fix else "")
+CHECKS: list[Check] = [*redis_checks.CHECKS, *jobs_checks.CHECKS]  # add yours
 
 
-CHECKS: list[Callable[[Any], Iterable[Finding]]] = []
+def diagnose(checks: Iterable[Check] | None = None, queue_model: Any = Queue) -> list[Finding]:
+    """Look at Redis, and at what is in it, for what is wrong or will be. Nothing of anybody is changed.
 
-
-def diagnose(checks: Iterable[Callable[[Any], Iterable[Finding]]] | None = None, queue_model: Any = Queue) -> list[Finding]:
-    """Look at Redis, and at what is in it, for what is wrong or will be.
+    What the user of Redis may not ask for is said as a finding of the level `info`.
 
     Args:
-        checks: CHECKS when None. Each is called with what it may look at, and gives findings.
+        checks: functions that get a `Patient` and give findings; CHECKS when None.
+    Raises:
+        ConnectionError: of redis-py; Redis cannot be reached.
     """
-    raise NotImplementedError
+    patient = Patient(queue_model)
+    return [finding for check in (CHECKS if checks is None else checks) for finding in _findings(check, patient)]
+
+
+def _findings(check: Check, patient: Patient) -> Iterator[Finding]:
+    try:
+        yield from check(patient)
+    except ResponseError as error:  # it may not be asked, a replica does not write, a command has no such name here
+        subject = getattr(check, "__name__", "check").replace("_", " ")
+        yield Finding("info", subject, f"It cannot be seen: {error}")

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from datetime import timedelta
 
+from ..statuses import STATUSES
 from ..utils import parse_datetime, utcnow
 from .fingerprints import fingerprint, place_of
 from .reading import JobKind, QueueNames
@@ -31,10 +32,10 @@ class JobQuestion:
         self._earliest = _ago(wanted.newer_than)
         self._too_old = None if wanted.newer_than is None else _ago(wanted.newer_than + SKEW_SECONDS)
         asked = {
-            "status": bool(wanted.statuses),
+            "status": bool(wanted.statuses) or wanted.ended_before is not None,
             "identifier": wanted.identifier is not None,
             "queue_key": bool(wanted.queues),
-            "added": self._latest is not None or self._earliest is not None,
+            "added": any(value is not None for value in (self._latest, self._earliest, wanted.ended_before)),
             "end": wanted.ended_before is not None,
             self._task: wanted.task is not None,
         }
@@ -52,7 +53,7 @@ class JobQuestion:
             and (self._is_identifier is None or self._is_identifier(values.get("identifier") or ""))
             and (self._latest is None or (added is not None and added <= self._latest))
             and (self._earliest is None or (added is not None and added >= self._earliest))
-            and (wanted.ended_before is None or (end or "~") <= wanted.ended_before)
+            and (wanted.ended_before is None or (end or _end_of_canceled(values)) <= wanted.ended_before)
             and (wanted.task is None or values.get(self._task) == wanted.task)
             and (not wanted.queues or self._queue_of(values, found_in) in wanted.queues)
         )
@@ -145,3 +146,8 @@ def matcher(text: str | None, may_be_pattern: bool = True) -> Callable[[str], bo
     parts = (WILDCARDS.get(character) or re.escape(character) for character in text)
     matches = re.compile("".join(parts), re.DOTALL).fullmatch
     return lambda other: matches(other) is not None
+
+
+def _end_of_canceled(values: Values) -> str:
+    """What stands for the end of a job that has none: it was canceled before it ran, or it has not ended."""
+    return (values.get("added") or "~") if values.get("status") == STATUSES.CANCELED else "~"

@@ -36,7 +36,7 @@ from ..utils import check_datetime, compute_delayed_until, get_delta, parse_date
 from .acting import ACCEPTED, Actor
 from .errors import EVERY_ERROR, each_error
 from .finding import EVERY_JOB, count_jobs, each_job
-from .reading import client_of, error_models
+from .reading import client_of
 from .records import ErrorFilter, ErrorRecord, JobFilter, JobRecord
 from .removing import AT_ONCE, Remover
 
@@ -458,8 +458,7 @@ class _Run:
         return list(results.values())
 
     def _remove_errors(self, errors: Sequence[ErrorRecord]) -> None:
-        models = error_models(self._queue_model)
-        self._remover.remove_errors((model, error.pk) for error in errors for model in models)
+        self._remover.remove_errors(errors)
         self._done += len(errors)
 
 

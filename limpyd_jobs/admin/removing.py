@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from .. import recipes, transitions
@@ -12,8 +12,8 @@ from ..models import Queue, has_plain_error_indexes, repair_indexes
 from ..statuses import STATUSES
 from ..transitions import Past
 from ..workers.retention import NEEDED, pks_of_errors, read_errors, repair_removed
-from .reading import client_of, error_models
-from .records import JobRecord
+from .reading import ask, client_of, error_models
+from .records import ErrorRecord, JobRecord
 
 AT_ONCE = 100  # jobs that are removed in one step
 MOST_ERRORS = 500  # that go in one step
@@ -86,19 +86,23 @@ class Remover:
 
     # --- What is left
 
-    def remove_errors(self, errors: Iterable[tuple[Any, str]]) -> None:
-        """Remove some Errors, by their models and primary keys."""
-        found = []
-        for model, pk in errors:
-            names = recipes.indexed_names(model)
-            found.append(
-                (model, pk, dict(zip(names, self._client.hmget(f"{model._name}:{pk}:hash", names), strict=True)))
-            )
+    def remove_errors(self, errors: Sequence[ErrorRecord]) -> None:
+        """Remove some Errors, with their index entries."""
+        found = [one for model in error_models(self._queue_model) for one in self._read(model, errors)]
         past = Past("", None, [recipes.removal(*error) for error in found])
-        call = transitions.remove(self._namespace, "{}", [(past, True)])
-        transitions.send(self._client, call)
+        transitions.send(self._client, transitions.remove(self._namespace, "{}", [(past, True)]))
         for error in found:
             repair_removed(*error)
+
+    def _read(self, model: Any, errors: Sequence[ErrorRecord]) -> Iterator[OneError]:
+        """Those of some Errors that are of a model: each model counts its own."""
+        names = recipes.indexed_names(model, ("job_model_repr", "job_pk", "date_time"))
+        hashes = ask(self._client, (("HMGET", f"{model._name}:{error.pk}:hash", *names) for error in errors))
+        for error, reply in zip(errors, hashes, strict=True):
+            values = dict(zip(names, reply, strict=True))
+            job = f"{values.get('job_model_repr')}:{values.get('job_pk')}"
+            if (job, values.get("date_time")) == (error.job, error.date_time):
+                yield model, error.pk, values
 
     def trim_history(self, key: str) -> None:
         """Shorten the oldest end of a history, up to the first entry of a job that is there."""

@@ -48,9 +48,7 @@ def start_server(directory: str | os.PathLike[str]) -> ServerStatus:
     return server_status(directory)
 
 
-def stop_server(
-    directory: str | os.PathLike[str], timeout_seconds: float = embedded.STOP_TIMEOUT_SECONDS
-) -> bool:
+def stop_server(directory: str | os.PathLike[str], timeout_seconds: float = embedded.STOP_TIMEOUT_SECONDS) -> bool:
     """End the server of a directory, and wait until it has; its data stays. False: none ran.
 
     Raises:

@@ -42,7 +42,7 @@ class WorkerRecord:
         kind: the name of its class.
         options: those in force, by their names, as JSON has them; no passwords.
         started: UTC, `YYYY-MM-DD HH:MM:SS`.
-        status: as in `Worker.status`: `starting`, `waiting`, `running`...
+        status: as in `Worker.status`: `starting`, `waiting`, `running`...; `ending` when it was told to end.
         jobs: that it runs, those that began first at the head.
         counts: since its start: `jobs` (runs that have ended, however) and `errors`.
         memory_bytes: resident.

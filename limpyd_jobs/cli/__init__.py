@@ -80,7 +80,9 @@ def run(arguments: Sequence[str]) -> int:
 def _fail(code: int, message: str, arguments: Sequence[str] = ()) -> int:
     """Say it in one line. What was typed may be quoted in it, and hold a password."""
     for argument in arguments:
-        message = message.replace(argument, hide_secret(argument))
+        for text in (argument, argument.partition("=")[2]):
+            if hide_secret(text) != text:
+                message = message.replace(text, hide_secret(text))
     print(" ".join(message.split()), file=sys.stderr, flush=True)
     return code
 

@@ -268,7 +268,7 @@ def server_status(given: Given, directory: str | None) -> int:
 @_directory_option
 @click.pass_obj
 def stop_server(given: Given, directory: str | None) -> None:
-    """End it, and wait until it has; its data stays in the directory."""
+    """End it, and wait until it has; its data stays."""
     from .. import admin
 
     found = _directory_of(given, directory)

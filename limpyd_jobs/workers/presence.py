@@ -71,7 +71,7 @@ class Presence:
         claims = [claim for claim in (job._claim for job in jobs[:MAX_JOBS]) if claim is not None]
         counts = {"jobs": max(worker.num_loops - len(jobs), 0), "errors": worker.num_errors}
         return {
-            "status": str(worker.status),
+            "status": "ending" if worker.end_forced else str(worker.status),
             "jobs": _json([[claim.ident, claim.start] for claim in claims]),
             "counts": _json(counts),
             "memory": str(int(resident_mib() * MIB)),
