@@ -11,9 +11,9 @@ from typing import Any
 from ..exceptions import InvalidArgument
 from ..utils import Keep, parse_keep, server_seconds
 from ..version import EXACT_VERSION
-from .acting import operations
 from .findings import HISTORIES, Finding, Patient, QueueSeen
 from .numbers import rates
+from .operations import operations
 from .pausing import paused
 from .wording import size, utc
 
@@ -92,7 +92,8 @@ def operations_left(patient: Patient) -> Iterator[Finding]:
             f"{one.kind} of {one.count:,} jobs, started at {one.cut_off} UTC by {one.who}, has not ended:"
             f" {one.done:,} are done."
         )
-        yield Finding("info", "operations", text, f"limpyd-jobs operations resume {one.id}")
+        command = one.kind.partition("_")[0]  # `purge` does `purge_errors`, too
+        yield Finding("info", "operations", text, f"limpyd-jobs {command} --resume {one.id}")
     if not found:
         yield Finding("ok", "operations", "None was interrupted.")
 

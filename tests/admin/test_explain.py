@@ -16,12 +16,12 @@ from limpyd_jobs.admin import sight
 from limpyd_jobs.admin.explaining import REASONS
 from limpyd_jobs.admin.numbers import Rates
 from limpyd_jobs.exceptions import JobNotFound
-from limpyd_jobs.models import worker_recipe
-from limpyd_jobs.transitions import Caller, Taken
+from limpyd_jobs.transitions import Caller
 from limpyd_jobs.utils import datetime_to_score, utcnow
 
 from ..base import ROOT
-from ..workers.base import claim_call, client, wait_until_lapsed, work
+from ..workers.base import client, wait_until_lapsed, work
+from .support import see_worker, take
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -52,28 +52,6 @@ class ExplainedQueue(Queue):
 
     def enqueue_job(self, job: Any, prepend: bool = False) -> None:
         raise KeyboardInterrupt
-
-
-def see_worker(name: str = "somebody", *queues: str, **values: Any) -> None:
-    """Have a worker alive, for others to see."""
-    known = {
-        "kind": "Worker",
-        "host": "box",
-        "pid": "42",
-        "version": "3.0.0",
-        "queues": json.dumps(queues or ["test"]),
-        "options": "{}",
-        "started": "2026-11-21 12:00:00",
-        "status": "waiting",
-        "counts": "{}",
-        "memory": "0",
-    }
-    transitions.send(client(), transitions.note_worker("jobs", worker_recipe("jobs"), name, 15, {**known, **values}))
-
-
-def take(token: str = "somebody-1", **more: Any) -> Taken:
-    """Take the next job, as the worker of this token."""
-    return transitions.send(client(), claim_call(token, **more))
 
 
 def explain(job: Any, reason: str, queue_model: Any = Queue) -> admin.Explanation:
