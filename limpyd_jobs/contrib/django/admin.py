@@ -222,9 +222,9 @@ class JobAdmin(RedisAdmin):
         if action is None or not self.may(request, action):
             raise PermissionDenied
         if action.is_final and idents and "confirmed" not in request.POST:
-            context = {"title": f"{action.label} {len(idents)} jobs?", "idents": idents, "action": name}
+            context = {"title": f"{action.label} what follows?", "idents": idents, "action": name}
             return self.page(request, "limpyd_jobs/confirm.html", context)
-        for ident in idents[:PAGE_SIZE]:
+        for ident in idents:
             self.act_on(request, action, ident)
         return HttpResponseRedirect(self.list_url() if action.is_final else request.get_full_path())
 

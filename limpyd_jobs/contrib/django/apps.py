@@ -9,16 +9,21 @@ from django.utils.module_loading import autodiscover_modules
 from ...instruments import add_instrument
 from ...models import BaseJobsModel
 from .connections import CloseConnections, LeaveNoConnections
-from .settings import check_settings, read_settings
+from .settings import Settings, check_settings, read_settings
 
 
 class JobsConfig(AppConfig):
-    """Brings the models to the database of the settings, and imports the modules of the apps that have jobs."""
+    """Brings the models to the database of the settings, and imports the modules of the apps that have jobs.
+
+    Attributes:
+        settings: what LIMPYD_JOBS says, from `ready` on.
+    """
 
     name = "limpyd_jobs.contrib.django"
     label = "limpyd_jobs"
     verbose_name = "Jobs"
     default_auto_field = "django.db.models.BigAutoField"
+    settings = Settings()
 
     def ready(self) -> None:
         """See Django.
@@ -26,10 +31,10 @@ class JobsConfig(AppConfig):
         Raises:
             ImproperlyConfigured: LIMPYD_JOBS cannot be used; jobs must not go to another database than the one meant.
         """
-        settings = read_settings()
-        if settings.database is not None:
-            BaseJobsModel.database.reset(settings.database)  # nothing is opened: not each command needs Redis
+        self.settings = read_settings()
+        if self.settings.database is not None:
+            BaseJobsModel.database.reset(self.settings.database)  # nothing is opened: not each command needs Redis
         add_instrument(LeaveNoConnections())
         add_instrument(CloseConnections())
         checks.register(check_settings)
-        autodiscover_modules(*settings.modules)
+        autodiscover_modules(*self.settings.modules)

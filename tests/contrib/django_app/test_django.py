@@ -11,7 +11,7 @@ import pytest
 from asgiref.sync import SyncToAsync
 
 from limpyd_jobs import admin
-from limpyd_jobs.exceptions import InvalidArgument, WrongArguments
+from limpyd_jobs.exceptions import ConfigurationException, InvalidArgument, WrongArguments
 from limpyd_jobs.models import BaseJobsModel, Job
 from limpyd_jobs.tasks.registry import find_task
 from limpyd_jobs.testing import run_until_empty
@@ -296,6 +296,17 @@ def test_the_command_runs_a_worker_on_the_database_of_the_settings(
 
     assert job.get_result() == 0
     assert "limpyd_jobs.contrib.django.worker.DjangoWorkerConfig" in capsys.readouterr().out
+
+
+def test_a_project_without_the_app_is_told_by_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    from django.apps import apps
+
+    from limpyd_jobs.contrib.django.worker import DjangoWorkerConfig
+
+    monkeypatch.setattr(apps, "is_installed", lambda name: False)
+
+    with pytest.raises(ConfigurationException, match="must be in INSTALLED_APPS"):
+        DjangoWorkerConfig(["limpyd-jobs-worker", "--queues=mails"])
 
 
 def test_the_commands_show_their_own_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from django.apps import apps
+
 from .....cli import main
-from ...settings import read_settings
 from ..passing import PassingCommand
 
 
@@ -16,6 +17,6 @@ class Command(PassingCommand):
 
     def pass_on(self, program: str, arguments: Sequence[str]) -> None:
         """See PassingCommand."""
-        database = read_settings().database
+        database = apps.get_app_config("limpyd_jobs").settings.database
         named = [f"--database={database}"] if database and arguments else []
         main([*named, *arguments])

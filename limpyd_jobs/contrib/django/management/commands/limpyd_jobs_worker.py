@@ -6,6 +6,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from django.db import connections
+
 from .....scripts import worker
 from ..passing import PassingCommand
 
@@ -19,7 +21,8 @@ class Command(PassingCommand):
 
     def pass_on(self, program: str, arguments: Sequence[str]) -> None:
         """See PassingCommand. A pool begins anew, unless the settings have no module that it could read."""
-        is_process = getattr(self, "_called_from_command_line", False) and "DJANGO_SETTINGS_MODULE" in os.environ
-        if is_process and worker.read_pool_options(list(arguments)) is not None:
-            worker.begin_anew([CONFIG, *arguments], os.path.dirname(os.path.abspath(sys.argv[0])))  # of manage.py
+        if worker.read_pool_options(list(arguments)) is not None:
+            if getattr(self, "_called_from_command_line", False) and "DJANGO_SETTINGS_MODULE" in os.environ:
+                worker.begin_anew([CONFIG, *arguments], os.path.dirname(os.path.abspath(sys.argv[0])))  # of manage.py
+            connections.close_all()  # the workers are copies of this process, and must not share any
         worker.main([program, CONFIG, *arguments])
