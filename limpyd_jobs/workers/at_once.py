@@ -85,6 +85,8 @@ def to_order(model: Any, identifier: str | None, queue_name: str | None, queue_m
 class _AtOnce(JobLife):
     """What the workers for one job have in common."""
 
+    runs_for_caller = True
+
     def __init__(self, order: Order) -> None:
         super().__init__([order.queue_name or "-"], queue_model=order.queue_model, terminate_gracefuly=False)
         self._order = order
@@ -204,11 +206,6 @@ class _AtOnce(JobLife):
         if self.error is not None and (raises or isinstance(self.error, NOT_OF_THE_JOB)):
             raise self.error
         return job
-
-
-def is_at_once(worker: Any) -> bool:
-    """Is it one for a single job, in the thread or the event loop of whoever has made that?"""
-    return isinstance(worker, _AtOnce)
 
 
 class _AtOnceInThread(_AtOnce, Worker):

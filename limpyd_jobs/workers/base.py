@@ -76,6 +76,7 @@ class BaseWorker:
             long as their records; None for not at all.
         log_format: `text`, or `json` for an object a line, by all handlers of the logger (see logs.show_as).
         heartbeat_file: the path of a file whose mtime is renewed while the worker lives (see docs/seeing-workers.md).
+        runs_for_caller: do its jobs run in the thread of whoever made them, and who goes on there? No option.
 
     Of `requeue_times`, `requeue_delay_delta`, `job_timeout`, `backoff`, `retry_on`, `no_retry_on` and `save_result`,
     what a job or its class says wins: see docs/retries.md.
@@ -118,6 +119,7 @@ class BaseWorker:
     no_retry_on: Any = None
     save_result: Any = None
     log_format = "text"
+    runs_for_caller = False
     heartbeat_file: Any = None
 
     parameters: tuple[str, ...] = (

@@ -80,14 +80,11 @@ class JobsForm(forms.Form):
     identifier = forms.CharField(required=False)
 
     def wanted(self) -> JobFilter:
-        """The filter; of a status that is none, all jobs."""
-        said = self.cleaned_data if self.is_valid() else {}
-        queue, status = said.get("queue"), said.get("status")
+        """The filter, once the form is valid."""
+        said = self.cleaned_data
+        queues, statuses = filter(None, [said["queue"]]), filter(None, [said["status"]])
         return JobFilter(
-            queues=(queue,) if queue else (),
-            statuses=(status,) if status else (),
-            identifier=said.get("identifier") or None,
-            job_class=said.get("job_class") or None,
+            tuple(queues), tuple(statuses), said["identifier"] or None, job_class=said["job_class"] or None
         )
 
 
@@ -101,10 +98,9 @@ class ErrorsForm(forms.Form):
     since = forms.CharField(required=False, help_text="UTC, YYYY-MM-DD HH:MM:SS or the beginning of one")
 
     def wanted(self) -> ErrorFilter:
-        """The filter."""
-        said = self.cleaned_data if self.is_valid() else {}
-        given = {name: said.get(name) or None for name in ("type", "code", "job_class", "since")}
-        return ErrorFilter(queues=(said["queue"],) if said.get("queue") else (), **given)
+        """The filter, once the form is valid."""
+        given = {name: self.cleaned_data[name] or None for name in ("type", "code", "job_class", "since")}
+        return ErrorFilter(tuple(filter(None, [self.cleaned_data["queue"]])), **given)
 
 
 def _while_redis_answers(view: Callable[..., Any]) -> Callable[..., Any]:
@@ -148,16 +144,15 @@ class RedisAdmin(admin.ModelAdmin):
     def changelist_view(self, request: Any, extra_context: Mapping[str, Any] | None = None) -> Any:
         """A page of the list."""
         self.check_may_see(request)
-        form = self.form_class(request.GET)
+        form, found = self.form_class(request.GET), Page[Any]([])
         try:
-            found = self.find(form.wanted(), PAGE_SIZE, request.GET.get("after") or None)
+            if form.is_valid():
+                found = self.find(form.wanted(), PAGE_SIZE, request.GET.get("after") or None)
         except InvalidArgument as error:
             messages.error(request, str(error))
-            found = Page([])
-        context = {"title": self.opts.verbose_name_plural.capitalize(), "form": form, "page": found}
-        return self.page(
-            request, self.list_template, {**context, "next": _next(request, found), **(extra_context or {})}
-        )
+        context = {"title": str(self.opts.verbose_name_plural).capitalize(), "form": form, "page": found}
+        context |= {"next": _next(request, found), **(extra_context or {})}
+        return self.page(request, self.list_template, context)
 
     def find(self, wanted: Any, limit: int, after: str | None) -> Page[Any]:
         """A page of what is wanted."""

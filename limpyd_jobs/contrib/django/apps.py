@@ -24,6 +24,7 @@ class JobsConfig(AppConfig):
     verbose_name = "Jobs"
     default_auto_field = "django.db.models.BigAutoField"
     settings = Settings()
+    instruments = (LeaveNoConnections(), CloseConnections())
 
     def ready(self) -> None:
         """See Django.
@@ -34,7 +35,7 @@ class JobsConfig(AppConfig):
         self.settings = read_settings()
         if self.settings.database is not None:
             BaseJobsModel.database.reset(self.settings.database)  # nothing is opened: not each command needs Redis
-        add_instrument(LeaveNoConnections())
-        add_instrument(CloseConnections())
+        for one in self.instruments:
+            add_instrument(one)
         checks.register(check_settings)
         autodiscover_modules(*self.settings.modules)

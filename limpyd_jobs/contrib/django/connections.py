@@ -12,19 +12,18 @@ from django.db import connections
 
 from ...instruments import Instrument
 from ...workers.asynchronous import is_async
-from ...workers.at_once import is_at_once
 
 
 class CloseConnections(Instrument):
     """Close what is broken, or older than CONN_MAX_AGE, before and after each job, in the thread that runs it.
 
-    Those in an `atomic` block stay, as those of Django's TestCase are; and so do those of who executes a job at once,
-    which are in use.
+    Those in an `atomic` block stay, as those of Django's TestCase are; and so do those of who runs jobs at once, in a
+    request or a test, and goes on with them.
     """
 
     def around(self, job: Any, queue: Any, worker: Any) -> AbstractContextManager[Any]:
         """See Instrument."""
-        if is_at_once(worker):
+        if worker.runs_for_caller:
             return nullcontext()
         return _closed_around(bool(job._is_coroutine) or is_async(job.run) or is_async(worker.callback))
 
@@ -39,9 +38,10 @@ def _closed_around(may_be_coroutine: bool) -> Iterator[None]:
 
 
 def _close_old(may_be_coroutine: bool) -> None:
-    if asyncio._get_running_loop() is None:  # else Django refuses: in this thread there can be none
+    has_loop = asyncio._get_running_loop() is not None
+    if not has_loop:  # else Django refuses: there can be none in this thread
         _close_old_here()
-    if may_be_coroutine:  # the thread in which `sync_to_async`, and so `await Model.objects.aget()`, asks the database
+    if has_loop or may_be_coroutine:  # the thread where `sync_to_async`, and so `aget` and the like, ask the database
         SyncToAsync.single_thread_executor.submit(_close_old_here)
 
 

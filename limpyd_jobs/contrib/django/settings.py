@@ -77,7 +77,8 @@ def _problems(given: Any) -> Iterator[str]:
 def _problems_of_database(given: Mapping[str, Any]) -> Iterator[str]:
     database = given.get("DATABASE")
     if database is not None and not isinstance(database, str):
-        yield f'{NAME}["DATABASE"] is of the type {type(database).__name__}: must be the name of a database, as "redis://...".'
+        kind = type(database).__name__
+        yield f'{NAME}["DATABASE"] is of the type {kind}: must be the name of a database, as in "redis://...".'
         return
     where = f'{NAME}["DATABASE"]' if database else f"The environment variable {DATABASE_VARIABLE}"
     try:

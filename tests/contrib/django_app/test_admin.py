@@ -151,6 +151,15 @@ def test_a_filter_that_cannot_be_is_told(client: Any) -> None:
     assert [level for level, text in messages_on(answer) if "NoSuchJob" in text] == ["error"]
 
 
+def test_a_status_that_is_none_finds_no_jobs_rather_than_all(client: Any) -> None:
+    DjangoAdminJob.add_job("user:1")
+
+    answer = client.get(JOBS, {"status": "?"})
+
+    assert idents_on(answer) == []
+    assert "Select a valid choice" in text_of(answer)
+
+
 def test_the_list_goes_on_on_the_next_page(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("limpyd_jobs.contrib.django.admin.PAGE_SIZE", 2)
     jobs = [DjangoAdminJob.add_job(f"user:{number}") for number in range(3)]

@@ -15,7 +15,7 @@ from limpyd_jobs.exceptions import ConfigurationException, InvalidArgument, Wron
 from limpyd_jobs.models import BaseJobsModel, Job
 from limpyd_jobs.tasks.registry import find_task
 from limpyd_jobs.testing import run_until_empty
-from limpyd_jobs.workers import AsyncWorker
+from limpyd_jobs.workers import AsyncWorker, Worker
 
 from ...base import Process, wait_until
 
@@ -42,6 +42,10 @@ def count_jobs() -> int:
     return len(BaseJobsModel.database.connection.keys("jobs:*job:*:hash"))
 
 
+def run_worker(worker_class: type[Worker] = Worker) -> None:
+    worker_class("mails", burst=True, terminate_gracefully=False).run()
+
+
 # --- Settings
 
 
@@ -65,7 +69,10 @@ def test_jobs_and_tasks_of_the_installed_apps_are_imported() -> None:
     [
         (["redis://"], "LIMPYD_JOBS must be a dictionary, not of the type list."),
         ({"DATABSE": "redis://"}, "LIMPYD_JOBS has 'DATABSE', which is unknown; accepted: DATABASE, MODULES."),
-        ({"DATABASE": 6379}, 'LIMPYD_JOBS["DATABASE"] is of the type int: must be the name of a database'),
+        (
+            {"DATABASE": 6379},
+            'LIMPYD_JOBS["DATABASE"] is of the type int: must be the name of a database, as in "redis://..."',
+        ),
         ({"DATABASE": "http://:secret@x"}, 'LIMPYD_JOBS["DATABASE"] cannot be used: '),
         ({"DATABASE": "redis://x", "MODULES": "jobs"}, "LIMPYD_JOBS[\"MODULES\"] is 'jobs': must be a list of names"),
         ({"DATABASE": "redis://x", "MODULES": ["a b"]}, "LIMPYD_JOBS[\"MODULES\"] is ['a b']: must be a list of names"),
@@ -224,10 +231,27 @@ def test_a_worker_closes_the_connection_after_each_job() -> None:
     order()
     job = task_named("tasks:count_orders").add()
 
-    run_until_empty("mails", raises=True)
+    run_worker()
 
     assert job.get_result() == 1
     assert connection.connection is None
+
+
+@pytest.mark.parametrize("run", ["run_until_empty", "run_now"])
+def test_who_runs_jobs_at_once_keeps_the_connection(run: str) -> None:
+    from django.db import connection
+
+    order()
+    mine = connection.connection
+
+    if run == "run_now":
+        job = task_named("tasks:count_orders").run_now()
+    else:
+        job = task_named("tasks:count_orders").add()
+        run_until_empty("mails", raises=True)
+
+    assert job.get_result() == 1
+    assert connection.connection is mine is not None
 
 
 def test_a_job_within_the_transaction_of_a_test_sees_its_rows() -> None:
@@ -236,33 +260,21 @@ def test_a_job_within_the_transaction_of_a_test_sees_its_rows() -> None:
     with pytest.raises(ZeroDivisionError), transaction.atomic():
         order()
         job = task_named("tasks:count_orders").add()
-        run_until_empty("mails", raises=True)
+        run_worker()
         assert connection.connection is not None
         raise ZeroDivisionError
 
     assert job.get_result() == 1
 
 
-def test_a_job_that_is_executed_at_once_leaves_the_connection_of_its_caller() -> None:
-    from django.db import connection
-
-    order()
-    mine = connection.connection
-
-    job = task_named("tasks:count_orders").run_now()
-
-    assert job.get_result() == 1
-    assert connection.connection is mine is not None
-
-
-@pytest.mark.parametrize("options", [{}, {"worker_class": AsyncWorker}], ids=["Worker", "AsyncWorker"])
-def test_the_connection_that_a_coroutine_used_is_closed(options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("worker_class", [Worker, AsyncWorker])
+def test_the_connection_that_a_coroutine_used_is_closed(worker_class: type[Worker]) -> None:
     from django.db import connection
 
     order()
     job = task_named("tasks:acount_orders").add()
 
-    run_until_empty("mails", raises=True, **options)
+    run_worker(worker_class)
 
     assert job.get_result() == 1
     thread = SyncToAsync.single_thread_executor
@@ -276,7 +288,7 @@ def test_an_isolated_job_inherits_no_connection() -> None:
     order()
     assert connection.connection is not None
 
-    run_until_empty("mails", raises=True)
+    run_worker()
 
     assert job.get_result() is False
 
