@@ -14,6 +14,7 @@ from .exceptions import ConfigurationException, InvalidArgument
 
 T = TypeVar("T")
 EPOCH = datetime(1970, 1, 1)
+LISTEN = re.compile(r"((\[(?P<address>[0-9a-fA-F:.%]+)\]|(?P<name>[^\s:\[\]/]+)):)?(?P<port>[0-9]{1,5})")
 Keep: TypeAlias = "int | timedelta"  # of a history: a number of jobs, or for how long
 
 
@@ -190,3 +191,17 @@ def import_class(class_uri: str) -> Any:
     if not module_name:
         raise ImportError(f"{class_uri!r} is not a dotted path")
     return getattr(import_module(module_name), name)
+
+
+def parse_listen(argument: str, value: Any) -> tuple[str, int]:
+    """Where a server is to listen: the host, which is 127.0.0.1 unless it is named, and the port, 0 for any.
+
+    Args:
+        value: a port, its text, or `HOST:PORT`; an IPv6 address goes in brackets.
+    Raises:
+        InvalidArgument: it is none of these.
+    """
+    match = LISTEN.fullmatch(str(value)) if isinstance(value, (str, int)) and not isinstance(value, bool) else None
+    if match is None or int(match["port"]) > 65535:
+        raise InvalidArgument(argument, value, "a port from 0 to 65535, or HOST:PORT")
+    return match["address"] or match["name"] or "127.0.0.1", int(match["port"])

@@ -6,6 +6,7 @@ import json
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -29,11 +30,20 @@ class Problem:
             written) or `key` (nothing owns it).
         subject: the ident or the key that it is about.
         detail: what is wrong, in a sentence.
+        ident: of the job that has to be looked at, if it is one.
+        places: where it was found, in the words of settle.lua: a kind, a key and a member each.
+        model, field, member: of an index, the key prefix of the model, the field, and what is wrong in it; of a pause,
+            that of the model of queues.
     """
 
     kind: str
     subject: str
     detail: str
+    ident: str = ""
+    places: tuple[tuple[str, str, str], ...] = ()
+    model: str = ""
+    field: str = ""
+    member: str = ""
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.subject}: {self.detail}"
@@ -65,6 +75,21 @@ def _models(base: Any) -> Iterator[Any]:
         if not model.abstract:
             yield model
         yield from _models(model)
+
+
+def models_of(queue_model: Any) -> list[Any]:
+    """The models that this process has, or may import, of the records in a namespace."""
+    namespace = queue_model.namespace or ""
+    known = queue_model.database.connection.hkeys(f"{namespace}:models")
+    for model_repr in known:
+        with suppress(JobClassError):  # the jobs of such a class are then reported as jobs without a record
+            Job.class_of(f"{model_repr}:0")
+    return [
+        model
+        for model in _models(BaseJobsModel)
+        if ((model.namespace or "") == namespace or recipes.get_model_repr(model) in known)
+        and model.database is queue_model.database
+    ]
 
 
 LIMPYDS_OWN = (":lock-for-update:", ":__index__:", ":__collection__:")  # its locks, its temporary keys
@@ -128,24 +153,14 @@ class _Books:
         self.client = queue_model.database.connection
         self.namespace = queue_model.namespace or ""
         self.known = self.client.hkeys(f"{self.namespace}:models")
-        self.models = list(self._find_models())
+        self.models = models_of(queue_model)
         self.keys = set(self.client.scan_iter(match=f"{_escaped(self.namespace)}:*", count=1000))
         self.sorted_keys = sorted(self.keys)
         self.owned: set[str] = set()
         self.pks = {model: self.client.smembers(f"{model._name}:collection") for model in self.models}
         self.holders: set[str] = set()
         self.places: dict[str, list[tuple[str, str]]] = defaultdict(list)
-
-    def _find_models(self) -> Iterator[Any]:
-        for model_repr in self.known:
-            try:
-                Job.class_of(f"{model_repr}:0")
-            except JobClassError:
-                continue  # its jobs are then reported as jobs without a record
-        for model in _models(BaseJobsModel):
-            is_here = (model.namespace or "") == self.namespace or recipes.get_model_repr(model) in self.known
-            if is_here and model.database is self.queue_model.database:
-                yield model
+        self.found: dict[str, list[tuple[str, str, str]]] = defaultdict(list)  # the same for repairs, see Problem
 
     def problems(self) -> Iterator[Problem]:
         yield from self._check_queues()
@@ -157,10 +172,13 @@ class _Books:
                 yield from self._check_jobs(model)
                 yield from self._check_edges(model)
         for ident in self.places:
-            yield Problem("place", ident, f"it is in {self._where(ident)}, but has no record")
+            yield self._of_job("place", ident, f"it is in {self._where(ident)}, but has no record")
         for model in self.models:
             yield from self._check_indexes(model)
         yield from self._check_keys()
+
+    def _of_job(self, kind: str, ident: str, detail: str, *more: tuple[str, str, str]) -> Problem:
+        return Problem(kind, ident, detail, ident, (*self.found.get(ident, ()), *more))
 
     def _where(self, ident: str) -> str:
         return " and ".join(f"{place} ({key})" for place, key in self.places[ident]) or "no place"
@@ -187,8 +205,10 @@ class _Books:
         delayed = self.client.zrange(f"{key}:delayed", 0, -1, withscores=True)
         for ident in waiting:
             self.places[ident].append(("waiting", key))
+            self.found[ident].append(("waiting", key, ""))
         for ident, _ in delayed:
             self.places[ident].append(("delayed", key))
+            self.found[ident].append(("delayed", key, ""))
         name, priority = self.client.hmget(f"{key}:hash", "name", "priority")
         if name is None:
             return
@@ -217,7 +237,7 @@ class _Books:
                     wrong = (
                         "noted, and workers take its jobs" if name in noted else "not noted, and nobody takes its jobs"
                     )
-                    yield Problem("pause", name, f"its pause is {wrong}")
+                    yield Problem("pause", name, f"its pause is {wrong}", model=model._name)
 
     def _side(self, kind: str, model: Any, name: str) -> str:
         return f"{self.namespace}:{kind}:{model._name[len(self.namespace) + 1 :]}:{name}"
@@ -230,9 +250,17 @@ class _Books:
             self.places[ident].append(("leased", f"{self.namespace}:leases"))
             token = claims.pop(ident, None)
             if token is None or claims.pop(token, None) != ident:
-                yield Problem("lease", ident, "it is leased, and its token is not noted")
+                yield self._of_job(
+                    "lease", ident, "it is leased, and its token is not noted", ("token", token or "", "")
+                )
         for left, right in claims.items():
-            yield Problem("lease", left, f"it is noted with {right}, and not leased")
+            ident, token = (left, right) if self._is_ident(left) else (right, left)
+            places = (*self.found.get(ident, ()), ("token", token, ""))
+            yield Problem("lease", left, f"it is noted with {right}, and not leased", ident, places)
+
+    def _is_ident(self, text: str) -> bool:
+        name = text.partition(":")[0]
+        return name in self.known or any(recipes.get_model_repr(model) == name for model in self.models)
 
     def _check_limits(self) -> Iterator[Problem]:
         noted = {}
@@ -246,20 +274,24 @@ class _Books:
             for name in self.client.zrange(f"{prefix}:parked", 0, -1):
                 ident = name.partition(" ")[2]
                 self.places[ident].append(("parked", f"{prefix}:parked"))
+                self.found[ident].append(("parked", limit, name))
                 found[ident] = ("parked", limit)
                 if limit not in due:
-                    yield Problem("limit", ident, f"it is parked under {limit!r}, and nobody looks at that")
+                    yield self._of_job("limit", ident, f"it is parked under {limit!r}, and nobody looks at that")
             for ident in self.client.zrange(f"{prefix}:held", 0, -1):
                 found[ident] = ("held", limit)
+                self.found[ident].append(("held", limit, ""))
             self.owned |= {f"{prefix}:parked", f"{prefix}:held"}
         self.owned |= {f"{self.namespace}:limits:{name}" for name in ("jobs", "due")}
         self.owned |= {key for key in self.keys if self._is_rate(key)}
         for ident in sorted(found.keys() | noted):
             state, limit = noted.get(ident, (None, None))
             if state != "called" and found.get(ident) != noted.get(ident):
-                yield Problem("limit", ident, f"it is noted as {state} under {limit!r}, and found {found.get(ident)}")
+                detail = f"it is noted as {state} under {limit!r}, and found {found.get(ident)}"
+                yield self._of_job("limit", ident, detail)
             elif (state == "held") != (ident in self.holders):
-                yield Problem("limit", ident, f"it is noted as {state} under {limit!r}, which its lease does not say")
+                detail = f"it is noted as {state} under {limit!r}, which its lease does not say"
+                yield self._of_job("limit", ident, detail)
 
     def _is_rate(self, key: str) -> bool:
         is_one = key.startswith(f"{self.namespace}:limit:") and key.endswith(":rate")
@@ -279,7 +311,8 @@ class _Books:
             if is_queued and identifier is not None:
                 name = (identifier, status == STATUSES.BLOCKED)  # one may wait for the end of the one that runs
                 if name in queued:
-                    yield Problem("identifier", ident, f"{identifier!r} is queued already, as {queued[name]}")
+                    detail = f"{identifier!r} is queued already, as {queued[name]}"
+                    yield self._of_job("identifier", ident, detail, ("twin", queued[name].partition(":")[2], ""))
                 queued[name] = ident
 
     def _check_job(
@@ -287,23 +320,23 @@ class _Books:
     ) -> Iterator[Problem]:
         places = self.places.get(ident, [])
         if len(places) > 1:
-            yield Problem("place", ident, f"it is in {self._where(ident)}")
+            yield self._of_job("place", ident, f"it is in {self._where(ident)}")
             return
         place, key = places[0] if places else (None, None)
         name = STATUSES.by_value(status, "no status")
         if status is not None and place not in PLACES.get(status, (None,)):
-            yield Problem("place", ident, f"it is {name} and in {self._where(ident)}")
+            yield self._of_job("place", ident, f"it is {name} and in {self._where(ident)}")
         elif status is None and place is not None:
-            yield Problem("place", ident, f"it has no status and is in {self._where(ident)}")
+            yield self._of_job("place", ident, f"it has no status and is in {self._where(ident)}")
         elif place == "leased" and queue_key is None and not queued:
             return  # executed at once, in no queue
         elif place is not None and queued != "1":
-            yield Problem("place", ident, f"it is in {self._where(ident)}, and not marked as queued")
+            yield self._of_job("place", ident, f"it is in {self._where(ident)}, and not marked as queued")
         elif place is None and bool(queued) != (status == STATUSES.BLOCKED):
             marked = "marked as queued, but in no place" if queued else "not marked as queued"
-            yield Problem("place", ident, f"it is {name} and {marked}")
+            yield self._of_job("place", ident, f"it is {name} and {marked}")
         elif place in ("waiting", "delayed") and queue_key not in (None, key):
-            yield Problem("place", ident, f"it is in {self._where(ident)}, and says {queue_key}")
+            yield self._of_job("place", ident, f"it is in {self._where(ident)}, and says {queue_key}")
 
     def _check_edges(self, model: Any) -> Iterator[Problem]:
         """Who waits for others waits for one at least, and each of these will tell it."""
@@ -319,11 +352,11 @@ class _Books:
         for (pk, run_options), parents in zip(blocked, found, strict=True):
             ident = f"{model.get_model_repr()}:{pk}"
             if not parents:
-                yield Problem("edge", ident, "it is BLOCKED, and waits for no job")
+                yield self._of_job("edge", ident, "it is BLOCKED, and waits for no job")
             may_wait_on = '"if_parent_fails":"wait"' in run_options
             edges += [_Edge(ident, parent, may_wait_on) for parent in sorted(parents)]
         for edge, reason in self._untold(edges):
-            yield Problem("edge", edge.child, f"it waits for {edge.parent}, which {reason}")
+            yield self._of_job("edge", edge.child, f"it waits for {edge.parent}, which {reason}")
 
     def _untold(self, edges: list[_Edge]) -> Iterator[tuple[_Edge, str]]:
         """The jobs that will not hear of the end of one that they wait for, and why."""
@@ -342,19 +375,19 @@ class _Books:
     # --- Indexes and keys
 
     def _check_indexes(self, model: Any) -> Iterator[Problem]:
-        wanted: dict[str, dict[str, float]] = defaultdict(dict)
+        wanted: dict[str, dict[str, dict[str, float]]] = {}
         for field in model.get_fields():
             if getattr(field, "indexable", False):
-                self._collect_entries(model, field, wanted)
-        keys = sorted(wanted.keys() | self._index_keys(model))
+                wanted[field.name] = self._collect_entries(model, field)
+        field_of = {key: field for field, keys in self._index_keys(model).items() for key in keys}
+        field_of |= {key: field for field, of_field in wanted.items() for key in of_field}
+        scores = {key: members for of_field in wanted.values() for key, members in of_field.items()}
+        keys = sorted(field_of)
         self.owned.update(keys)
         for key, found in zip(keys, self._read_sets(keys), strict=True):
-            for member in sorted(wanted[key].keys() - found.keys()):
-                yield Problem("index", key, f"{member} is missing")
-            for member in sorted(found.keys() - wanted[key].keys()):
-                yield Problem("index", key, f"{member} is not of this value, or has no record")
-            for member in sorted(name for name in wanted[key].keys() & found if wanted[key][name] != found[name]):
-                yield Problem("index", key, f"{member} has the score {found[member]}, not {wanted[key][member]}")
+            for member, detail in _differences(scores.get(key, {}), found):
+                where = {"model": model._name, "field": field_of[key], "member": member}
+                yield Problem("index", key, f"{member} {detail}", **where)
 
     def _read_sets(self, keys: list[str]) -> Iterator[dict[str, float]]:
         """The members of sets and sorted sets, with their scores; without these, 0."""
@@ -365,7 +398,9 @@ class _Books:
             for members in pipeline.execute():
                 yield dict.fromkeys(members, 0.0) if isinstance(members, set) else dict(members)
 
-    def _collect_entries(self, model: Any, field: Any, wanted: dict[str, dict[str, float]]) -> None:
+    def _collect_entries(self, model: Any, field: Any) -> dict[str, dict[str, float]]:
+        """By the key of an index, its members with their scores."""
+        wanted: dict[str, dict[str, float]] = defaultdict(dict)
         pks = sorted(self.pks[model])
         if field.name in model._instancehash_fields:
             values = self._ask("hget", ((f"{model._name}:{pk}:hash", field.name) for pk in pks))
@@ -375,14 +410,15 @@ class _Books:
             for _, key, *more in recipes.index_entries(field, pk, value):
                 score, prefix = more or ("0", "")
                 wanted[key][f"{prefix}{pk}"] = float(score)
+        return wanted
 
     def _keys_below(self, prefix: str) -> list[str]:
         start = bisect_left(self.sorted_keys, f"{prefix}:")
         return self.sorted_keys[start : bisect_left(self.sorted_keys, f"{prefix};", start)]  # `;` comes after `:`
 
-    def _index_keys(self, model: Any) -> set[str]:
-        """The keys of the indexes of a model; those of foreign indexes are taken as they are."""
-        found = set()
+    def _index_keys(self, model: Any) -> dict[str, set[str]]:
+        """The keys of the indexes of each field of a model; those of foreign indexes are taken as they are."""
+        found: dict[str, set[str]] = {}
         for field in model.get_fields():
             if not getattr(field, "indexable", False):
                 continue
@@ -390,13 +426,14 @@ class _Books:
             if any(recipes._entries(index, ("",) * field._field_parts) is None for index in field._indexes):
                 self.owned |= keys
             else:
-                found |= keys
+                found[field.name] = keys
         return found
 
     def _check_keys(self) -> Iterator[Problem]:
         own = ("models", "tasks", "leases", "claims", "expiring", "followups", "operations", "paused", "workers")
+        own += ("numbers:total",)
         self.owned |= {f"{self.namespace}:{name}" for name in own}
-        expiring = tuple(f"{self.namespace}:{kind}:" for kind in ("done", "unique"))
+        expiring = tuple(f"{self.namespace}:{kind}:" for kind in ("done", "unique", "numbers"))
         self.owned |= {key for key in self.keys if key.startswith(expiring) and self.client.ttl(key) != -1}
         if WorkerInfo not in self.models:  # else it is looked at as any model
             self.owned |= set(self._keys_below(worker_key(self.namespace)))
@@ -418,3 +455,13 @@ class _Books:
 def _escaped(text: str) -> str:
     """The pattern that matches just this text."""
     return "".join(f"\\{character}" if character in "*?[]\\^" else character for character in text)
+
+
+def _differences(wanted: dict[str, float], found: dict[str, float]) -> Iterator[tuple[str, str]]:
+    """What is wrong with the members of an index."""
+    for member in sorted(wanted.keys() - found.keys()):
+        yield member, "is missing"
+    for member in sorted(found.keys() - wanted.keys()):
+        yield member, "is not of this value, or has no record"
+    for member in sorted(name for name in wanted.keys() & found if wanted[name] != found[name]):
+        yield member, f"has the score {found[member]}, not {wanted[member]}"

@@ -15,7 +15,7 @@ from .findings import HISTORIES, Finding, Patient, QueueSeen
 from .numbers import rates
 from .operations import operations
 from .pausing import paused
-from .wording import size, utc
+from .wording import duration, number_of, size, utc
 
 LONG_HISTORY = 10_000
 VERY_LONG_HISTORY = 100_000
@@ -33,12 +33,14 @@ def dead_leases(patient: Patient) -> Iterator[Finding]:
     now = server_seconds(patient.client.time())
     late = int(patient.client.zcount(leases, "-inf", now - LATE_SECONDS))
     if not late:
-        yield Finding("ok", "leases", f"{patient.client.zcard(leases):,} jobs are leased, none for too long.")
+        yield Finding(
+            "ok", "leases", f"{number_of(patient.client.zcard(leases), 'lease')}, none of a worker that is gone."
+        )
         return
     [(ident, until)] = patient.client.zrange(leases, 0, 0, withscores=True)
     text = (
-        f"{late:,} jobs of workers that are gone have not been given back; the lease of {ident} lapsed"
-        f" {now - until:.0f} seconds ago. Any worker of this namespace does that."
+        f"{number_of(late, 'job')} of workers that are gone must be given back, which any worker of this namespace"
+        f" does; the lease of {ident} lapsed {duration(now - until)} ago."
     )
     fix = "start a worker" if not patient.workers else "look at the logs of the workers"
     yield Finding("error", "leases", text, fix)
@@ -50,13 +52,13 @@ def unheard_queues(patient: Patient) -> Iterator[Finding]:
     unheard = sorted(name for name in names if not patient.listeners_of(name))
     for name in unheard[:NAMED]:
         count = sum(queue.queued for queue in patient.queues if queue.name == name)
-        text = f"{count:,} jobs wait or are delayed in {name!r}, and no worker listens on it."
+        text = f"{number_of(count, 'job')} to be run in {name!r}, and no worker listens on it."
         yield Finding("error", "queues", text, f"limpyd-jobs-worker --queues={name}")
     if unheard[NAMED:]:
-        text = f"{len(unheard) - NAMED} more queues have jobs, and no worker."
+        text = f"{number_of(len(unheard) - NAMED, 'more queue')} with jobs, and no worker."
         yield Finding("error", "queues", text, "limpyd-jobs status")
     if not unheard:
-        yield Finding("ok", "queues", f"Somebody listens on each of the {len(names)} queues that have jobs to run.")
+        yield Finding("ok", "queues", f"{number_of(len(names), 'queue')} with jobs to be run, and workers for each.")
 
 
 def paused_queues(patient: Patient) -> Iterator[Finding]:
@@ -77,10 +79,11 @@ def versions(patient: Patient) -> Iterator[Finding]:
     """Do all workers run the same version?"""
     others = [worker for worker in patient.workers if worker.version != EXACT_VERSION]
     if not others:
-        yield Finding("ok", "workers", f"{len(patient.workers)} workers are alive, all of version {EXACT_VERSION}.")
+        yield Finding("ok", "workers", f"{number_of(len(patient.workers), 'worker')}, all of version {EXACT_VERSION}.")
         return
     named = ", ".join(f"{worker.host}:{worker.pid} ({worker.version})" for worker in others[:NAMED])
-    text = f"{len(others)} of {len(patient.workers)} workers are of another version than {EXACT_VERSION}: {named}."
+    many = f"{len(others)} of {number_of(len(patient.workers), 'worker')}"
+    text = f"Of another version than {EXACT_VERSION}: {many}, {named}."
     yield Finding("warning", "workers", text, "deploy, and start these workers again")
 
 
@@ -89,8 +92,8 @@ def operations_left(patient: Patient) -> Iterator[Finding]:
     found = operations(queue_model=patient.queue_model)
     for one in found:
         text = (
-            f"{one.kind} of {one.count:,} jobs, started at {one.cut_off} UTC by {one.who}, has not ended:"
-            f" {one.done:,} are done."
+            f"{one.kind} of {number_of(one.count, 'job')}, started at {one.cut_off} UTC by {one.who}, has not ended:"
+            f" {one.done:,} done."
         )
         command = one.kind.partition("_")[0]  # `purge` does `purge_errors`, too
         yield Finding("info", "operations", text, f"limpyd-jobs {command} --resume {one.id}")
@@ -111,7 +114,8 @@ def histories(patient: Patient) -> Iterator[Finding]:
     ]
     for queue, name in sorted(found, key=lambda one: -one[0].lengths[one[1]])[:NAMED]:
         level = "warning" if queue.lengths[name] >= VERY_LONG_HISTORY else "info"
-        text = f"{queue.name!r} (priority {queue.priority}) keeps everything, {queue.lengths[name]:,} jobs in `{name}`."
+        kept = f"{number_of(queue.lengths[name], 'job')} in `{name}`"
+        text = f"{queue.name!r} (priority {queue.priority}) keeps everything, {kept}."
         yield Finding(level, "histories", text, f"--keep-{name}=1000 (or 7d) for its workers")
     if not found:
         yield Finding("ok", "histories", "No long history is kept for ever.")
@@ -137,7 +141,7 @@ def records(patient: Patient) -> Iterator[Finding]:
         yield Finding("info", "records", "There are no jobs to be weighed.")
     for one in sorted(weights, key=lambda one: -one.count * one.each)[:NAMED]:
         total = size(one.count * one.each)
-        text = f"{one.count:,} records of {one.model_repr} take about {size(one.each)} each, {total} in all."
+        text = f"{number_of(one.count, 'record')} of {one.model_repr}: about {size(one.each)} each, {total} in all."
         yield Finding("info", "records", text)
 
 

@@ -26,8 +26,8 @@ class JobFilter:
         job_class: the ident of a class (`my.module.MailJob`) or its name alone (`MailJob`).
         task: the name of a task, for jobs that are calls of one.
         older_than, newer_than: since it was added, in seconds.
-        ended_before: the latest end, a text as in the field `end`; for a job that was canceled before it ran, of the time
-            when it was added.
+        ended_before: the latest end, a text as in the field `end`; for a job that was canceled before it ran, of the
+            time when it was added.
     """
 
     queues: tuple[str, ...] = ()

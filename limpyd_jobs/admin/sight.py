@@ -85,6 +85,11 @@ class Sight:
         return self.token.rpartition("-")[0]
 
     @property
+    def is_at_once(self) -> bool:
+        """Is it executed by the process that made it, in no queue?"""
+        return self.status == STATUSES.RUNNING and not self.is_queued and "queue_key" not in self.fields
+
+    @property
     def is_parked(self) -> bool:
         return self.limit.get("state") == "parked"
 
@@ -152,7 +157,9 @@ class Surroundings:
         found = kind_of(self.kinds, ident)
         if found is None:
             return None
-        key = self.client.hget(found[0].hash_key(found[1]), "queue_key")
+        [key] = ask(self.client, [("HGET", found[0].hash_key(found[1]), "queue_key")])
+        if is_wrong_type(key):
+            return None
         for _ in range(MOST_TRIES):
             sight = self._look_in(*found, key)
             if sight is None or sight.fields.get("queue_key", key) == key:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..exceptions import LimpydJobsException
-from ..statuses import ENDS, STATUSES
+from ..statuses import ENDS, STATUSES, Cancellation
 from .common import FINE, PROGRAM, WRONG, Command, Duration, Given, Rate, joined
 from .filters import QUEUES, STATUS_FILTER, filter_options, in_words, read_filter
 from .output import clean, counted, print_json, print_text, progress, say
@@ -151,7 +151,10 @@ def act_on_named(given: Given, request: Request) -> int:
         try:
             ident = admin.get_job(name, **scope).ident
             answer = None if request.is_dry else act(ident, **request.options, **scope)
-            done[ident] = DONE[request.kind] if answer is None else answer.value
+            if answer == Cancellation.ENDED:
+                failed[name] = f"{ident} has ended already"
+            else:
+                done[ident] = DONE[request.kind] if answer is None else answer.value
         except LimpydJobsException as error:
             failed[name] = str(error)
     _report_named(given, request, done, failed)
@@ -173,9 +176,18 @@ def act_on_many(given: Given, request: Request) -> int:
     from .. import admin
 
     if request.resume_id is not None:
-        return run_operation(given, admin.resume_operation(request.resume_id, **given.scope), request)
+        return run_operation(given, _resumed(given, request.resume_id, request.kind), request)
     operation = admin.start_operation(request.kind, request.wanted, **request.options, **given.scope)
     return run_operation(given, operation, request)
+
+
+def _resumed(given: Given, id: str, kind: str) -> Operation:
+    from .. import admin
+
+    operation = admin.resume_operation(id, **given.scope)
+    if operation.kind.partition("_")[0] != kind:
+        raise click.UsageError(f"The operation {id!r} is a {operation.kind}, not a {kind}.")
+    return operation
 
 
 def run_operation(given: Given, operation: Operation, request: Request) -> int:
@@ -301,6 +313,7 @@ PRIORITY = click.option("--priority", type=int, help="Their priority from now on
 
 
 @job_command(
+    STATUS_FILTER,
     TO,
     PRIORITY,
     click.option("--delayed-for", type=Duration(), metavar="DURATION", help="They may start after this, like 10m."),
@@ -309,7 +322,7 @@ def requeue(to: str | None, priority: int | None, delayed_for: float | None) -> 
     """Put jobs that failed back in a queue.
 
     One by its IDENT (or identifier), or all that the filter finds: each exactly once, also when it is interrupted and
-    resumed.
+    resumed. Jobs that ended otherwise can be meant, too: --status says so.
     """
     return {"queue": to, "priority": priority, "delayed_for": delayed_for}
 
@@ -335,14 +348,15 @@ def move(to: str | None, priority: int | None) -> Mapping[str, Any]:
 
 
 @job_command(
-    STATUS_FILTER, click.option("--forced", is_flag=True, help="Also jobs that run; what they do is not recorded then.")
+    STATUS_FILTER,
+    click.option("--forced", "is_forced", is_flag=True, help="Also jobs that run; what they do is not recorded then."),
 )
-def delete(forced: bool) -> Mapping[str, Any]:
+def delete(is_forced: bool) -> Mapping[str, Any]:
     """Remove jobs with all that belongs to them.
 
     Their places, their entries in histories, their errors.
     """
-    return {"forced": forced}
+    return {"is_forced": is_forced}
 
 
 @click.command(cls=Command)
@@ -387,7 +401,7 @@ def purge(
     letters = tuple(STATUSES[name.upper()] for name in statuses) or ENDS
     wanted = admin.JobFilter(queues=joined(queues), job_class=job_class)
     if resume_id is not None:
-        operation = admin.resume_operation(resume_id, **given.scope)
+        operation = _resumed(given, resume_id, "purge")
     elif only_errors:
         errors = admin.ErrorFilter(queues=wanted.queues, job_class=job_class)
         operation = admin.start_purge_of_errors(older_than or 0, errors, **given.scope)

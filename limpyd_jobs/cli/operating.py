@@ -96,7 +96,7 @@ def drain(given: Given, queues: tuple[str, ...], timeout: float | None, delayed:
         print_json({"queues": queues, "count": rest.count, **asdict(rest)})
     elif rest.count:
         print_text(
-            f"The time is over, and {counted(rest.count, 'job')} are left: "
+            f"The time is over: {counted(rest.count, 'job')} left: "
             f"{rest.waiting} waiting, {rest.delayed} delayed, {rest.running} running"
         )
     else:
@@ -310,6 +310,26 @@ def bench(given: Given, jobs: int) -> None:
 
 
 @click.command(cls=Command)
+@click.option("--listen", default="127.0.0.1:9808", metavar="HOST:PORT", help="Where Prometheus asks. [127.0.0.1:9808]")
+@click.pass_obj
+def metrics(given: Given, listen: str) -> None:
+    """Serve the metrics of all queues for Prometheus.
+
+    Until it is interrupted. Needs the extra "metrics".
+    """
+    scope = given.scope
+    from ..admin.prometheus import serve  # what it needs is not always installed: then it says so
+
+    server = serve(listen, **scope)
+    print_json({"url": server.url}) if given.wants_json else print_text(f"Listening at {server.url}")
+    sys.stdout.flush()
+    try:
+        server.wait()
+    finally:
+        server.stop()
+
+
+@click.command(cls=Command)
 @QUEUES
 @click.option("--min-workers", type=Whole(0), default=0, help="So many workers must be alive. [0]")
 @click.option(
@@ -338,4 +358,4 @@ def health(given: Given, queues: tuple[tuple[str, ...], ...], min_workers: int, 
     return WRONG if problems else FINE
 
 
-COMMANDS = (pause, resume, drain, workers, check, doctor, server, bench, health)
+COMMANDS = (pause, resume, drain, workers, check, doctor, server, bench, metrics, health)

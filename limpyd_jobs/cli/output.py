@@ -1,9 +1,11 @@
 """What is printed: on stdout what was asked for, on stderr what is said about it.
 
-On a terminal tables are aligned and fit its width, long texts are shortened in the middle, and there are colours (none
-with NO_COLOR or TERM=dumb). Elsewhere a table is lines with tabs between the cells, whole, below a line of titles.
-Texts from Redis may hold anything: what is no printable character is written as an escape, so that nothing of it
-reaches the terminal as a command, and a record stays one line.
+On a terminal tables are aligned and fit its width: long texts are shortened in the middle, and there are colours (none
+with NO_COLOR). Elsewhere, and with TERM=dumb, a table is lines with tabs between the cells, whole, below a line of
+titles.
+
+Texts from Redis may hold anything: what is no printable character is written as an escape, so that nothing of it reaches
+the terminal as a command, and a record stays one line.
 """
 
 from __future__ import annotations
@@ -33,12 +35,16 @@ class Column:
     Attributes:
         is_number: aligned to the right.
         shrinks: its texts are shortened in the middle where the terminal is too narrow.
+        is_extra: it is left out where even that does not make enough room; the last one first.
+        brief: what a terminal shows of a text, instead.
         style: how a text in it is shown on a terminal with colours; rich's words: "red", "bold yellow", "".
     """
 
     title: str
     is_number: bool = False
     shrinks: bool = False
+    is_extra: bool = False
+    brief: Callable[[str], str] = lambda text: text
     style: Callable[[str], str] = lambda text: ""
 
 
@@ -125,7 +131,7 @@ def make_console(stream: Any = None) -> Console:
 
 def print_text(text: str, style: str = "") -> None:
     """A text of our own on stdout, whole; on a terminal with colours in this style."""
-    if sys.stdout.isatty() and style:
+    if style and is_drawn_on(sys.stdout):
         make_console().print(text, style=style, soft_wrap=True)
     else:
         print(text)
@@ -136,7 +142,7 @@ def print_table(columns: Sequence[Column], rows: Iterable[Row], has_titles: bool
     iterator = iter(rows)
     batch = list(islice(iterator, BATCH))
     while batch or has_titles:
-        if sys.stdout.isatty():
+        if is_drawn_on(sys.stdout):
             make_console().print(make_table(columns, batch, make_console().width, has_titles))
         else:
             _print_plain(columns, batch, has_titles)
@@ -157,32 +163,36 @@ def make_table(columns: Sequence[Column], rows: Sequence[Row], width: int, has_t
     from rich.table import Table
     from rich.text import Text
 
-    texts = [[clean(value) for value in row] for row in rows]
-    widths = [
+    texts = [[column.brief(clean(value)) for column, value in zip(columns, row, strict=True)] for row in rows]
+    needed = [
         max([cell_len(column.title) if has_titles else 0, *(cell_len(row[place]) for row in texts)])
         for place, column in enumerate(columns)
     ]
-    _shrink(columns, widths, width)
+    widths = _fit(columns, needed, width)
     table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), show_header=has_titles, header_style="bold")
-    for column, size in zip(columns, widths, strict=True):
+    for place, size in widths.items():
+        column = columns[place]
         justify: Any = "right" if column.is_number else "left"
         table.add_column(Text(column.title), justify=justify, no_wrap=True, width=size)
     for row in texts:
-        cells = zip(row, columns, widths, strict=True)
-        table.add_row(*(Text(shorten(text, size), column.style(text)) for text, column, size in cells))
+        table.add_row(*(Text(shorten(row[place], widths[place]), columns[place].style(row[place])) for place in widths))
     return table
 
 
-def _shrink(columns: Sequence[Column], widths: list[int], room: int) -> None:
-    """Take from the widest of those that may shrink, until all fit."""
-    places = [place for place, column in enumerate(columns) if column.shrinks]
-    excess = sum(widths) + GAP * len(widths) - room
-    while excess > 0 and places:
-        widest = max(places, key=lambda place: widths[place])
-        if widths[widest] <= SMALLEST:
-            return
+def _fit(columns: Sequence[Column], needed: Sequence[int], room: int) -> dict[int, int]:
+    """The width of each column that is shown, by its place."""
+    places = list(range(len(columns)))
+    least = [min(size, SMALLEST) if column.shrinks else size for column, size in zip(columns, needed, strict=True)]
+    for extra in reversed([place for place in places if columns[place].is_extra]):
+        if sum(least[place] + GAP for place in places) - GAP > room:
+            places.remove(extra)
+    widths = {place: needed[place] for place in places}
+    while sum(size + GAP for size in widths.values()) - GAP > room:
+        widest = max(places, key=lambda place: widths[place] - least[place])
+        if widths[widest] <= least[widest]:
+            break  # a very narrow terminal: what is too much is cut off
         widths[widest] -= 1
-        excess -= 1
+    return widths
 
 
 # --- JSON

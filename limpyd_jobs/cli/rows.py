@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ..statuses import STATUSES
-from ..utils import datetime_to_score, parse_datetime
+from ..utils import parse_datetime, utcnow
 from .output import Column, show_age, show_size
 
 if TYPE_CHECKING:
@@ -33,6 +32,14 @@ def moment(text: str | None) -> str:
     return (text or "")[:19]
 
 
+def age_of(text: str) -> str:
+    """How long ago a time is that a row has, for a terminal: `3m12s`."""
+    try:
+        return show_age((utcnow() - parse_datetime(text)).total_seconds())
+    except ValueError:  # there is none, or nobody knows what it is
+        return text
+
+
 def _alarming(text: str) -> str:
     return "red" if text not in ("", "0") else ""
 
@@ -42,17 +49,17 @@ def _alarming(text: str) -> str:
 
 QUEUE_COLUMNS = (
     Column("queue", shrinks=True),
-    Column("priority", is_number=True),
+    Column("prio", is_number=True),
     Column("waiting", is_number=True),
-    Column("due", is_number=True),
+    Column("due", is_number=True, is_extra=True),
     Column("delayed", is_number=True),
     Column("running", is_number=True, style=lambda text: "green" if text != "0" else ""),
     Column("errors", is_number=True, style=_alarming),
-    Column("in/s", is_number=True),
-    Column("out/s", is_number=True),
+    Column("in/s", is_number=True, is_extra=True),
+    Column("out/s", is_number=True, is_extra=True),
     Column("oldest", is_number=True),
     Column("workers", is_number=True, style=lambda text: "yellow" if text == "0" else ""),
-    Column("state", style=lambda text: "bold yellow"),
+    Column("state", style=lambda text: "bold yellow", is_extra=True),
 )
 
 
@@ -77,22 +84,21 @@ def queue_row(queue: QueueStatus) -> tuple[Any, ...]:
 WORKER_COLUMNS = (
     Column("worker", shrinks=True),
     Column("host", shrinks=True),
-    Column("pid", is_number=True),
+    Column("pid", is_number=True, is_extra=True),
     Column("queues", shrinks=True),
     Column("status", style=lambda text: "green" if text == "running" else ""),
-    Column("up", is_number=True),
+    Column("up", is_number=True, is_extra=True),
     Column("job", shrinks=True),
     Column("for", is_number=True),
     Column("done", is_number=True),
-    Column("errors", is_number=True, style=lambda text: "red" if text not in ("", "0") else ""),
-    Column("memory", is_number=True),
+    Column("errors", is_number=True, is_extra=True, style=_alarming),
+    Column("memory", is_number=True, is_extra=True),
     Column("heartbeat", is_number=True),
 )
 
 
-def worker_row(worker: WorkerRecord, now: float | None = None) -> tuple[Any, ...]:
-    """A worker in a table; `now`: in seconds since the epoch."""
-    up = (time.time() if now is None else now) - datetime_to_score(parse_datetime(worker.started))
+def worker_row(worker: WorkerRecord) -> tuple[Any, ...]:
+    """A worker in a table."""
     job = worker.jobs[0] if worker.jobs else None
     more = f" and {len(worker.jobs) - 1} more" if len(worker.jobs) > 1 else ""
     return (
@@ -101,7 +107,7 @@ def worker_row(worker: WorkerRecord, now: float | None = None) -> tuple[Any, ...
         worker.pid,
         ",".join(worker.queues),
         worker.status,
-        show_age(up),
+        age_of(worker.started),
         f"{job.ident}{more}" if job else "",
         show_age(job.seconds) if job else "",
         worker.counts.get("jobs", 0),
@@ -119,11 +125,11 @@ JOB_COLUMNS = (
     Column("identifier", shrinks=True),
     Column("status", style=lambda text: STATUS_STYLES.get(text, "")),
     Column("queue", shrinks=True),
-    Column("priority", is_number=True),
+    Column("prio", is_number=True),
     Column("tries", is_number=True),
-    Column("added"),
-    Column("started"),
-    Column("ended"),
+    Column("added", brief=age_of),
+    Column("started", brief=age_of),
+    Column("ended", brief=age_of),
 )
 
 
@@ -138,8 +144,8 @@ def job_json(job: JobRecord) -> dict[str, Any]:
 
 
 ERROR_COLUMNS = (
-    Column("time"),
-    Column("type", style=lambda text: "red"),
+    Column("time", brief=age_of),
+    Column("type", shrinks=True, style=lambda text: "red"),
     Column("code"),
     Column("queue", shrinks=True),
     Column("identifier", shrinks=True),
@@ -147,17 +153,17 @@ ERROR_COLUMNS = (
     Column("message", shrinks=True),
 )
 GROUP_COLUMNS = (
-    Column("fingerprint"),
+    Column("fingerprint", is_extra=True),
     Column("count", is_number=True),
-    Column("type", style=lambda text: "red"),
-    Column("code"),
+    Column("type", shrinks=True, style=lambda text: "red"),
+    Column("code", is_extra=True),
     Column("place", shrinks=True),
-    Column("first seen"),
-    Column("last seen"),
-    Column("last hour", is_number=True),
-    Column("hour before", is_number=True),
+    Column("first seen", brief=age_of, is_extra=True),
+    Column("last seen", brief=age_of),
+    Column("last hour", is_number=True, is_extra=True),
+    Column("hour before", is_number=True, is_extra=True),
     Column("trend", style=lambda text: {"up": "red", "down": "green"}.get(text, "")),
-    Column("example", shrinks=True),
+    Column("example", shrinks=True, is_extra=True),
     Column("message", shrinks=True),
 )
 

@@ -83,7 +83,8 @@ local has_ended = status == 's' or status == 'b' or ((status == 'e' or status ==
 local is_leased = exists and not has_ended and ((token and deadline) or ((token or deadline) and not best))
 local kept
 for _, entry in ipairs(entries) do
-  if exists and not has_ended and not is_leased and status ~= 'e' and not kept and rank_of(entry) == best then kept = entry end
+  local may_stay = exists and not has_ended and not is_leased and status ~= 'e'
+  if may_stay and best and not kept and rank_of(entry) == best then kept = entry end
 end
 
 local function leave_one(entry, left)

@@ -30,6 +30,7 @@ from .doorbell import Alarm
 from .heartbeat_file import check_heartbeat_file
 from .insight import format_stacks, resident_mib
 from .logs import FACTS, about, facts_of, show_as
+from .metrics_port import check_metrics_port
 
 LOGGER_NAME = "limpyd-jobs"
 LONGEST_DURATION = timedelta(seconds=recipes.LONGEST_SECONDS)  # dates end with the year 9999
@@ -75,6 +76,8 @@ class BaseWorker:
         save_result: for how long what jobs answer is kept: in seconds, as a timedelta or a text like `1h`, True for as
             long as their records; None for not at all.
         log_format: `text`, or `json` for an object a line, by all handlers of the logger (see logs.show_as).
+        metrics_port: where metrics for Prometheus are shown: a port of 127.0.0.1 (0 for any), or `HOST:PORT`; None for
+            nowhere.
         heartbeat_file: the path of a file whose mtime is renewed while the worker lives (see docs/seeing-workers.md).
         runs_for_caller: do its jobs run in the thread of whoever made them, and who goes on there? No option.
 
@@ -119,6 +122,7 @@ class BaseWorker:
     no_retry_on: Any = None
     save_result: Any = None
     log_format = "text"
+    metrics_port: Any = None
     runs_for_caller = False
     heartbeat_file: Any = None
 
@@ -162,6 +166,7 @@ class BaseWorker:
         "no_retry_on",
         "save_result",
         "log_format",
+        "metrics_port",
         "heartbeat_file",
     )
 
@@ -290,6 +295,8 @@ class BaseWorker:
             if not isinstance(getattr(self, name), bool):
                 raise ConfigurationException(f"Invalid {name}: {getattr(self, name)!r}: must be True or False")
         self._check_threads()
+        if self.metrics_port is not None:
+            check_metrics_port(self.metrics_port)
         if self.heartbeat_file is not None:
             check_heartbeat_file(self.heartbeat_file)
 

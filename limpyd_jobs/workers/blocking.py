@@ -35,6 +35,7 @@ from .doorbell import Doorbell
 from .hands import Hands
 from .isolation import IsolatedRun
 from .life import JobLife, StatusChanged, has_method, run_now
+from .metrics_port import MetricsPort
 from .presence import Presence
 from .private_loop import private_loop
 from .time_limit import TimeLimit, can_limit_time
@@ -79,6 +80,7 @@ class Worker(JobLife):
         self._may_claim_early = not self._has_own_keys and not _overrides(type(self), Worker, *own_steps)
         self._hands = Hands(self.threads, "limpyd-jobs-hand") if self.threads > 1 else None
         self._runs_suspect = False
+        self._metrics_port: MetricsPort | None = None
         self._interrupted_at = float("-inf")  # by the monotonic clock
         self._was_canceled = False  # was it killed for that?
         self._isolated: tuple[Claim, IsolatedRun] | None = None  # the job that runs in a child
@@ -302,8 +304,13 @@ class Worker(JobLife):
         self._heartbeat.do_beside(self._presence.note)
         self._heartbeat.start()
         unsent_ends.settle = self._settle_for_adding if self.prefetch > 1 else None
+        if self.metrics_port is not None:
+            self._metrics_port = MetricsPort(self.metrics_port, self.queue_model, self.log)
+            self._metrics_port.start()
 
     def _close(self) -> None:
+        if self._metrics_port is not None and self._is_this_process:
+            self._metrics_port.stop()
         heartbeat, self._heartbeat = self._heartbeat, None
         doorbell, self._doorbell = self._doorbell, None
         presence, self._presence = self._presence, None

@@ -255,6 +255,11 @@ OPTIONS: tuple[Option, ...] = (
         help="The same for the jobs that failed, and their errors, e.g. --keep-errors=30d (default: all)",
     ),
     make_option(
+        "--metrics-port",
+        help="Show metrics for Prometheus at this port of 127.0.0.1, or at HOST:PORT, e.g. --metrics-port=9808; 0 for "
+        "any port that is free (default: none)",
+    ),
+    make_option(
         "--heartbeat-file",
         help="A file whose time of modification is renewed while the worker lives, for the probes of containers, e.g. "
         "--heartbeat-file=/tmp/alive (default: none)",

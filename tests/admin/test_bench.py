@@ -10,6 +10,9 @@ import pytest
 from limpyd_jobs import Job, Queue, admin
 from limpyd_jobs.exceptions import InvalidArgument, LimpydJobsException
 
+from ..base import RedisServer
+from .support import rights_of_the_page, user
+
 measuring = import_module("limpyd_jobs.admin.bench")  # `admin.bench` is the function
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -74,3 +77,11 @@ def test_too_many_measurements_at_a_time_are_refused(monkeypatch: pytest.MonkeyP
 def test_a_number_of_jobs_that_is_none_is_refused(jobs: Any) -> None:
     with pytest.raises(InvalidArgument, match="an integer of 1 or more"):
         admin.bench(jobs)
+
+
+def test_a_user_with_the_rights_of_the_page_may_measure(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measuring.random, "sample", lambda *args: [5])  # the place is of this database from now on
+    with user(redis_server, rights_of_the_page()) as queue_model:
+        assert admin.bench(5, queue_model=queue_model).jobs == 5

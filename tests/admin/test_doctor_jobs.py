@@ -66,12 +66,12 @@ def test_leases_that_nobody_looks_after_are_told_of() -> None:
     job = DiagnosedJob.add_job("a")
     DiagnosedJob.add_job("b")
     take()
-    assert the_finding(jobs_checks.dead_leases, "ok") == "1 jobs are leased, none for too long."
+    assert the_finding(jobs_checks.dead_leases, "ok") == "1 lease, none of a worker that is gone."
     client().zadd("jobs:leases", {job.ident: time.time() - 100})
 
     [finding] = found(jobs_checks.dead_leases)
 
-    assert f"the lease of {job.ident} lapsed 100 seconds ago" in finding.text
+    assert f"the lease of {job.ident} lapsed 1 min 4" in finding.text
     assert (finding.level, finding.fix) == ("error", "start a worker")
 
 
@@ -85,9 +85,9 @@ def test_jobs_in_a_queue_that_nobody_listens_to_are_told_of_with_the_command() -
 
     first, *others = found(jobs_checks.unheard_queues)
 
-    assert first.text == "3 jobs wait or are delayed in 'unheard:0', and no worker listens on it."
+    assert first.text == "3 jobs to be run in 'unheard:0', and no worker listens on it."
     assert first.fix == "limpyd-jobs-worker --queues=unheard:0"
-    assert others[-1].text == "2 more queues have jobs, and no worker."
+    assert others[-1].text == "2 more queues with jobs, and no worker."
 
 
 def test_a_queue_that_is_paused_for_long_is_a_warning() -> None:
@@ -105,7 +105,7 @@ def test_workers_of_another_version_are_told_of() -> None:
     see_worker("new", version=jobs_checks.EXACT_VERSION)
     see_worker("old", version="2.9.9")
 
-    assert "1 of 2 workers are of another version" in the_finding(jobs_checks.versions, "warning")
+    assert "1 of 2 workers" in the_finding(jobs_checks.versions, "warning")
     assert "box:42 (2.9.9)" in the_finding(jobs_checks.versions, "warning")
 
 
@@ -115,7 +115,7 @@ def test_an_operation_that_was_interrupted_is_told_of_with_its_resumption() -> N
 
     [finding] = found(jobs_checks.operations_left)
 
-    assert "cancel of 1 jobs" in finding.text
+    assert "cancel of 1 job, " in finding.text
     assert operation.id in str(finding.fix)
 
 
@@ -167,7 +167,7 @@ def test_records_are_weighed_with_their_indexes() -> None:
 
     text = the_finding(jobs_checks.records, "info")
 
-    assert text.startswith(f"30 records of {DiagnosedJob.get_model_repr()} take about ")
+    assert text.startswith(f"30 records of {DiagnosedJob.get_model_repr()}: about ")
     assert record < jobs_checks._weights(Patient())[0].each < 5 * record
 
 

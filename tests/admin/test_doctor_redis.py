@@ -13,9 +13,9 @@ import pytest
 from limpyd_jobs import Job, Queue
 from limpyd_jobs.admin import Finding, diagnose, redis_checks
 from limpyd_jobs.admin.findings import LEVELS, Patient
-from limpyd_jobs.database import JobsDatabase
 
-from ..base import ROOT, RedisServer
+from ..base import RedisServer
+from .support import rights_of_the_page, user
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -195,26 +195,6 @@ def test_connections_that_run_out_are_told_of(clients: dict[str, int], stats: di
 
 
 # --- what a user may not
-
-
-@contextmanager
-def user(server: RedisServer, rights: str) -> Iterator[Any]:
-    """A queue model that asks as a user with these rights."""
-    client = Queue.get_connection()
-    client.execute_command("ACL", "SETUSER", "doctors", "reset", "on", ">secret", *rights.split())
-    database = JobsDatabase(server.url.replace("://", "://doctors:secret@"))
-    try:
-        yield SimpleNamespace(database=database, namespace="jobs", _name="jobs:queue")
-    finally:
-        client.acl_deluser("doctors")
-
-
-def rights_of_the_page() -> str:
-    """The rights that docs/deployment.md gives to a user, without its name, password and state."""
-    [line] = [
-        line for line in (ROOT / "docs/deployment.md").read_text().splitlines() if line.startswith("user jobs on")
-    ]
-    return line.removeprefix("user jobs on >secret ")
 
 
 def test_a_user_with_the_rights_of_the_page_may_do_what_is_needed(redis_server: RedisServer) -> None:

@@ -45,10 +45,10 @@ Command = Callable[..., Outcome]
 class Terminal:
     """The command in a pseudo-terminal, and what is to be seen on its screen.
 
-        with Terminal("status", "--watch", database=server.url) as terminal:
-            terminal.wait_for("mail")
-            terminal.press("q")
-            assert terminal.wait() == 0
+    with Terminal("status", "--watch", database=server.url) as terminal:
+        terminal.wait_for("mail")
+        terminal.press("q")
+        assert terminal.wait() == 0
     """
 
     def __init__(

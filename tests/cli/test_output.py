@@ -107,6 +107,24 @@ def test_a_table_that_is_too_wide_loses_the_middle_of_its_longest_texts() -> Non
     assert row.startswith("limpyd") and "…" in row and "Job:1 " in row and row.endswith("!")
 
 
+def test_columns_that_may_be_missing_are_left_out_when_there_is_no_room() -> None:
+    extra = [Column(title, is_extra=True) for title in ("size", "age")]
+    columns = [Column("name", shrinks=True), extra[0], Column("count"), extra[1]]
+    row = ("a" * 20, "12345", "1234567", "123456")
+
+    assert drawn(columns, [row], 44)[0].split() == ["name", "size", "count", "age"]
+    assert drawn(columns, [row], 27)[0].split() == ["name", "size", "count"]
+    assert drawn(columns, [row], 20)[0].split() == ["name", "count"]
+
+
+def test_a_terminal_may_show_something_shorter_than_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    columns = [Column("added", brief=lambda text: "3m12s")]
+
+    assert drawn(columns, [("2026-11-21 19:04:12",)], 80)[1] == "3m12s"
+    print_table(columns, [("2026-11-21 19:04:12",)])
+    assert capsys.readouterr().out == "added\n2026-11-21 19:04:12\n"
+
+
 def test_a_text_with_the_markup_of_rich_is_shown_as_it_is() -> None:
     assert drawn([Column("a")], [("[red]x[/red]",)], 80)[1] == "[red]x[/red]"
 

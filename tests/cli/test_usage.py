@@ -122,7 +122,17 @@ def test_the_arguments_in_the_examples_are_accepted(line: str) -> None:
 
 
 def test_the_command_uses_of_ours_what_is_for_it_only() -> None:
-    allowed = {"admin", "database", "exceptions", "statuses", "modules", "utils", "version", "workers.config"}
+    allowed = {
+        "admin",
+        "admin.prometheus",
+        "database",
+        "exceptions",
+        "statuses",
+        "modules",
+        "utils",
+        "version",
+        "workers.config",
+    }
     found = set()
     for path in (ROOT / "limpyd_jobs" / "cli").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -172,7 +182,10 @@ def test_the_command_is_declared_under_its_name() -> None:
         ("jobs --queue-model=nosuch.Model", "limpyd-jobs: Invalid queue-model 'nosuch.Model': No module named"),
         ("jobs --queue-model=limpyd_jobs.models.Job", "Invalid queue_model argument: <class 'limpyd_jobs.models.Job'"),
         ("jobs --tasks=nosuch", "limpyd-jobs: Unable to import 'nosuch', of tasks: ModuleNotFoundError"),
-        ("jobs --job-modules=a-b", "limpyd-jobs: Invalid job_modules: 'a-b': must be the dotted name of a module, or *"),
+        (
+            "jobs --job-modules=a-b",
+            "limpyd-jobs: Invalid job_modules: 'a-b': must be the dotted name of a module, or *",
+        ),
     ],
 )
 def test_a_mistake_is_told_in_one_line(command: Command, arguments: str, expected: str) -> None:

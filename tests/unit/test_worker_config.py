@@ -65,6 +65,7 @@ OPTION_NAMES = [
     "no-retry-on",
     "save-result",
     "log-format",
+    "metrics-port",
     "job-timeout",
     "lease-seconds",
     "max-recoveries",
@@ -247,6 +248,7 @@ def test_c17_gracefully_may_be_spelt_well() -> None:
         ("--no-retry-on=ValueError", "no_retry_on", "ValueError"),
         ("--save-result=1h", "save_result", "1h"),
         ("--log-format=json", "log_format", "json"),
+        ("--metrics-port=9808", "metrics_port", "9808"),
         ("--job-timeout=2.5", "job_timeout", 2.5),
         ("--logger-name=limpyd-jobs.mails", "logger_name", "limpyd-jobs.mails"),
     ],
@@ -665,6 +667,7 @@ def test_c4_the_options_in_force_are_printed(capsys: pytest.CaptureFixture[str])
         " - no-retry-on = None",
         " - save-result = None",
         " - log-format = text",
+        " - metrics-port = None",
         " - heartbeat-file = None",
     ]
 
