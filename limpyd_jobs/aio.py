@@ -142,6 +142,13 @@ async def async_connection(database: Any) -> redis_asyncio.Redis:
     return client
 
 
+async def close_async_connection() -> None:
+    """Close the client of the running event loop, if it has one; the next use makes another."""
+    known = _clients.get(asyncio.get_running_loop())
+    if known is not None:
+        await cast(Any, known[2]).aclose()
+
+
 async def _close_with_loop(client: redis_asyncio.Redis) -> AsyncIterator[None]:
     """A generator that is begun and never ended: its loop does that, when it shuts down, or is replaced."""
     loop = asyncio.get_running_loop()

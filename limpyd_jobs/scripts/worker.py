@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from functools import partial
+from typing import NoReturn
 
 from ..exceptions import ConfigurationException
 from ..modules import allowed_modules, find_directories
@@ -101,6 +102,23 @@ def load_config_class(path: str, program: str) -> type[WorkerConfig]:
     if not (isinstance(found, type) and issubclass(found, WorkerConfig)):
         parser.error(f"The worker-config argument ({path}) must be {show_name(WorkerConfig)} or a subclass")
     return found
+
+
+def begin_anew(arguments: Sequence[str], directory: str, **environment: str) -> NoReturn:
+    """Become the command with these arguments, in this process and with nothing loaded.
+
+    For commands of a framework, which loads the program before it calls them, and pools: the children are copies of
+    their parent, and with the code in it they could not load what has changed, at SIGHUP or by `--reload`.
+
+    Args:
+        directory: where the program is; the first one on the Python path.
+        environment: variables to be set.
+    """
+    path = os.pathsep.join(filter(None, [directory, os.environ.get("PYTHONPATH")]))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    command = [sys.executable, "-m", f"{__package__}.worker", *arguments]
+    os.execve(sys.executable, command, {**os.environ, **environment, "PYTHONPATH": path})
 
 
 if __name__ == "__main__":

@@ -99,6 +99,7 @@ def run_until_empty(
         left = {"max_loops": max_jobs - len(handled), "burst": True, "raises": raises}
         known = {} if _is_in_main_thread() else _in_a_thread(worker_class, options)
         worker = kind(names, queue_model=queue_model, **{**known, **options, **left})
+        worker.runs_for_caller = True
         _apart_from_loops(worker.run)
         handled += worker.handled
         if raises and worker.error is not None:

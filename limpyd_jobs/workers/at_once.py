@@ -85,6 +85,8 @@ def to_order(model: Any, identifier: str | None, queue_name: str | None, queue_m
 class _AtOnce(JobLife):
     """What the workers for one job have in common."""
 
+    runs_for_caller = True
+
     def __init__(self, order: Order) -> None:
         super().__init__([order.queue_name or "-"], queue_model=order.queue_model, terminate_gracefuly=False)
         self._order = order

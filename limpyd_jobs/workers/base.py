@@ -79,6 +79,7 @@ class BaseWorker:
         metrics_port: where metrics for Prometheus are shown: a port of 127.0.0.1 (0 for any), or `HOST:PORT`; None for
             nowhere.
         heartbeat_file: the path of a file whose mtime is renewed while the worker lives (see docs/seeing-workers.md).
+        runs_for_caller: do its jobs run in the thread of whoever made them, and who goes on there? No option.
 
     Of `requeue_times`, `requeue_delay_delta`, `job_timeout`, `backoff`, `retry_on`, `no_retry_on` and `save_result`,
     what a job or its class says wins: see docs/retries.md.
@@ -122,6 +123,7 @@ class BaseWorker:
     save_result: Any = None
     log_format = "text"
     metrics_port: Any = None
+    runs_for_caller = False
     heartbeat_file: Any = None
 
     parameters: tuple[str, ...] = (

@@ -12,7 +12,7 @@ import pytest
 
 from ..base import ROOT, RedisServer
 
-ELSEWHERE = {"retries", "testing"}  # their examples have tests of their own
+ELSEWHERE = {"django", "fastapi", "flask", "retries", "testing"}  # their examples have tests of their own
 # In these pages workers run what is added, if anybody does; in the others jobs run when they are added.
 RUN_BY_WORKERS = {"celery", "howto", "processes", "rq", "speed", "tutorial", "version-2"}
 CONNECT = """

@@ -81,8 +81,12 @@ def test_only_the_package_and_its_fixtures_are_installed(built: Path) -> None:
 def test_what_is_not_python_is_installed_too(built: Path) -> None:
     package = built / "limpyd_jobs"
     scripts = {path.name for path in (ROOT / "limpyd_jobs" / "lua").glob("*.lua")}
+    templates = Path("contrib", "django", "templates", "limpyd_jobs")
 
     assert (package / "py.typed").exists()
+    assert {*(package / templates).iterdir()} == {
+        package / templates / path.name for path in (ROOT / "limpyd_jobs" / templates).iterdir()
+    }
     assert {path.name for path in (package / "lua").glob("*.lua")} == scripts
     assert scripts
 
