@@ -394,9 +394,9 @@ class _Books:
         return found
 
     def _check_keys(self) -> Iterator[Problem]:
-        own = ("models", "tasks", "leases", "claims", "expiring", "followups", "paused", "workers")
+        own = ("models", "tasks", "leases", "claims", "expiring", "followups", "paused", "workers", "numbers:total")
         self.owned |= {f"{self.namespace}:{name}" for name in own}
-        expiring = tuple(f"{self.namespace}:{kind}:" for kind in ("done", "unique"))
+        expiring = tuple(f"{self.namespace}:{kind}:" for kind in ("done", "unique", "numbers"))
         self.owned |= {key for key in self.keys if key.startswith(expiring) and self.client.ttl(key) != -1}
         if WorkerInfo not in self.models:  # else it is looked at as any model
             self.owned |= set(self._keys_below(worker_key(self.namespace)))

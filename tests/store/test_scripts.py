@@ -121,6 +121,7 @@ SAMPLES = {
     "release": lambda: transitions.release("jobs", "jobs:queue", ["t"]),
     "purge": lambda: transitions.purge("jobs", "jobs:queue:1", "success", [transitions.Past("a:1", None, [])]),
     "forget": lambda: transitions.forget("jobs", [(transitions.Past("a:1", {}, []), True)]),
+    "roll_up": lambda: transitions.roll_up("jobs"),
     "watch": lambda: transitions.watch("jobs", [("jobs:job:1:hash", True)]),
     "reject": lambda: transitions.reject("jobs", "jobs:queue:1", "a:1", "", NOW),
     "pause": lambda: transitions.pause("jobs", "jobs:queue", "q", "why", "who"),

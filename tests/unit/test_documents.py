@@ -226,6 +226,7 @@ def test_the_transitions_are_scripts_that_exist() -> None:
     aside |= {"add_alike"}  # as `add`
     aside |= {"update", "watch"}  # what is told of a job
     aside |= {"pause", "resume", "note_worker"}  # of no job
+    aside |= {"roll_up"}  # numbers
 
     assert named == set(lua.NAMES) - aside
 
