@@ -199,7 +199,8 @@ class _Reading:
             yield Moment(error.date_time, "error", f"{error.type}: {error.message}".split("\n")[0])
         recoveries = record.fields.get("recoveries")
         if recoveries and recoveries != "0":
-            yield Moment(None, "recovered", f"its lease has lapsed {recoveries} times")
+            times = "once" if recoveries == "1" else f"{recoveries} times"
+            yield Moment(None, "recovered", f"its lease has lapsed {times}")
         yield from self._end()
 
     def _end(self) -> Iterator[Moment]:

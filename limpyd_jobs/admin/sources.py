@@ -52,11 +52,12 @@ class Sets:
     """
 
     def __init__(self, client: Any, keys: Sequence[str], size: int) -> None:
-        self._client, self._keys, self.size = client, keys, size
+        self._client, self.size = client, size
+        self._keys = (*keys, *keys[:-1])  # a record may move from one set to another while they are read
 
     def scan(self) -> Iterator[str]:
-        """Page by page; twice, but for the last set: a record may move from one to another meanwhile."""
-        for key in (*self._keys, *self._keys[:-1]):
+        """Page by page."""
+        for key in self._keys:
             yield from self._client.sscan_iter(key, count=MEMBERS)
 
     def among(self, pks: list[str]) -> Iterator[str]:
@@ -132,7 +133,7 @@ def newest(source: Source, top: int, below: Order = AT_THE_START) -> Iterator[st
         below: only those that come after this one.
     """
     position = below
-    while True:
+    while source.size:
         if source.size > FEW and top and position[0]:
             number = top if position[0] > 1 else min(position[1] - 1, top)
             stop = max(number - source.size, 0)

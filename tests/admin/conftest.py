@@ -105,7 +105,7 @@ class Sent:
             return int(more) <= 1000
         if name in ("LRANGE", "ZRANGE"):
             return int(arguments[2]) - int(arguments[1]) < 1000 and int(arguments[1]) >= 0
-        return name in ("ZRANGEBYLEX", "ZRANGEBYSCORE") and int(arguments[-1]) <= 1000
+        return name in ("ZRANGEBYLEX", "ZRANGEBYSCORE") and "LIMIT" in arguments and int(arguments[-1]) <= 1000
 
     @property
     def records(self) -> int:

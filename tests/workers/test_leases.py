@@ -87,10 +87,12 @@ def take_away(job: Any) -> None:
 
 
 def snapshot() -> dict[str, Any]:
-    """All that Redis holds."""
+    """All that Redis holds, but for what is said of the worker itself."""
     readers = {"string": "get", "hash": "hgetall", "set": "smembers"}
     found = {}
     for key in client().keys("*"):
+        if key.startswith("jobs:worker"):
+            continue
         kind = client().type(key)
         if kind == "list":
             found[key] = client().lrange(key, 0, -1)
