@@ -154,6 +154,13 @@ def test_a_worker_that_logs_in_its_own_way_still_tells_of_the_job(lines: Lines) 
     assert [entry["message"][:2] for entry in lines.about(job.ident)] == ["! ", "! "]
 
 
+def test_stacks_are_one_line(lines: Lines) -> None:
+    Worker("test", log_format="json", terminate_gracefully=False).log_stacks()
+
+    (entry,) = lines.entries
+    assert entry["level"] == "critical" and "test_stacks_are_one_line" in entry["message"]
+
+
 # --- text
 
 
