@@ -24,7 +24,7 @@ CODE = re.compile(r"`(limpyd-jobs(?:-worker)?) ([^`…]+)`")
 
 
 def command_lines(page: Path) -> Iterator[tuple[str, str]]:
-    """Program and arguments of each line of code, and of each piece of code in a line that is more than a sub-command."""
+    """Program and arguments of each line of code, and of each piece of it in a line that is more than a name."""
     text = page.read_text()
     pieces = [(program, arguments) for program, arguments in CODE.findall(text) if " " in arguments]
     for program, arguments in [*LINE.findall(text), *pieces]:
