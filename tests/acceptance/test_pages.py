@@ -12,13 +12,16 @@ import pytest
 
 from ..base import ROOT, RedisServer
 
-# The examples of these have tests of their own; those of processes.md are pieces, and speed.md adds 100,000 jobs.
-ELSEWHERE = {"processes", "retries", "speed", "testing"}
-BEFORE = """
+ELSEWHERE = {"retries", "testing"}  # their examples have tests of their own
+# In these pages workers run what is added, if anybody does; in the others jobs run when they are added.
+RUN_BY_WORKERS = {"celery", "howto", "processes", "rq", "speed", "tutorial", "version-2"}
+CONNECT = """
 import os
 from limpyd_jobs import testing
 from limpyd_jobs.models import BaseJobsModel
 BaseJobsModel.database.connect(os.environ["LIMPYD_JOBS_DATABASE"])
+"""
+EAGER = """
 jobs_run_when_they_are_added = testing.eager()
 jobs_run_when_they_are_added.__enter__()
 """
@@ -28,7 +31,7 @@ def blocks_of(page: Path) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
 
 
-PAGES = [page for page in sorted((ROOT / "docs").glob("*.md")) if page.stem not in ELSEWHERE and blocks_of(page)]
+PAGES = [page for page in sorted((ROOT / "docs").rglob("*.md")) if page.stem not in ELSEWHERE and blocks_of(page)]
 
 
 def test_the_pages_about_functions_as_jobs_have_examples() -> None:
@@ -40,7 +43,8 @@ def test_the_pages_about_functions_as_jobs_have_examples() -> None:
 @pytest.mark.usefixtures("database")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_examples_of_a_page_are_a_program(page: Path, redis_server: RedisServer, tmp_path: Path) -> None:
-    (tmp_path / "program.py").write_text("\n\n".join([BEFORE, *blocks_of(page)]))
+    before = CONNECT if page.stem in RUN_BY_WORKERS else CONNECT + EAGER
+    (tmp_path / "program.py").write_text("\n\n".join([before, *blocks_of(page)]))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "LIMPYD_JOBS_DATABASE": redis_server.url}
 
     done = subprocess.run(
