@@ -442,6 +442,8 @@ class _Books:
             "workers",
             "numbers:total",
         )
+        own = ["models", "tasks", "leases", "claims", "expiring", "followups", "operations", "paused", "workers"]
+        own += ["numbers:total"]
         self.owned |= {f"{self.namespace}:{name}" for name in own}
         expiring = tuple(f"{self.namespace}:{kind}:" for kind in ("done", "unique", "numbers"))
         self.owned |= {key for key in self.keys if key.startswith(expiring) and self.client.ttl(key) != -1}

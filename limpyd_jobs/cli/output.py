@@ -6,6 +6,8 @@ titles.
 
 Texts from Redis may hold anything: what is no printable character is written as an escape, so that nothing reaches the
 terminal as a command, and a record stays one line.
+Texts from Redis may hold anything: what is no printable character is written as an escape, so that nothing of it is a
+command to the terminal, and a record stays one line.
 """
 
 from __future__ import annotations

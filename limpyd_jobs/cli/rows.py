@@ -54,7 +54,7 @@ QUEUE_COLUMNS = (
     Column("due", is_number=True, is_extra=True),
     Column("delayed", is_number=True),
     Column("running", is_number=True, style=lambda text: "green" if text != "0" else ""),
-    Column("errors", is_number=True, style=_alarming),
+    Column("errors", is_number=True, is_extra=True, style=_alarming),
     Column("in/s", is_number=True, is_extra=True),
     Column("out/s", is_number=True, is_extra=True),
     Column("oldest", is_number=True),

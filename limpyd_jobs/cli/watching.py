@@ -94,25 +94,30 @@ def _screen(given: Given, found: Status, trouble: str, width: int, height: int) 
     from rich.text import Text
 
     lines = height - 6  # two titles, two empty lines, the first and the last
-    queue_room, worker_room = share(lines, len(found.queues), len(found.workers))
+    of_queues, of_workers = share(lines, len(found.queues), len(found.workers))
+    queues = busiest(found.queues, _shown(of_queues, len(found.queues)))
+    workers = found.workers[: _shown(of_workers, len(found.workers))]
     last = Text(trouble, style="bold red") if trouble else Text("q ends", style="dim")
     return Group(
         Text(_summary(given, found), style="bold", no_wrap=True, overflow="ellipsis"),
-        _fitting(QUEUE_COLUMNS, list(map(queue_row, busiest(found.queues, queue_room))), len(found.queues), width),
+        _fitting(QUEUE_COLUMNS, list(map(queue_row, queues)), len(found.queues), width),
         Text(""),
-        _fitting(WORKER_COLUMNS, list(map(worker_row, found.workers[:worker_room])), len(found.workers), width),
+        _fitting(WORKER_COLUMNS, list(map(worker_row, workers)), len(found.workers), width),
         Text(""),
         last,
     )
 
 
 def _fitting(columns: Sequence[Column], rows: list[Any], count: int, width: int) -> RenderableType:
-    """A table; when it has not all rows, its last line says how many there are besides."""
-    if len(rows) == count:
-        return make_table(columns, rows, width)
-    shown = rows[:-1]
-    more = (f"... {count - len(shown)} more", *("" for _ in columns[1:]))
-    return make_table(columns, [*shown, more], width)
+    """A table; when it has not all rows, another line says how many there are besides."""
+    if len(rows) < count:
+        rows = [*rows, (f"... {count - len(rows)} more", *("" for _ in columns[1:]))]
+    return make_table(columns, rows, width)
+
+
+def _shown(room: int, count: int) -> int:
+    """How many rows there are: all, or one less than there is room for, as a line says how many are left out."""
+    return count if count <= room else room - 1
 
 
 def share(lines: int, queues: int, workers: int) -> tuple[int, int]:
@@ -124,14 +129,14 @@ def share(lines: int, queues: int, workers: int) -> tuple[int, int]:
 
 
 def busiest(queues: Sequence[QueueStatus], room: int) -> list[QueueStatus]:
-    """As many queues as there is room for, in their order: those that have something first."""
+    """As many queues as there is room for, in their order: those with work first, then those with delayed jobs."""
     if len(queues) <= room:
         return list(queues)
 
-    def rank(place: int) -> tuple[bool, int]:
+    def rank(place: int) -> tuple[bool, bool, int]:
         queue = queues[place]
-        has_something = any((queue.waiting, queue.due, queue.delayed, queue.running, queue.paused))
-        return not has_something, place
+        is_busy = any((queue.waiting, queue.due, queue.running, queue.paused))
+        return not is_busy, not queue.delayed, place
 
     return [queues[place] for place in sorted(sorted(range(len(queues)), key=rank)[:room])]
 
@@ -141,10 +146,11 @@ def _summary(given: Given, found: Status) -> str:
     waiting, running = sum(one.waiting for one in queues), sum(one.running for one in queues)
     oldest = max((one.oldest_age for one in queues if one.oldest_age is not None), default=None)
     parts = [
-        given.database_name,
         found.time[:19],
         f"{counted(waiting, 'job')} waiting",
         f"{running:,} running",
         counted(len(found.workers), "worker"),
+        *([f"oldest {show_age(oldest)}"] if oldest is not None else []),
+        given.database_name,
     ]
-    return "  ".join([*parts, *([f"oldest {show_age(oldest)}"] if oldest is not None else [])])
+    return "  ".join(parts)

@@ -133,8 +133,12 @@ def _run_command(arguments: tuple[str, ...]) -> None:
 
 
 def _run_worker(arguments: tuple[str, ...]) -> None:
-    """`flask jobs-worker ...`: a worker, or a pool whose parent has nothing of the application loaded."""
-    path = click.get_current_context().ensure_object(ScriptInfo).app_import_path
-    if worker.read_pool_options(list(arguments)) is not None:
-        worker.begin_anew([CONFIG, *arguments], os.getcwd(), **({"FLASK_APP": path} if path else {}))
+    """`flask jobs-worker ...`: a worker, or a pool whose parent has nothing of the application loaded.
+
+    An application that a program has made, as tests do, cannot be loaded anew: then that process goes on.
+    """
+    info = click.get_current_context().ensure_object(ScriptInfo)
+    if info.create_app is None and worker.read_pool_options(list(arguments)) is not None:
+        named = {"FLASK_APP": info.app_import_path} if info.app_import_path else {}
+        worker.begin_anew([CONFIG, *arguments], os.getcwd(), **named)
     worker.main(["flask-jobs-worker", CONFIG, *arguments])

@@ -170,6 +170,19 @@ def test_the_command_shows_the_options_of_the_worker(app: flask.Flask) -> None:
     assert "--prefetch" in done.output
 
 
+def test_a_pool_of_an_application_that_a_program_has_made_does_not_replace_the_program(
+    app: flask.Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[Any] = []
+    monkeypatch.setattr("os.execve", lambda *args: called.append("execve"))
+    monkeypatch.setattr("limpyd_jobs.scripts.worker.main", called.append)
+
+    done = app.test_cli_runner().invoke(args=["jobs-worker", "--queues=mails", "--processes=2"])
+
+    assert done.exception is None
+    assert [argv[2:] for argv in called] == [["--queues=mails", "--processes=2"]]
+
+
 def test_the_command_sees_the_jobs_of_the_application(app: flask.Flask) -> None:
     job = FlaskContribJob.add_job("user:1")
 

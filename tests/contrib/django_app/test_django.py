@@ -128,6 +128,15 @@ def test_the_app_is_well_for_django() -> None:
     call_command("makemigrations", check=True, dry_run=True, verbosity=0)
 
 
+def test_commands_that_read_all_models_do_without_tables_of_the_app(capsys: pytest.CaptureFixture[str]) -> None:
+    from django.core.management import call_command
+
+    call_command("dumpdata", "limpyd_jobs", use_base_manager=True)
+    call_command("dumpdata", "limpyd_jobs")
+
+    assert capsys.readouterr().out == "[][]"
+
+
 # --- Transactions
 
 
