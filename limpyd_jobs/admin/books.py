@@ -430,18 +430,6 @@ class _Books:
         return found
 
     def _check_keys(self) -> Iterator[Problem]:
-        own = (
-            "models",
-            "tasks",
-            "leases",
-            "claims",
-            "expiring",
-            "followups",
-            "operations",
-            "paused",
-            "workers",
-            "numbers:total",
-        )
         own = ["models", "tasks", "leases", "claims", "expiring", "followups", "operations", "paused", "workers"]
         own += ["numbers:total"]
         self.owned |= {f"{self.namespace}:{name}" for name in own}

@@ -4,8 +4,6 @@ On a terminal tables are aligned and fit its width: long texts are shortened in 
 with NO_COLOR). Elsewhere, and with TERM=dumb, a table is lines with tabs between the cells, whole, below a line of
 titles.
 
-Texts from Redis may hold anything: what is no printable character is written as an escape, so that nothing reaches the
-terminal as a command, and a record stays one line.
 Texts from Redis may hold anything: what is no printable character is written as an escape, so that nothing of it is a
 command to the terminal, and a record stays one line.
 """
