@@ -35,7 +35,7 @@ class LoggedJob(Job):
             self.status.hset("c")
 
 
-class Lines(logging.StreamHandler[io.StringIO]):
+class Lines(logging.StreamHandler):  # type: ignore[type-arg]  # it takes one from Python 3.11 on
     """Writes into a text, which is read as one object a line."""
 
     def __init__(self) -> None:
