@@ -142,7 +142,7 @@ def _approximate(when: float) -> Any:
 
 def _stored_hash(record: dict[str, str]) -> dict[str, Any]:
     found: dict[str, Any] = {**record}
-    for name in {"added", "start", "end"} & record.keys():
+    for name in {"added", "start", "end", "waiting_since"} & record.keys():
         if not record[name].startswith("2001-"):
             found[name] = f"some {name}"
     if record.get("delayed_until"):
@@ -155,6 +155,8 @@ def _stored_hash(record: dict[str, str]) -> dict[str, Any]:
 def stored() -> dict[str, Any]:
     """The whole database, without what depends on the moment."""
     found = dump()
+    minutes = [found.pop(key) for key in list(found) if key.startswith("jobs:numbers:")]  # there may be a new one
+    found["added"] = sum(int(number) for one in minutes for name, number in one.items() if name.startswith("a "))
     for key, value in list(found.items()):
         if ":done:" in key:
             del found[key]

@@ -75,7 +75,7 @@ def counts(model: Any = CountedJob, queue: str = "counted") -> dict[str, int]:
 
 def claim(start: str = START, token: str = "w-1") -> Claim:
     call = transitions.claim("jobs", "jobs:queue", token, "w", 30, start, ["counted"])
-    held = send(call).claim
+    held: Claim | None = send(call).claim
     assert held is not None
     return held
 
@@ -178,7 +178,9 @@ def test_a_job_whose_class_cannot_be_had_is_counted_as_failed() -> None:
 
 @pytest.mark.parametrize("many", [False, True], ids=["one", "many"])
 def test_calls_of_a_task_are_counted_under_its_name(many: bool) -> None:
-    calls = [{"identifier": str(number), "task": f"shop:{number % 2}", "arguments": "[[],{}]"} for number in range(4)]
+    calls: list[dict[str, Any]] = [
+        {"identifier": str(number), "task": f"shop:{number % 2}", "arguments": "[[],{}]"} for number in range(4)
+    ]
     if many:
         CountedTaskJob.add_jobs(calls)
     else:
