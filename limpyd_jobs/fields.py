@@ -89,6 +89,12 @@ class ProgressField(InstanceHashField):
     holds_progress = True
 
 
+class WaitingSinceField(InstanceHashField):
+    """Holds since when a job waits, if not since it was added. Another field of this name is left alone."""
+
+    holds_waiting_since = True
+
+
 class SavedResultField(limpyd_fields.StringField):
     """Holds what a job answered (see outcomes.py), in a key of its own, which may expire."""
 

@@ -65,6 +65,7 @@ from .fields import (
     ProgressField,
     RunOptionsField,
     SavedResultField,
+    WaitingSinceField,
     WorkflowField,
     Writes,
     needs_limpyd,
@@ -620,6 +621,7 @@ class Job(BaseJobsModel):
     queued = InstanceHashField(indexable=True)
     cancel_on_error = InstanceHashField()
     queue_key = InstanceHashField()  # the key prefix of the queue that it is, or was last, in: `jobs:queue:3`
+    waiting_since = WaitingSinceField()  # when it last began to wait, by the clock of Redis; nothing: when it was added
     recoveries = InstanceHashField()  # how often the lease lapsed while it ran, or may have
     cancel_reason = CancelReasonField()  # "canceled", "expired", or what `cancel` was told
     run_options = RunOptionsField()  # what `add_job` was told of its runs, as JSON; read it with `run_option`
@@ -633,6 +635,7 @@ class Job(BaseJobsModel):
 
     queue_model: Any = Queue
     queue_name: str | None = None
+    _task_field: str | None = None  # which field says what a job does, where that is not the class
     always_cancel_on_error = False
     isolate: bool | None = None  # in a process of its own; what the worker says when None
     lease_seconds: float | None = None  # the worker's own when None

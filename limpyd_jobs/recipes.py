@@ -172,6 +172,10 @@ def job_recipe(model: Any) -> str:
         given["has_own_saved_result"] = True
     if own := _own_of_class(model):
         given["own"] = own
+    if not has_waiting_since(model):
+        given["has_own_waiting_since"] = True
+    if names_task(model):
+        given["task"] = model._task_field
     return json.dumps({**json.loads(recipe(model, TRANSITION_FIELDS)), **given}, sort_keys=True)
 
 
@@ -210,6 +214,17 @@ def has_follow_up(model: Any) -> bool:
 def has_progress(model: Any) -> bool:
     """As `has_run_options`, for `progress`: a field that is the user's own is not written."""
     return model.has_field("progress") and hasattr(model.get_field("progress"), "holds_progress")
+
+
+def has_waiting_since(model: Any) -> bool:
+    """As `has_run_options`, for `waiting_since`: a field that is the user's own is neither written nor read."""
+    return model.has_field("waiting_since") and hasattr(model.get_field("waiting_since"), "holds_waiting_since")
+
+
+def names_task(model: Any) -> bool:
+    """Is there a field whose value, rather than the class, says what a job does?"""
+    name = getattr(model, "_task_field", None)
+    return name is not None and name in model._instancehash_fields
 
 
 def has_saved_result(model: Any) -> bool:
@@ -548,7 +563,8 @@ def plain_life(model: Any, queue_model: Any) -> str:
     others = [found for name, found in prefixes.items() if name not in ("identifier", "priority", "status", "queued")]
     status, queued = prefixes["status"] or (), prefixes["queued"] or ()
     namespace = queue_model.namespace or ""
-    if not has_run_options(model) or len(status) != 1 or len(queued) != 1 or others != [()] * len(others):
+    has_own = not has_run_options(model) or not has_waiting_since(model)
+    if has_own or len(status) != 1 or len(queued) != 1 or others != [()] * len(others):
         return "local CLASS = nil\n"
     known = {
         "repr": model.get_model_repr(),
@@ -560,6 +576,8 @@ def plain_life(model: Any, queue_model: Any) -> str:
         "ready": f":ready:{queue_model._name[len(namespace) + 1 :]}:",
     }
     parts = [f"{name} = {lua.quoted(text)}" for name, text in known.items()]
+    if names_task(model):
+        parts.append(f"task = {lua.quoted(model._task_field)}")
     if model.lease_seconds is not None:
         parts.append(f"lease_seconds = {lua.quoted(repr(model.lease_seconds))}")
     if model.max_recoveries is not None:
@@ -614,11 +632,13 @@ def _describe_alike(model: Any, names: tuple[str, ...]) -> str | None:
         "by_queued": by_queued,
     }
     described = ", ".join([f"width = {len(names)}", *(f"{name} = {lua.quoted(text)}" for name, text in known.items())])
+    task = shared.get(model._task_field, values.get(model._task_field)) if names_task(model) else None
     own_writes = "; ".join(f"call(command, {key}, pk)" for key in own_sets)
     shared_writes = "; ".join(f"call(command, {key}, ...)" for key in shared_sets)
     return (
         f"local CLASS = {{{described}}}\n"
         f"local function texts_of(at, priority) return {', '.join(pairs)} end\n"
+        f"local function task_of(at) return {task or lua.quoted(model.get_model_repr())} end\n"
         f"local function in_own_sets(call, command, at, pk) {own_writes} end\n"
         f"local function in_shared_sets(call, command, priority, ...) {shared_writes} end\n"
     )

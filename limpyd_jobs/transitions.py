@@ -514,8 +514,14 @@ def create(model_key: str, record: str) -> Call[str]:
     return Call("create", {"collection": f"{model_key}:collection"}, {"record": record}, read)
 
 
-def execute(namespace: str, subject: Subject, token: str, lease_seconds: float, record: str) -> Call[str]:
-    """Create a job that the caller runs at once, under a token unlike any other; its primary key."""
+def execute(
+    namespace: str, subject: Subject, token: str, lease_seconds: float, record: str, queue_name: str = ""
+) -> Call[str]:
+    """Create a job that the caller runs at once, under a token unlike any other; its primary key.
+
+    Args:
+        queue_name: under which it is counted.
+    """
 
     def read(reply: Reply) -> str:
         _not_taken(reply, "job")
@@ -528,6 +534,7 @@ def execute(namespace: str, subject: Subject, token: str, lease_seconds: float, 
         "token": token,
         "lease_seconds": repr(lease_seconds),
         "record": record,
+        "queue_name": queue_name,
     }
     return Call("execute", _keys(namespace), args, read)
 
@@ -992,6 +999,7 @@ def retry(namespace: str, held: Claim, next_token: str, start: str) -> Call[Ende
         "token": held.token,
         "next_token": next_token,
         "start": start,
+        "queue_name": held.queue_name,
     }
 
     return Call("retry", _keys(namespace), args, lambda reply: _begun(reply, held))
@@ -1353,6 +1361,28 @@ def follow_up(namespace: str, deleted: str = "") -> Call[FollowedUp]:
         return FollowedUp(reply[1] == "1", tuple(reply[3:end]), _changes(reply[end:]))
 
     return Call("follow_up", _keys(namespace), {"namespace": namespace, "deleted": deleted}, read)
+
+
+class RolledUp(NamedTuple):
+    """What `roll_up` did: the `minute` that it is by the clock of Redis, and the last one that was added."""
+
+    minute: int
+    rolled: int
+
+    @property
+    def has_more(self) -> bool:
+        """Are there minutes left that are over?"""
+        return self.rolled < self.minute - 1
+
+
+def roll_up(namespace: str) -> Call[RolledUp]:
+    """Add the numbers of minutes that are over to their hours and to the total. Raises WrongKeyType on reading."""
+
+    def read(reply: Reply) -> RolledUp:
+        _not_broken(reply)
+        return RolledUp(int(reply[1]), int(reply[2]))
+
+    return Call("roll_up", _keys(namespace), {"namespace": namespace}, read)
 
 
 class Created(NamedTuple):

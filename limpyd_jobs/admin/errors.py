@@ -15,7 +15,7 @@ from ..exceptions import InvalidArgument
 from ..models import Queue
 from ..utils import utcnow
 from .fingerprints import fingerprint, place_of
-from .matching import ErrorQuestion, is_pattern
+from .matching import ENOUGH, ErrorQuestion, is_pattern
 from .reading import AT_ONCE, ask, client_of, error_models, is_wrong_type, job_kinds
 from .records import ErrorFilter, ErrorRecord, Page
 from .sources import Order, Range, Source, each_of, growing, newest, page_of, smallest, to_top
@@ -251,7 +251,7 @@ class _Errors:
             for pk, values in zip(pks, replies, strict=True)
             if not is_wrong_type(values)
         ]
-        is_end = bool(found) and self.top > 0 and all(self._question.is_too_old(values) for _, values in found)
+        is_end = len(found) >= ENOUGH and self.top > 0 and all(self._question.is_too_old(one) for _, one in found)
         return [(pk, values) for pk, values in found if self._question.keeps(values)], is_end
 
     def _read(self, pks: list[str]) -> Iterator[tuple[str, dict[str, str]]]:

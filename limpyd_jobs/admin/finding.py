@@ -16,7 +16,7 @@ from ..exceptions import InvalidArgument, JobNotFound
 from ..models import Queue
 from ..statuses import STATUSES
 from ..utils import server_seconds
-from .matching import JobQuestion, is_pattern
+from .matching import ENOUGH, JobQuestion, is_pattern
 from .reading import (
     AT_ONCE,
     MEMBERS,
@@ -175,7 +175,7 @@ class _Jobs:
 
     def read(self, below: Order, first: int) -> Iterator[tuple[str, JobRecord]]:
         """Those below a primary key, the newest first; `first` are read at first."""
-        for pks in growing(newest(self.source, self.top, below), first, AT_ONCE):
+        for pks in growing(newest(self.source, self._start(), below), first, AT_ONCE):
             kept, is_end = self._sift(pks)
             records = read_jobs(self._client, [(self.kind, pk) for pk in kept], self._search.queue_names)
             for pk, record in zip(kept, records, strict=True):
@@ -201,12 +201,26 @@ class _Jobs:
         if self._question.names in ((), (self._indexed,)):
             return self.source.size
         count = 0
-        for pks in growing(newest(self.source, self.top), AT_ONCE, AT_ONCE):
+        for pks in growing(newest(self.source, self._start()), AT_ONCE, AT_ONCE):
             kept, is_end = self._sift(pks)
             count += len(kept)
             if is_end:
                 break
         return count
+
+    def _start(self) -> int:
+        """The number from which on jobs may be old enough, where that is worth some round trips."""
+        high, low = self.top, 0
+        while self._question.asks_for_old and self.source.size > FEW and high - low > MEMBERS:
+            middle = (low + high) // 2
+            keys = (self.kind.hash_key(str(number)) for number in range(middle, middle - ENOUGH, -1))
+            found = ask(self._client, (("HGET", key, "added") for key in keys))
+            times = [added for added in found if isinstance(added, str)]
+            if len(times) * 2 > ENOUGH and all(map(self._question.is_too_new, times)):
+                high = middle
+            else:
+                low = middle
+        return high
 
     def _sift(self, pks: list[str]) -> tuple[list[str], bool]:
         """Those that are meant, and whether no older ones are, by the fields that tell it."""
@@ -221,8 +235,8 @@ class _Jobs:
         ]
         self._search.queue_names.of(values["queue_key"] for _, values in found if values.get("queue_key"))
         kept = [pk for pk, values in found if self._keeps(pk, values)]
-        is_end = self.top > 0 and self.source.size > FEW and all(self._question.is_too_old(one) for _, one in found)
-        return kept, bool(found) and is_end
+        is_end = len(found) >= ENOUGH and all(self._question.is_too_old(values) for _, values in found)
+        return kept, is_end and self.top > 0 and self.source.size > FEW
 
 
 @dataclass(frozen=True)

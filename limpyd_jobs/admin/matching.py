@@ -15,6 +15,7 @@ from .records import ErrorFilter, JobFilter
 WILDCARDS = {"*": ".*", "?": "."}
 FIRST_MOMENT = "0001-01-01 00:00:00"
 SKEW_SECONDS = 3600  # by which the clocks of two machines differ at most
+ENOUGH = 100  # records in a row, of which all are too old, or too new: those on that side of them are, too
 Values = Mapping[str, "str | None"]
 
 
@@ -31,6 +32,7 @@ class JobQuestion:
         self._latest = _ago(wanted.older_than)
         self._earliest = _ago(wanted.newer_than)
         self._too_old = None if wanted.newer_than is None else _ago(wanted.newer_than + SKEW_SECONDS)
+        self._too_new = None if wanted.older_than is None else _ago(wanted.older_than - SKEW_SECONDS)
         asked = {
             "status": bool(wanted.statuses) or wanted.ended_before is not None,
             "identifier": wanted.identifier is not None,
@@ -61,6 +63,15 @@ class JobQuestion:
     def _queue_of(self, values: Values, found_in: str | None) -> str | None:
         key = values.get("queue_key")
         return self._queues.of([key])[key] if key else found_in
+
+    @property
+    def asks_for_old(self) -> bool:
+        """Are only jobs meant that were added some time ago?"""
+        return self._too_new is not None
+
+    def is_too_new(self, added: str) -> bool:
+        """Was a job added so late that no newer job is meant, even if the clocks were wrong?"""
+        return self._too_new is not None and added > self._too_new
 
     def is_too_old(self, values: Values) -> bool:
         """Was it added so long before those that are meant that no older job is, even if the clocks were wrong?"""

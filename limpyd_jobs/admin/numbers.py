@@ -6,20 +6,21 @@ a total. See docs/numbers.md.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from .. import transitions
 from ..exceptions import InvalidArgument
 from ..models import Queue
+from ..utils import server_seconds
 
 MINUTES_KEPT = 26 * 60
 HOURS_KEPT = 31 * 24
-BATCH = 60  # minutes or hours that are read in one round trip
+BATCH = 20  # minutes or hours that are read in one round trip
 
-BOUNDS = tuple(
-    2**power / 1000 for power in range(33)
-)  # the upper bounds of all buckets, in seconds: 1 ms, 2 ms ... 49 days
+BOUNDS = tuple(2**power / 1000 for power in range(33))  # of all buckets, in seconds: 1 ms, 2 ms, 4 ms ... 49 days
 REST = "*"  # the task and the queue of what is counted where a minute has too many of them
 
 
@@ -28,8 +29,8 @@ class Histogram:
     """How often something took how long.
 
     Attributes:
-        buckets: upper bound in seconds, one of `BOUNDS` -> how many took at most as long, and longer than half of that
-            (of the first bucket: than nothing). In order, without those that are empty. The last of the `BOUNDS` also has
+        buckets: upper bound in seconds, one of `BOUNDS` -> how many took at most as long, and longer than half of
+            that. In order, without those that are empty. The first one has what took no time, the last of the `BOUNDS`
             what took longer.
         sum: of all, in seconds.
         count: of all.
@@ -68,7 +69,7 @@ class Numbers:
     """What became of the jobs of a task in a queue, in some time.
 
     Attributes:
-        queue: its name; '' for jobs that were executed at once, in no queue.
+        queue: its name; '' for jobs that were executed at once, of no queue.
         task: the name of the task, of a call of one; else the class of the job (`my.module.MailJob`).
         added: new jobs, also those that wait for others.
         started: runs that began.
@@ -120,23 +121,39 @@ def series(since_minutes: int = 60, queue_model: Any = Queue) -> list[Numbers]:
     Raises:
         InvalidArgument: `since_minutes` is not accepted.
     """
-    raise NotImplementedError
+    _check_count("since_minutes", since_minutes, MINUTES_KEPT)
+    minute = _roll_up(queue_model).minute
+    times = range(minute - since_minutes + 1, minute + 1)
+    found = zip(times, _read(queue_model, (f"{time}" for time in times)), strict=True)
+    return [one for time, fields in found for one in _numbers([_of_minute(fields)], time * 60)]
 
 
 def by_hour(since_hours: int = 24, queue_model: Any = Queue) -> list[Numbers]:
-    """As `series`, by the hour.
+    """As `series`, by the hour. The last one is the hour that has begun, without the last minute of it.
 
     Args:
         since_hours: how many, up to 744, which is 31 days.
     Raises:
         InvalidArgument: `since_hours` is not accepted.
     """
-    raise NotImplementedError
+    _check_count("since_hours", since_hours, HOURS_KEPT)
+    hour = _roll_up(queue_model).minute // 60
+    times = range(hour - since_hours + 1, hour + 1)
+    found = zip(times, _read(queue_model, (f"hour:{time}" for time in times)), strict=True)
+    return [one for time, fields in found for one in _numbers([fields], time * 3600)]
 
 
 def totals(queue_model: Any = Queue) -> list[Numbers]:
     """All that was ever counted, for each queue and task: numbers that only grow."""
-    raise NotImplementedError
+    minute = _roll_up(queue_model).minute
+    names = ["total", f"{minute}", f"{minute + 1}"]  # the next one may just have begun
+    pipeline = queue_model.get_connection().pipeline()  # a transaction: so what is in the total is not in a minute, too
+    for name in names:
+        pipeline.hgetall(_key(queue_model, name))
+    total, *minutes = pipeline.execute()
+    rolled = int(total.pop("rolled", 0))
+    new = [fields for name, fields in zip(names[1:], minutes, strict=True) if int(name) > rolled]
+    return _numbers([total, *map(_of_minute, new)], None)
 
 
 def rates(minutes: int = 5, queue_model: Any = Queue) -> dict[str, Rates]:
@@ -147,4 +164,96 @@ def rates(minutes: int = 5, queue_model: Any = Queue) -> dict[str, Rates]:
     Raises:
         InvalidArgument: `minutes` is not accepted.
     """
-    raise NotImplementedError
+    _check_count("minutes", minutes, MINUTES_KEPT - 1)
+    now = server_seconds(queue_model.get_connection().time())
+    first = int(now) // 60 - minutes
+    seconds = now - first * 60
+    found: dict[str, list[Numbers]] = defaultdict(list)
+    for fields in _read(queue_model, (f"{minute}" for minute in range(first, first + minutes + 1))):
+        for one in _numbers([_of_minute(fields)], None):
+            found[one.queue].append(one)
+    return {
+        queue: Rates(
+            sum(one.added + one.requeued for one in many) / seconds,
+            sum(one.succeeded + one.failed + one.canceled for one in many) / seconds,
+            sum(one.started for one in many) / seconds,
+        )
+        for queue, many in sorted(found.items())
+    }
+
+
+# --- How they are kept
+
+ONE = 10**10  # see `tally_time` in _common.lua
+COUNTS = {"a": "added", "q": "requeued", "v": "recovered", "c": "canceled"}
+BUCKETS = {"w": "started", "s": "succeeded", "e": "failed"}
+SUMS = {"w": "W", "s": "R", "e": "R"}
+
+
+def _check_count(argument: str, value: Any, most: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        raise InvalidArgument(argument, value, f"an integer from 1 to {most}")
+
+
+def _key(queue_model: Any, name: str) -> str:
+    return f"{queue_model.namespace or ''}:numbers:{name}"
+
+
+def _roll_up(queue_model: Any) -> transitions.RolledUp:
+    """Add up all minutes that are over, if no worker has done it."""
+    while True:
+        done = transitions.send(queue_model.get_connection(), transitions.roll_up(queue_model.namespace or ""))
+        if not done.has_more:
+            return done
+
+
+def _read(queue_model: Any, names: Iterable[str]) -> Iterator[dict[str, str]]:
+    keys = [_key(queue_model, name) for name in names]
+    for start in range(0, len(keys), BATCH):
+        pipeline = queue_model.get_connection().pipeline(transaction=False)
+        for key in keys[start : start + BATCH]:
+            pipeline.hgetall(key)
+        yield from pipeline.execute()
+
+
+def _of_minute(fields: Mapping[str, str]) -> dict[str, int]:
+    """The fields of a minute as those of an hour: how long something took in fields of their own."""
+    found: dict[str, int] = defaultdict(int)
+    for name, text in fields.items():
+        kind, _, rest = name.partition(" ")
+        if kind[1:]:
+            count, took = divmod(int(text), ONE)
+            found[name] += count
+            found[f"{SUMS[kind[0]]} {rest}"] += took * 2 ** int(kind[1:])
+        else:
+            found[name] += int(text)
+    return found
+
+
+def _numbers(parts: Iterable[Mapping[str, Any]], time: int | None) -> list[Numbers]:
+    """Add up fields, and make of them the numbers of each queue and task."""
+    found: dict[tuple[str, str], dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for fields in parts:
+        for name, number in fields.items():
+            kind, task, queue = name.split(" ", 2)
+            found[queue, task][kind] += int(number)
+    return [_numbers_of(*of, found[of], time) for of in sorted(found)]
+
+
+def _numbers_of(queue: str, task: str, kinds: Mapping[str, int], time: int | None) -> Numbers:
+    counts: dict[str, int] = {name: kinds.get(kind, 0) for kind, name in COUNTS.items()}
+    for kind, name in BUCKETS.items():
+        counts[name] = sum(_buckets(kinds, kind).values())
+    wait, run = _histogram(kinds, "W", "w"), _histogram(kinds, "R", "s", "e")
+    return Numbers(queue, task, **counts, wait=wait, run=run, time=time)
+
+
+def _histogram(kinds: Mapping[str, int], sum_kind: str, *of: str) -> Histogram:
+    found = [_buckets(kinds, kind) for kind in of]
+    buckets = {bound: sum(one.get(bound, 0) for one in found) for bound in BOUNDS}
+    filled = {bound: count for bound, count in buckets.items() if count}
+    return Histogram(filled, kinds.get(sum_kind, 0) / 1_000_000, sum(filled.values()))
+
+
+def _buckets(kinds: Mapping[str, int], kind: str) -> dict[float, int]:
+    return {BOUNDS[int(name[1:])]: number for name, number in kinds.items() if name[0] == kind and name[1:]}

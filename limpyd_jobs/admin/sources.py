@@ -52,11 +52,12 @@ class Sets:
     """
 
     def __init__(self, client: Any, keys: Sequence[str], size: int) -> None:
-        self._client, self._keys, self.size = client, keys, size
+        self._client, self.size = client, size
+        self._keys = (*keys, *keys[:-1])  # a record may move from one set to another while they are read
 
     def scan(self) -> Iterator[str]:
-        """Page by page; twice, but for the last set: a record may move from one to another meanwhile."""
-        for key in (*self._keys, *self._keys[:-1]):
+        """Page by page."""
+        for key in self._keys:
             yield from self._client.sscan_iter(key, count=MEMBERS)
 
     def among(self, pks: list[str]) -> Iterator[str]:

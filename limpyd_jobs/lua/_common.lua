@@ -25,6 +25,9 @@
 --   jobs:limit:<key>:parked      sorted set: number and ident of a job that may not start yet -> its priority, negated
 --   jobs:limit:<key>:held        sorted set: ident that holds a place -> when its lease was last seen
 --   jobs:limit:<key>:rate        sorted set: token -> when its job started; '' -> the longest time that is looked back; expires
+--   jobs:numbers:<minute>        hash: kind, task and queue, with blanks between -> how many (see `tally`) in this minute since 1970; expires
+--   jobs:numbers:hour:<hour>     hash: the same of an hour (see roll_up.lua); expires
+--   jobs:numbers:total           hash: the same of all minutes up to the one in its field `rolled`
 
 local NOTHING = {}
 local RERUN = '\0rerun'  -- after an identifier: of the job that is to run after the one that is queued
@@ -108,6 +111,85 @@ local function parse_date(text)
     + hour * 3600 + minute * 60 + second + tonumber('0' .. (fraction or ''))
 end
 
+local numbers = {}  -- what this call has to count: field -> how much
+
+-- Count something, when the script has done its work. Kinds: `a` added, `q` requeued, `v` recovered, `c` canceled; those with
+-- a time: `w` started, after such a wait; `s` and `e` succeeded and failed, after such a run (see `tally_time`).
+-- `of`: the task and the queue, each with a blank before it.
+local function tally(kind, of)
+  local field = kind .. of
+  numbers[field] = (numbers[field] or 0) + 1
+end
+
+-- Between two times that are not of the same minute; 0 if they make no sense. Dates are needed when it was another day.
+local function seconds_apart(from, to)
+  local function clock_of(text)
+    local h, hour, _, m, minute, _, s, second = string.byte(text, 12, 19)  -- from a time on that is always the same
+    return second and (((h * 10 + hour) * 6 + m) * 10 + minute) * 60 + s * 10 + second + (tonumber(string.sub(text, 20)) or 0)
+  end
+  local is_same_day = string.sub(from, 1, 10) == string.sub(to, 1, 10)
+  local first, last = (is_same_day and clock_of or parse_date)(from), (is_same_day and clock_of or parse_date)(to)
+  return first and last and last - first or 0
+end
+
+-- Count something that took from one time to another, as records have them; `from` may be false, for no time. It is in the
+-- bucket n if it took at most 2^n milliseconds, and more than half of that: 0 to 32. A number of a bucket is that of those
+-- in it, times 10^10, and how long they took, in thousandths of 2^n milliseconds: so one command writes both.
+local function tally_time(kind, of, from, to)
+  local seconds = 0
+  if from and string.sub(from, 1, 17) == string.sub(to, 1, 17) then
+    seconds = (tonumber(string.sub(to, 18)) or 0) - (tonumber(string.sub(from, 18)) or 0)
+  elseif from then
+    seconds = seconds_apart(from, to)
+  end
+  local micros = seconds > 0 and math.floor(seconds * 1000000 + 0.5) or 0  -- below 0: the clocks of two machines
+  local fraction, bucket = math.frexp(micros / 1000)
+  if fraction == 0.5 then bucket = bucket - 1 end
+  if bucket < 0 then bucket = 0 elseif bucket > 32 then bucket = 32 end
+  local took = math.floor(micros / 2 ^ bucket + 0.5)
+  local field = kind .. bucket .. of
+  numbers[field] = (numbers[field] or 0) + 10000000000 + (took > 1000 and 1000 or took)
+end
+
+-- A field is new in a hash of numbers: its first one says when it expires, and there are no more than so many; what comes
+-- then is of the task and the queue `*`.
+local function note_number(key, field, times, most, seconds)
+  local length = redis.call('HLEN', key)
+  if length == 1 and seconds then
+    redis.call('EXPIRE', key, seconds)
+  elseif length > most then
+    redis.call('HDEL', key, field)
+    redis.call('HINCRBY', key, string.match(field, '^%S+') .. ' * *', times)
+  end
+end
+
+-- Write what was counted; `time` is what Redis says, if the caller has asked. Something of another type gets nothing.
+local function write_numbers(namespace, time)
+  local key
+  for field, times in pairs(numbers) do
+    key = key or namespace .. ':numbers:' .. string.format('%.0f', math.floor((time or redis.call('TIME'))[1] / 60))
+    if redis.pcall('HINCRBY', key, field, times) == times then note_number(key, field, times, 1000, 93600) end  -- 26 hours
+  end
+  numbers = {}
+end
+
+-- `value`: of the field that names the task, if its class has one.
+local function task_and_queue(recipe, value, name)
+  return ' ' .. (recipe.task and value or recipe.repr) .. ' ' .. (name or '')
+end
+
+local function queue_name(queue)
+  local name = queue and redis.pcall('HGET', queue .. ':hash', 'name')
+  return type(name) == 'string' and name or ''
+end
+
+-- Count something of a job whose record says all that is needed, at once.
+local function count_job(namespace, recipe, pk, kind)
+  local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'queue_key', recipe.task or 'queue_key')
+  tally(kind, task_and_queue(recipe, values[2], queue_name(values[1])))
+  write_numbers(namespace)
+end
+
 -- `mail` of `jobs:queue` -> `jobs:ready:queue:mail`
 local function side(namespace, kind, queue_model, name)
   return namespace .. ':' .. kind .. ':' .. string.sub(queue_model, #namespace + 2) .. ':' .. name
@@ -173,7 +255,8 @@ end
 
 -- Write several fields of a record, hash and indexes; false deletes. `names` and `values` have the same length.
 -- `known`: what they are, if the caller has just read it. What is a field of the user's own is left alone, where it may be.
-local MAY_BE_OWN = {cancel_reason = 'has_own_cancel_reason', progress = 'has_own_progress'}
+local MAY_BE_OWN = {cancel_reason = 'has_own_cancel_reason', progress = 'has_own_progress',
+  waiting_since = 'has_own_waiting_since'}
 local function write_fields(recipe, pk, names, values, known)
   local hash = recipe.key .. ':' .. pk .. ':hash'
   local old = known or redis.call('HMGET', hash, unpack(names))
@@ -248,6 +331,7 @@ end
 -- A recipe of which mostly what is given here is needed: the rest of it is decoded when somebody asks.
 local function decoded_later(given, text)
   return setmetatable(given, {__index = function(recipe, name)
+    setmetatable(recipe, nil)
     for part, value in pairs(cjson.decode(text)) do rawset(recipe, part, value) end
     return rawget(recipe, name)
   end})
@@ -708,6 +792,11 @@ local function policy_of(recipe, text)
   return is_ours and string.match(text, '"if_parent_fails":"(%l+)"') or 'cancel'
 end
 
+-- Note that a job waits from now on, unless it has since it was added.
+local function note_waiting(recipe, pk)
+  write_fields(recipe, pk, {'waiting_since'}, {format_date(now())})
+end
+
 -- Put a job that waits for no other any more where it belongs. What keeps it from its queue is for `recover` to see.
 local function release_child(namespace, recipe, pk, ident, queue, delayed_until)
   local due = parse_date(delayed_until)
@@ -717,6 +806,7 @@ local function release_child(namespace, recipe, pk, ident, queue, delayed_until)
   local is_usable = type(name) == 'string' and not broken_key(namespace, owner, name, queue, due and true or false)
   write_fields(recipe, pk, {'status', 'delayed_until'}, {due and 'd' or 'w', due and delayed_until},
     {'b', delayed_until})
+  if not due then note_waiting(recipe, pk) end
   if is_usable then
     enter(namespace, owner, name, queue, ident, due)
   else
@@ -740,6 +830,7 @@ end
 local function cancel_child(namespace, recipe, pk, values, reason)
   write_fields(recipe, pk, {'status', 'queued', 'cancel_reason'}, {'c', false, reason})
   redis.call('DEL', recipe.key .. ':' .. pk .. ':waits_for')
+  count_job(namespace, recipe, pk, 'c')
   note_expiring(namespace, recipe, pk, 'c', values.run_options)
   if is_told(recipe, values.follow_up, 'w') then publish(recipe, pk, 'status c') end
   return is_told(recipe, values.follow_up, 'c')
@@ -977,6 +1068,7 @@ local function end_expired(namespace, queue_recipe, recipe, pk)
   if not expires or expires > now() or redis.call('HEXISTS', namespace .. ':claims', ident) == 1 then return false end
   leave_anywhere(namespace, queue_recipe, recipe, pk, ident)
   write_fields(recipe, pk, {'status', 'queued', 'cancel_reason'}, {'c', false, 'expired'})
+  count_job(namespace, recipe, pk, 'c')
   note_end(namespace, recipe, pk, 'c', values[3], values[2])
   return true
 end
@@ -1051,6 +1143,7 @@ local function raise_or_move(way, job, pk)
   leave_anywhere(way.namespace, way.queue_recipe, recipe, pk, ident)
   write_fields(recipe, pk, {'status', 'queued', 'priority', 'delayed_until', 'queue_key', 'cancel_reason'},
     {job.due and 'd' or 'w', '1', wanted, job.due and format_date(job.due) or false, queue, false})
+  if values[1] == 'd' and not job.due then note_waiting(recipe, pk) end
   put_added(way, job, ident, queue)
   return {'MOVED', pk, unpack(changed)}
 end
@@ -1228,6 +1321,7 @@ local function try_to_add(way, job)
   local pk = create(record)
   note_queued(recipe, job.identifier, pk, existing)
   note_unique(way, job.identifier, pk, asked)
+  local of = task_and_queue(recipe, recipe.task and text_of(job.texts, recipe.task), way.name)
   if standing then write_edges(recipe.key .. ':' .. pk, way.repr .. ':' .. pk, standing) end
   if standing and not standing.is_free then
     local failed = standing.failed
@@ -1235,11 +1329,14 @@ local function try_to_add(way, job)
     write_fields(recipe, pk, {'status', 'queued', 'delayed_until', 'queue_key', 'cancel_reason'}, {failed and 'c' or 'b',
       not failed and '1', job.due and format_date(job.due) or false, queue, failed and 'parent failed: ' .. failed})
     if failed then note_expiring(way.namespace, recipe, pk, 'c', text_of(job.texts, 'run_options')) end
+    tally('a', of)
+    if failed then tally('c', of) end
     return {'NEW', pk, unpack(changed)}
   end
   write_fields(recipe, pk, {'status', 'queued', 'delayed_until', 'queue_key'},
     {job.due and 'd' or 'w', '1', job.due and format_date(job.due) or false, queue})
   put_added(way, job, way.repr .. ':' .. pk, queue)
+  tally('a', of)
   return {'NEW', pk, unpack(changed)}
 end
 
@@ -1273,6 +1370,7 @@ local function give_back(namespace, queue_model, recipe, pk, ident, token)
   local is_to_run = status == 'r' or status == 'w' or status == 'd' or (status == 'e' and values[2])
   if not is_to_run then
     if values[2] then write_fields(recipe, pk, {'queued'}, {false}) end  -- canceled, or somebody has begun to delete it
+    if values[2] and status == 'c' then count_job(namespace, recipe, pk, 'c') end
     drop_lease(namespace, ident, token)
     note_end(namespace, recipe, pk, status, values[5])
     return 'ENDED'
@@ -1289,20 +1387,21 @@ local function give_back(namespace, queue_model, recipe, pk, ident, token)
     enter(namespace, owner, name, queue, ident, due)
   else
     write_fields(recipe, pk, {'status', 'start', 'end', 'delayed_until', 'progress'}, {'w', false, false, false, false})
+    if status ~= 'w' then note_waiting(recipe, pk) end
     enter(namespace, owner, name, queue, ident, nil, true)
   end
   drop_lease(namespace, ident, token, not is_late)
   return 'OK'
 end
 
--- Add an ended job to a history of its queue. Answers its length, -1 when it cannot be written, -2 when the queue is gone,
--- and how much of it the queue says to keep.
+-- Add an ended job to a history of its queue. Answers its length, -1 when it cannot be written, -2 when the queue is gone;
+-- how much of it the queue says to keep; and the name of the queue.
 local function push_history(queue, history, ident)
   local values = redis.pcall('HMGET', queue .. ':hash', 'name', 'keep_' .. history)
-  if values.err then return -1, '' end
-  if not values[1] then return -2, '' end
+  if values.err then return -1, '', '' end
+  if not values[1] then return -2, '', '' end
   local length = redis.pcall('RPUSH', queue .. ':' .. history, ident)
-  return type(length) == 'number' and length or -1, values[2] or ''
+  return type(length) == 'number' and length or -1, values[2] or '', values[1]
 end
 
 local function mark_done(namespace, token, worker, step)
@@ -1332,6 +1431,11 @@ local function forget_result(recipe, pk)
   if not recipe.has_own_saved_result then redis.call('DEL', recipe.key .. ':' .. pk .. ':saved_result') end
 end
 
+-- From when on a job has waited for its start, by its fields `added` and `waiting_since`.
+local function waits_since(recipe, added, since)
+  return not recipe.has_own_waiting_since and since or added
+end
+
 -- Record the success of a job; see finish.lua. `start` is '' when its record says that it runs. With `steps`, what is to be
 -- remembered of it is left to the caller.
 local function record_success(namespace, ident, token, worker, queue, start, ended, extra, steps)
@@ -1343,7 +1447,8 @@ local function record_success(namespace, ident, token, worker, queue, start, end
   local repr, pk = split_ident(ident)
   local recipe = recipe_of(namespace, repr)
   local hash = recipe.key .. ':' .. pk .. ':hash'
-  local values = redis.call('HMGET', hash, 'status', 'end', 'queued', 'start', 'tries', 'follow_up', 'run_options')
+  local values = redis.call('HMGET', hash, 'status', 'end', 'queued', 'start', 'tries', 'follow_up', 'run_options',
+    recipe.task or 'status', 'added', 'waiting_since')
   local status, old_tries, follow_up = values[1], values[5], values[6]
   if not status and redis.call('EXISTS', hash) == 0 then
     drop_lease(namespace, ident, token)
@@ -1351,7 +1456,11 @@ local function record_success(namespace, ident, token, worker, queue, start, end
   end
   local has_to_begin, more = start ~= '' and status ~= 'r', extra ~= '' and cjson.decode(extra)
   if status == 'c' or status == 'd' then
-    if has_to_begin then write_fields(recipe, pk, {'start', 'tries'}, {start, next_count(old_tries)}) end
+    if has_to_begin then
+      write_fields(recipe, pk, {'start', 'tries'}, {start, next_count(old_tries)})
+      local of = task_and_queue(recipe, values[8], queue_name(queue))
+      tally_time('w', of, waits_since(recipe, values[9], values[10]), start)
+    end
     return {'CHANGED', status}
   end
 
@@ -1363,7 +1472,10 @@ local function record_success(namespace, ident, token, worker, queue, start, end
   end
   if more and more.result then save_result(recipe, pk, more.result, more.result_seconds) end
   drop_lease(namespace, ident, token)
-  local length, keep = push_history(queue, 'success', ident)
+  local length, keep, name = push_history(queue, 'success', ident)
+  local of = task_and_queue(recipe, values[8], name)
+  if has_to_begin then tally_time('w', of, waits_since(recipe, values[9], values[10]), start) end
+  tally_time('s', of, has_to_begin and start or values[4], ended)
   if steps then steps[#steps + 1] = token .. '/finish' else mark_done(namespace, token, worker, '/finish') end
   note_end(namespace, recipe, pk, 's', follow_up, values[7])
   return {'OK', tostring(length), keep, unpack(changed)}
@@ -1451,7 +1563,7 @@ local function claim_first(wanted)
   end
 
   local FIELDS = {'status', 'tries', 'identifier', 'priority', 'cancel_on_error', 'start', 'queue_key', 'recoveries',
-    'run_options', 'follow_up'}
+    'run_options', 'follow_up', 'added', 'waiting_since'}
 
   local again = redis.call('HGET', claims, token)
   if again then
@@ -1488,6 +1600,7 @@ local function claim_first(wanted)
   local recipe = repr and recipe_of(namespace, repr)
   if not recipe then return {'UNKNOWN', ident, queue} end
   local hash = recipe.key .. ':' .. pk .. ':hash'
+  FIELDS[#FIELDS + 1] = recipe.task
   local values = redis.pcall('HMGET', hash, unpack(FIELDS))
   if values.err then return {'UNREADABLE', ident, queue, hash} end
 
@@ -1530,6 +1643,7 @@ local function claim_first(wanted)
       values[2] = next_count(old_tries)
       write_fields(recipe, pk, {'status', 'tries', 'start', 'queue_key'}, {'r', values[2], wanted.start, queue},
         {status, old_tries, values[6], values[7]})
+      tally_time('w', task_and_queue(recipe, values[13], name), waits_since(recipe, values[11], values[12]), wanted.start)
       if values[10] then note_begin(recipe, pk, values[10]) end
     else
       write_fields(recipe, pk, {'queue_key'}, {queue}, {values[7]})

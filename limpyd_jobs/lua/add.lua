@@ -39,4 +39,5 @@ while ARGV[at] do
   if reply[1] == 'NO_QUEUE' then break end
   at = last + 1
 end
+write_numbers(ARGV[1])
 return replies

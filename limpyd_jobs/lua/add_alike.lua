@@ -1,7 +1,7 @@
 -- add_alike: create jobs of a class that wait in one queue and need no more than their hash and sets, as `add` does.
 -- KEYS: models
 -- ARGV: namespace queue_model queue_recipe queue_name priority queue_record prepend values...
--- This script is made for a class of jobs (see recipes.alike): `CLASS` is what is known of it; `texts_of`, `in_own_sets`
+-- This script is made for a class of jobs (see recipes.alike): `CLASS` is what is known of it; `texts_of`, `task_of`, `in_own_sets`
 -- and `in_shared_sets` write it out. `values` are of each job in turn, for each of some fields; the first is `identifier`.
 -- Replies, in a list, for each job: the primary key of a new one; or a list, one of those of `add`
 local namespace, queue_model, name, priority, is_prepended = ARGV[1], ARGV[2], ARGV[4], ARGV[5], ARGV[7] == '1'
@@ -96,6 +96,8 @@ for at = 8, #ARGV, CLASS.width do
     if is_written then
       pks[#pks + 1], idents[#idents + 1], fresh[identifier] = pk, CLASS.repr .. ':' .. pk, true
       replies[#replies + 1] = pk
+      local field = 'a ' .. task_of(at) .. ' ' .. name
+      numbers[field] = (numbers[field] or 0) + 1
     else
       unwrite(at, pk)  -- the other way says what is wrong
     end
@@ -109,4 +111,5 @@ for at = 8, #ARGV, CLASS.width do
   end
 end
 enter_new()
+write_numbers(namespace)
 return replies

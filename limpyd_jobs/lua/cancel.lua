@@ -29,5 +29,6 @@ local was_in_queue = status ~= 'b' and leave_anywhere(namespace, queue_recipe, r
 if status == 'c' and not was_in_queue then return {'REQUESTED'} end  -- version 2's worker, or one that vanished, had it
 write_fields(recipe, pk, {'status', 'queued', 'cancel_reason'}, {'c', false, reason})
 if status == 'b' then redis.call('DEL', recipe.key .. ':' .. pk .. ':waits_for') end
+count_job(namespace, recipe, pk, 'c')
 note_end(namespace, recipe, pk, 'c', values[3])
 return {'CANCELED', unpack(changed)}

@@ -22,7 +22,9 @@
 -- Invariants: the same token gets the same job; a job is in the list or leased, never neither.
 local names_count, keys_count = tonumber(ARGV[8]), tonumber(ARGV[9])
 allow_when_full(ARGV[1])
-return (claim_next({namespace = ARGV[1], queue_model = ARGV[2], token = ARGV[3], lease_seconds = tonumber(ARGV[4]),
+local reply = claim_next({namespace = ARGV[1], queue_model = ARGV[2], token = ARGV[3], lease_seconds = tonumber(ARGV[4]),
   start = ARGV[5], looks_around = ARGV[6] == '1', by_keys = ARGV[7] == '1', names = slice(ARGV, 10, 9 + names_count),
   keys = slice(ARGV, 10 + names_count, 9 + names_count + keys_count),
-  broken = set_of(ARGV, 10 + names_count + keys_count, #ARGV)}))
+  broken = set_of(ARGV, 10 + names_count + keys_count, #ARGV)})
+write_numbers(ARGV[1])
+return reply

@@ -38,7 +38,8 @@ local function end_quickly(ident, token, queue, begun, ended)
   local holders = redis.call('HMGET', claims_key, ident, '*' .. ident)
   if holders[1] ~= token or holders[2] then return nil end  -- who holds a place, too, goes the other way
   local hash = CLASS.key .. ':' .. pk .. ':hash'
-  local values = redis.call('HMGET', hash, 'status', 'queued', 'tries', 'follow_up', 'run_options')
+  local values = redis.call('HMGET', hash, 'status', 'queued', 'tries', 'follow_up', 'run_options', begun == '' and 'start' or 'added',
+    'waiting_since', CLASS.task or 'queue_key')
   local status = values[1]
   if values[5] and string.find(values[5], '"keep_success"', 1, true) then return nil end
   if values[4] or values[2] ~= '1' or not (status == 'r' and begun == '' or status == 'w' and begun ~= '') then return nil end
@@ -56,7 +57,10 @@ local function end_quickly(ident, token, queue, begun, ended)
   if CLASS.keep_success then
     redis.pcall('ZADD', namespace .. ':expiring', string.format('%.6f', now_text + CLASS.keep_success), ident)
   end
-  local length, keep = push_history(queue, 'success', ident)
+  local length, keep, name = push_history(queue, 'success', ident)
+  local of = ' ' .. (CLASS.task and values[8] or CLASS.repr) .. ' ' .. name
+  if begun ~= '' then tally_time('w', of, values[7] or values[6], begun) end
+  tally_time('s', of, begun ~= '' and begun or values[6], ended)
   steps[#steps + 1] = token .. '/finish'
   return {'OK', tostring(length), keep}
 end
@@ -75,7 +79,7 @@ local function claim_quickly(token, is_ahead)
   if holders[1] or holders[2] then return nil end
   local hash = CLASS.key .. ':' .. pk .. ':hash'
   local values = redis.pcall('HMGET', hash, 'status', 'tries', 'identifier', 'priority', 'cancel_on_error', 'recoveries', 'queue_key',
-    'run_options', 'follow_up')
+    'run_options', 'follow_up', 'added', 'waiting_since', CLASS.task or 'queue_key')
   if values[1] ~= 'w' or values[6] or values[9] then return nil end
   local said = values[8]  -- the other way looks at the time, and for a place
   if said and (string.find(said, '"expires"', 1, true) or string.find(said, '"limits"', 1, true)) then return nil end
@@ -94,6 +98,7 @@ local function claim_quickly(token, is_ahead)
     redis.call('SREM', CLASS.status .. 'w', pk)
     redis.call('SADD', CLASS.status .. 'r', pk)
     redis.call('HSET', hash, 'status', 'r', 'tries', tries, 'start', start, 'queue_key', queue)
+    tally_time('w', ' ' .. (CLASS.task and values[12] or CLASS.repr) .. ' ' .. name, values[11] or values[10], start)
   end
   return {'CLAIMED', ident, queue, name, '?', 'w', values[3] or '', values[4] or '0', tries, values[5] or '', seconds,
     is_ahead and '1' or '0', values[8] or ''}, has_next
@@ -152,4 +157,5 @@ for position = 0, count - 1 do
   local is_claimed = reply and reply[1] == 'CLAIMED' and reply[12] ~= '2'
   if not (has_next or is_claimed and position + 1 < runs_count) then break end
 end
+write_numbers(namespace, time)
 return {ends, claims}

@@ -1,6 +1,6 @@
 -- execute: create a job that its caller runs at once: it is leased to the caller, and in no queue.
 -- KEYS: models
--- ARGV: namespace repr recipe token lease_seconds record
+-- ARGV: namespace repr recipe token lease_seconds record queue_name
 -- The record says that it is RUNNING, since when and for the first time. It has no `queue_key` and is not `queued`: so when its
 -- process dies and the lease lapses, `recover` dooms it, and its identifier does not keep another job from being queued.
 -- Replies:
@@ -20,5 +20,10 @@ if not is_done then
   discard(record.key, record.sets)
   return redis.error_reply(error_text(pk))
 end
+local recipe = recipe_of(namespace, repr)
+local of = task_and_queue(recipe, text_of(record.hash, recipe.task), ARGV[7])
+tally('a', of)
+tally_time('w', of, false)
+write_numbers(namespace)
 take_lease(namespace, repr .. ':' .. pk, token, now() + tonumber(ARGV[5]))
 return {'NEW', pk}

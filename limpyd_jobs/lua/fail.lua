@@ -18,7 +18,8 @@ local state = guard(namespace, ident, token, worker, '/fail')
 if state == 'LOST' then return {state} end
 local repr, pk = split_ident(ident)
 local recipe = recipe_of(namespace, repr)
-local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'status', 'tries', 'cancel_on_error', 'follow_up', 'run_options')
+local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'status', 'tries', 'cancel_on_error', 'follow_up', 'run_options',
+  'start', recipe.task or 'status')
 local found = redis.pcall('HGET', queue .. ':hash', 'priority')
 local queue_priority = type(found) == 'string' and found or '0'
 if not values[1] and redis.call('EXISTS', recipe.key .. ':' .. pk .. ':hash') == 0 then
@@ -44,7 +45,9 @@ else
   write_fields(recipe, pk, {'status', 'end', 'queued', 'cancel_reason'}, {'e', ARGV[6], false, false})
   drop_lease(namespace, ident, token)
 end
-local length, keep = push_history(queue, 'errors', ident)
+local length, keep, name = push_history(queue, 'errors', ident)
+tally_time('e', task_and_queue(recipe, values[7], name), values[6], ARGV[6])
+write_numbers(namespace)
 mark_done(namespace, token, worker, '/fail')
 if not to_be_requeued then note_end(namespace, recipe, pk, 'e', values[4], values[5]) end
 return {'OK', error_pk, to_be_requeued and '1' or '0', queue_priority, tostring(length), keep, unpack(changed)}

@@ -10,4 +10,6 @@
 --   CHANGED status             the job was canceled or delayed while it ran; nothing was written
 --   GONE                       the record does not exist; the lease is dropped
 allow_when_full(ARGV[1])
-return record_success(ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], '', ARGV[6], ARGV[7])
+local reply = record_success(ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], '', ARGV[6], ARGV[7])
+write_numbers(ARGV[1])
+return reply

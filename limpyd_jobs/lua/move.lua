@@ -23,7 +23,7 @@ local due = due_time(ARGV[9], ARGV[10])
 if redis.call('SISMEMBER', recipe.key .. ':collection', pk) == 0 then return {'GONE'} end
 local holder = redis.call('HGET', namespace .. ':claims', ident)
 local is_repeated = hold ~= '' and holder == hold
-local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'status', 'priority', 'follow_up')
+local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'status', 'priority', 'follow_up', 'queued')
 local status = values[1]
 if not is_repeated and not is_as_read(recipe.key .. ':' .. pk .. ':hash', ARGV[15]) then return {'CHANGED', status or ''} end
 -- RUNNING without a lease here: for a worker of version 2, or for queues of another namespace
@@ -32,7 +32,10 @@ if status == 'b' then return {'NOT_IN_STATUS', status} end
 if is_running or (holder and holder ~= token and not is_repeated) then return {'RUNNING'} end
 if status == 'c' and (holder or token ~= '') then  -- without a holder: this is repeated
   write_fields(recipe, pk, {'queued'}, {false})
-  if holder then drop_lease(namespace, ident, holder) end
+  if holder then
+    drop_lease(namespace, ident, holder)
+    count_job(namespace, recipe, pk, 'c')
+  end
   note_end(namespace, recipe, pk, status, values[3])
   return {'NOT_IN_STATUS', status}
 end
@@ -51,6 +54,8 @@ if holder then drop_lease(namespace, ident, holder) else leave_anywhere(namespac
 write_fields(recipe, pk, {'status', 'queued', 'priority', 'delayed_until', 'queue_key', 'cancel_reason', 'progress'},
   {due and 'd' or 'w', '1', priority, due and format_date(due) or false, queue, false, false})
 if status == 's' or status == 'e' then write_fields(recipe, pk, {'start', 'end', 'recoveries'}, {false, false, false}) end
+if not due and status ~= 'w' then note_waiting(recipe, pk) end
+if end_of(status, values[4]) then count_job(namespace, recipe, pk, 'q') end
 if status == 's' or status == 'e' or status == 'c' then
   forget_result(recipe, pk)
   if not holder then forget_past_expiry(recipe, pk) end

@@ -19,7 +19,7 @@ local hash = recipe.key .. ':' .. pk .. ':hash'
 local name = redis.call('HGET', queue .. ':hash', 'name')
 if not name or redis.call('SISMEMBER', recipe.key .. ':collection', pk) == 0 then return {'GONE'} end
 local holder = redis.call('HGET', namespace .. ':claims', ident)
-local status = redis.call('HGET', hash, 'status')
+local status, queued = unpack(redis.call('HMGET', hash, 'status', 'queued'), 1, 2)
 if status == 'b' then return {'NOT_IN_STATUS', status} end
 if (status == 'r' and not holder) or (holder and holder ~= token) then return {'RUNNING'} end
 
@@ -34,8 +34,11 @@ if status == 's' or status == 'e' then
   forget_result(recipe, pk)
   if not holder then forget_past_expiry(recipe, pk) end
 end
+local begins_anew, has_waited = end_of(status, queued), status == 'w'
 if status ~= 'c' then status = due and 'd' or 'w' end
 write_fields(recipe, pk, {'status', 'queued', 'delayed_until', 'queue_key', 'progress'},
   {status, '1', due and format_date(due) or false, queue, false})
+if not due and not has_waited then note_waiting(recipe, pk) end
+if begins_anew then count_job(namespace, recipe, pk, 'q') end
 enter(namespace, queue_recipe.key, name, queue, ident, due, prepend)
 return {'OK', unpack(changed)}

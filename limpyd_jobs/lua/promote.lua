@@ -43,7 +43,7 @@ for position = 1, #seen, 2 do
   end
   if due <= current then
     local name_of_job = recipe and recipe.repr .. ':' .. pk or ident
-    jobs[#jobs + 1] = {entry = ident, ident = name_of_job, pk = pk, recipe = recipe, status = status}
+    jobs[#jobs + 1] = {entry = ident, ident = name_of_job, pk = pk, recipe = recipe, status = status, due = due}
   end
 end
 
@@ -54,7 +54,8 @@ for _, job in ipairs(jobs) do
     gone[#gone + 1] = job.ident
   elseif not is_leased and job.status ~= 'r' then  -- of what has ended, `claim` makes an end
     if job.status == 'd' then
-      write_fields(job.recipe, job.pk, {'status', 'delayed_until', 'queue_key'}, {'w', false, queue})
+      write_fields(job.recipe, job.pk, {'status', 'delayed_until', 'queue_key', 'waiting_since'},
+        {'w', false, queue, format_date(job.due)})
     end
     redis.call('RPUSH', queue .. ':waiting', job.ident)
     moved = moved + 1

@@ -57,6 +57,7 @@ local function decide(ident, recipe, pk)
   elseif done == 'OK' then
     if count then write_fields(recipe, pk, {'recoveries'}, {tostring(count)}) end
     recovered[#recovered + 1] = ident
+    count_job(namespace, recipe, pk, 'v')
   end
 end
 

@@ -28,4 +28,6 @@ if not redis.call('LPOS', queue .. ':waiting', ident) then return {'GONE'} end
 local length, keep = push_history(queue, 'errors', ident)
 redis.call('LREM', queue .. ':waiting', 1, ident)
 end_record()
+tally_time('e', ' ' .. (split_ident(ident) or '?') .. ' ' .. queue_name(queue), false)
+write_numbers(ARGV[1])
 return {'OK', record and create(record) or '', tostring(length), keep}

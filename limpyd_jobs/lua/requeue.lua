@@ -33,6 +33,7 @@ if not is_repeated and not is_as_read(recipe.key .. ':' .. pk .. ':hash', ARGV[1
 if values[1] == 'c' and holder and holder == token then  -- canceled between its error and this
   write_fields(recipe, pk, {'queued'}, {false})
   drop_lease(namespace, ident, token)
+  count_job(namespace, recipe, pk, 'c')
   note_end(namespace, recipe, pk, 'c', values[4])
 end
 if token ~= '' and holder ~= token and not is_repeated and values[1] ~= 'c' then return {'LOST'} end
@@ -57,6 +58,8 @@ end
 write_fields(recipe, pk, {'status', 'queued', 'priority', 'delayed_until', 'queue_key', 'start', 'end', 'recoveries',
   'cancel_reason', 'progress'},
   {due and 'd' or 'w', '1', priority, due and format_date(due) or false, queue, false, false, false, false, false})
+if not due then note_waiting(recipe, pk) end
+count_job(namespace, recipe, pk, 'q')
 if not holder then forget_past_expiry(recipe, pk) end
 if hold ~= '' then
   take_lease(namespace, ident, hold, now() + lease_seconds)

@@ -22,5 +22,6 @@ elseif status == 'r' or status == 'w' or status == 'd' or status == 'b' then
 end
 if not status and redis.call('EXISTS', recipe.key .. ':' .. pk .. ':hash') == 0 then return {'GONE'} end
 write_fields(recipe, pk, {'queued'}, {false})
+if values[2] and status == 'c' then count_job(namespace, recipe, pk, 'c') end
 if values[2] then note_end(namespace, recipe, pk, status, values[3]) end  -- else it was told by then
 return {'OK', unpack(changed)}

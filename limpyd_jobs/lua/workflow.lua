@@ -130,6 +130,9 @@ local function write_job(job)
   write_edges(job.key, job.ident, standing, members)
   if not job.class.is_new then note_queued(job.class.recipe, job.identifier, job.pk) end
   job.status = status
+  local of = task_and_queue(job.class.recipe, text_of(texts, job.class.recipe.task), target.name)
+  tally('a', of)
+  if status == 'c' then tally('c', of) end
 end
 
 local function enter_all(target, idents)
@@ -184,4 +187,5 @@ if not is_done then
   undo()
   return {'FAILED', error_text(problem)}
 end
+write_numbers(namespace)
 return {'OK', unpack(changed)}

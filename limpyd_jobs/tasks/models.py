@@ -32,6 +32,7 @@ class TaskJob(Job, Generic[R]):
     serializer = InstanceHashField()  # what has encoded them, and encodes the result; nothing for JSON
 
     queue_name = "default"
+    _task_field = "task"
     keep_success = "1d"
     keep_errors = "30d"
 

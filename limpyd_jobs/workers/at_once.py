@@ -101,7 +101,9 @@ class _AtOnce(JobLife):
         """Create the job, which this worker holds from then on."""
         order, model = self._order, self._order.model
         token, lease = self._token(1), model.lease_seconds or self.lease_seconds
-        call = transitions.execute(self._namespace, model._class_subject(), token, lease, order.record.text)
+        call = transitions.execute(
+            self._namespace, model._class_subject(), token, lease, order.record.text, order.queue_name
+        )
         pk = model._send(call, model.retry_for)
         job = model.from_pk(pk)
         queue_key = f"{order.queue._name}:{order.queue.pk.get()}" if order.queue is not None else ""

@@ -33,7 +33,7 @@ from ..utils import pauses, server_seconds, utcnow
 from .ahead import Ahead, Done, Look
 from .base import BaseWorker, new_worker_key
 from .doorbell import Alarm, Doorbell
-from .expiring import NEXT_STEP_SECONDS, ExpiringJobs
+from .expiring import FIRST_LOOK_SECONDS, NEXT_STEP_SECONDS, ExpiringJobs
 from .heartbeat import Heartbeat, own_client
 from .heartbeat_file import renew_file
 from .outage import Outage
@@ -44,6 +44,7 @@ LAST_TRIES_SECONDS = 5  # for recording an end, or giving jobs back, when the wo
 BROKEN_SECONDS = 60  # how long a queue is left alone when something else is under one of its keys
 AROUND_SECONDS = 0.1  # how often a busy worker asks when the next delayed job is due
 LONG_REFRESH_SECONDS = 0.05  # of the keys: above that it is not done for each new queue
+ROLL_UP_SECONDS = 60  # between two looks whether the numbers of some minutes are to be added up
 
 
 class Claiming(BaseWorker):
@@ -69,6 +70,7 @@ class Claiming(BaseWorker):
         keep = {"success": self.keep_success, "errors": self.keep_errors}
         self._retention = Retention(self.queue_model, self.error_model, keep, self.log)
         self._expiring = ExpiringJobs(self.queue_model, self.error_model, self.log)
+        self._roll_up_at = time.monotonic() + random.uniform(*FIRST_LOOK_SECONDS)
         own_keys = _overrides(type(self), Claiming, "update_keys")
         self._has_own_getting = _overrides(type(self), Claiming, "get_job", "get_queue")
         self._has_own_keys = own_keys or _overrides(self.queue_model, Queue, "get_waiting_keys", "get_all_by_priority")
@@ -335,6 +337,18 @@ class Claiming(BaseWorker):
             yield self._retention.trim
         if self._expiring.is_due:
             yield self._expiring.trim
+        if now >= self._roll_up_at:
+            yield self._roll_up
+
+    def _roll_up(self) -> None:
+        """Add the numbers of the last minutes to their hours, unless another worker has come first."""
+        self._roll_up_at = time.monotonic() + ROLL_UP_SECONDS
+        try:
+            done = self._send_call(transitions.roll_up(self._namespace))
+        except WrongKeyType as error:
+            self.log(f"The numbers of jobs are not added up: {error}", level="error")
+        else:
+            self._roll_up_at = time.monotonic() if done.has_more else self._roll_up_at
 
     def _recover_lapsed(self) -> None:
         call = transitions.recover(

@@ -61,6 +61,18 @@ def test_those_that_came_of_late_are_found_without_looking_at_the_others(
     assert sent.records <= 5500 and not sent.large
 
 
+def test_old_ones_are_found_without_looking_at_those_that_are_newer(
+    crowded: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(utils, "_fixed", datetime(2026, 1, 2, 3, 46, 40))  # when the last one was added
+
+    with watched(crowded) as sent:
+        page = admin.find_jobs(JobFilter(older_than=90_000, statuses=("success",)), limit=3)
+
+    assert numbers(page.items) == [9999, 9998, 9997]
+    assert sent.records <= 5500 and sent.counts["HGET"] < 1500 and not sent.large
+
+
 def test_what_an_index_tells_is_counted_without_reading_a_job(crowded: Any) -> None:
     with watched(crowded) as sent:
         counts = [admin.count_jobs(JobFilter(statuses=(status,))) for status in ("w", "s", "e")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -146,6 +147,10 @@ def snapshot() -> dict[str, Any]:
         "zset": lambda key: client().zrange(key, 0, -1, withscores=True),
     }
     found = {key: readers[client().type(key)](key) for key in client().keys("*")}
+    minutes = [found.pop(key) for key in list(found) if key.startswith("jobs:numbers:")]  # a call may begin a new one
+    found["jobs:numbers"] = sum(
+        (Counter({name: int(text) for name, text in one.items()}) for one in minutes), Counter()
+    )
     now = client().time()[0]
     found["jobs:leases"] = sorted((ident, round(score - now, -1)) for ident, score in found.get("jobs:leases", []))
     return found
