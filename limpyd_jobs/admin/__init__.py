@@ -7,7 +7,7 @@ from .errors import ErrorGroup, count_errors, each_error, find_errors, group_err
 from .finding import count_jobs, each_job, find_jobs, get_job
 from .health import health
 from .numbers import Histogram, Numbers, Rates, by_hour, rates, series, totals
-from .operations import (
+from .operating import (
     Operation,
     drop_operation,
     operations,
