@@ -19,7 +19,7 @@ from .support import Command
 
 JOBS = 100_000
 FAILED = 1_000
-SLOW_MICROSECONDS = 100_000  # of one command or script: it would keep all others waiting
+SLOW_MICROSECONDS = 250_000  # of one command or script, on a machine that does much besides
 
 
 class ManyFailed(Exception):
