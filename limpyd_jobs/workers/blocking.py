@@ -318,7 +318,8 @@ class Worker(JobLife):
         if heartbeat is not None:
             heartbeat.stop()
         if presence is not None and self._is_this_process:
-            presence.forget(self.connection)
+            with contextlib.suppress(DatabaseException):
+                presence.forget(self.connection)
         if doorbell is not None:
             doorbell.close()
 

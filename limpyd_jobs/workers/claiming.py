@@ -676,6 +676,8 @@ class Claiming(BaseWorker):
             seconds = min(seconds, NEXT_STEP_SECONDS)
         news = self._presence.take_call(is_early=True) if self._presence is not None else None
         self._doorbell.wait(min(seconds, until_due), until_due < seconds, news.command() if news else ())
+        if news and self._doorbell is not None and self._presence is not None and self._doorbell.has_refused_news:
+            self._presence.note_refused()
 
     def _wait_for_database(self) -> bool:
         """Wait until the database answers, if it is used for the first time; False when the worker must stop before."""

@@ -62,12 +62,13 @@ class Doorbell:
         self._keys = keys
         self._alarm = alarm
         self._lock = threading.Lock()
+        self.has_refused_news = False  # those that were sent last
 
     def wait(self, seconds: float, is_exact: bool = False, news: Sequence[Any] = ()) -> bool:
         """Wait for a ring, `seconds` at most. Returns whether there was one.
 
         Args:
-            news: a command that is sent along, in the same round trip; what it answers means nothing.
+            news: a command that is sent along, in the same round trip. Was it refused: see `has_refused_news`.
             is_exact: come back on time. Redis looks at its own timeouts ten times a second only, so this costs a
                 new connection.
         Raises:
@@ -82,31 +83,42 @@ class Doorbell:
 
     def _wait(self, seconds: float, patience: float, news: Sequence[Any]) -> bool:
         self._connection.connect()
-        commands = [news] if news else []
-        self._connection.send_packed_command(
-            self._connection.pack_commands([*commands, ("BLPOP", *self._keys, f"{seconds:.3f}")])
-        )
-        if news and self._is_rung_after_news():
-            return True
+        wait = ("BLPOP", *self._keys, f"{seconds:.3f}")
+        self._connection.send_packed_command(self._connection.pack_commands([news, wait] if news else [wait]))
+        if news:
+            if not self._is_answered(ANSWER_SECONDS, ANSWER_SECONDS):
+                return False
+            self._read_news()
+            if self._connection.can_read(timeout=0):  # a ring that came with that may be read from the socket already
+                return self._connection.read_response() is not None
+        if not self._is_answered(seconds + patience, patience):
+            return False
+        return self._connection.read_response() is not None
+
+    def _is_answered(self, seconds: float, patience: float) -> bool:
+        """Wait for an answer; False when an alarm comes first, or none came and that is good.
+
+        Raises:
+            ConnectionError: it should have come.
+        """
         with selectors.DefaultSelector() as selector:
             selector.register(self._connection._sock, selectors.EVENT_READ)
             selector.register(self._alarm, selectors.EVENT_READ)
-            ready = [key.fileobj for key, _ in selector.select(seconds + patience)]
+            ready = [key.fileobj for key, _ in selector.select(seconds)]
         if self._alarm in ready or not (ready or patience):
             self._alarm.clear()
             self._connection.disconnect()  # what Redis may answer now is a token, no job
             return False
         if not ready:
             raise ConnectionError("Redis does not answer")
-        return self._connection.read_response() is not None
+        return True
 
-    def _is_rung_after_news(self) -> bool:
-        """Read what the news have answered, at once: has the ring come with it?"""
-        if not self._connection.can_read(timeout=ANSWER_SECONDS):
-            raise ConnectionError("Redis does not answer")
-        with contextlib.suppress(ResponseError):  # it is sent again by the heartbeat, which says what is wrong
+    def _read_news(self) -> None:
+        try:
             self._connection.read_response()
-        return self._connection.can_read(timeout=0) and self._connection.read_response() is not None
+            self.has_refused_news = False
+        except ResponseError:
+            self.has_refused_news = True
 
     def close(self) -> None:
         """Give up the connection."""

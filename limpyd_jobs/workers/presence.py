@@ -49,7 +49,7 @@ class Presence:
         }
         self._noted_at = float("-inf")
         self._lock = threading.Lock()
-        self._has_complained = False
+        self._was_refused = self._has_complained = False
 
     # --- The record
 
@@ -58,7 +58,9 @@ class Presence:
         with self._lock:
             if time.monotonic() - self._noted_at < (EARLY_SECONDS if is_early else NOTE_SECONDS):
                 return None
-            self._noted_at = time.monotonic()
+            if is_early and self._was_refused:
+                return None
+            self._noted_at, self._was_refused = time.monotonic(), False
         return self._call({**self._constant, **self._momentary()})
 
     def _call(self, values: Mapping[str, str]) -> transitions.Call[None]:
@@ -83,6 +85,11 @@ class Presence:
         call = self.take_call()
         if call is not None:
             self._try_to_send(client, call)
+
+    def note_refused(self) -> None:
+        """What was sent early was refused, perhaps as Redis has not the script: the heartbeat sends it next."""
+        with self._lock:
+            self._noted_at, self._was_refused = float("-inf"), True
 
     def forget(self, client: Any) -> None:
         """The worker ends: its record goes."""

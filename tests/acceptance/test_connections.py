@@ -107,6 +107,10 @@ def test_the_rights_in_the_document_are_enough_for_producers_and_workers(
         plain.identifier.hget()
         assert pipeline.execute() == ["plain"]
     assert admin.check() == []
+    admin.pause("visits")
+    assert (list(admin.paused()), admin.left(["visits"]).count) == (["visits"], 0)
+    assert admin.resume("visits")
+    assert (admin.workers(), admin.health()) == ([], [])
     error.delete()
     assert denied(acl_server) == set()
 

@@ -196,6 +196,19 @@ def test_jobs_that_are_executed_at_once_and_the_runs_of_tests_know_of_pauses_wha
     assert statuses(job, PausedJob.execute_now("b")) == ["WAITING", "SUCCESS"]
 
 
+def test_a_queue_can_be_paused_and_a_worker_seen_when_the_memory_of_redis_is_full() -> None:
+    PausedJob.add_job("a")
+    seen: list[int] = []
+    client().config_set("maxmemory", 1)
+    try:
+        admin.pause("test")
+        admin.resume("test")
+        burst(callback=lambda job, queue: seen.append(len(admin.workers())))
+    finally:
+        client().config_set("maxmemory", 0)
+    assert seen == [1]
+
+
 # --- What is said of a pause
 
 

@@ -152,6 +152,19 @@ def test_what_is_lost_is_written_again(quick: None) -> None:
         wait_until(lambda: only(list(WorkerInfo.collection(host=socket.gethostname()))))
 
 
+def test_an_idle_worker_is_seen_again_after_a_restart_of_redis(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeat, "BESIDE_SECONDS", 0.01)
+    monkeypatch.setattr(presence, "EARLY_SECONDS", 0)
+    Queue.get_queue("test")
+    with Running(idle()):
+        wait_until_idle()
+        client().script_flush()
+        client().delete("jobs:workers")
+        client().rpush("jobs:doorbell:queue:test", "1")  # it waits anew, by a server without scripts
+
+        wait_until(lambda: client().exists("jobs:workers"))
+
+
 def test_workers_of_another_namespace_are_seen_there() -> None:
     ShopSeenJob.add_job("a")
 
@@ -216,7 +229,9 @@ def test_an_idle_worker_sends_its_news_with_what_it_waits_by() -> None:
     client().rpush("jobs:doorbell:queue:test", "1", "1")
     assert bell.wait(5, news=news)
     assert bell.wait(5)
+    assert not bell.has_refused_news
     assert not bell.wait(0.01, news=["NOSUCHCOMMAND"])
+    assert bell.has_refused_news
     assert not bell.wait(0.01)
     bell.close()
 
