@@ -1160,6 +1160,7 @@ def remove(
     is_forced: bool = False,
     spares: bool = False,
     reach: int = 1000,
+    looks: bool = False,
 ) -> Call[tuple[list[str], Changes]]:
     """Remove jobs wherever they are, or Errors alone.
 
@@ -1170,13 +1171,16 @@ def remove(
         is_forced: also those that a process has.
         spares: not those that ended well, and whose children have yet to run.
         reach: how many entries of a history are looked at, from each end.
+        looks: only say what would be done.
     """
     given = list(past)
 
     def read(reply: Reply) -> tuple[list[str], Changes]:
         return reply[1 : 1 + len(given)], _changes(reply[1 + len(given) :])
 
-    entries = [text for one, is_all in given for text in _entry(one, {"is_all": is_all, "spares": spares})]
+    entries = [
+        text for one, is_all in given for text in _entry(one, {"is_all": is_all, "spares": spares, "looks": looks})
+    ]
     args: dict[str, str | Sequence[str]] = {
         "namespace": namespace,
         "queue_recipe": queue_recipe,

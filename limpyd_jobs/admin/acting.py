@@ -115,17 +115,26 @@ class Actor:
 
     def remove(self, remover: Remover, records: Sequence[JobRecord], **more: Any) -> list[str]:
         """Remove some jobs; answers of each what was done, see remove.lua."""
-        for record in records:
-            model = self._model_of(record)
-            if model is not None and model.delete is not Job.delete:
-                self.cancel(record)
-                model.from_pk(_pk(record)).delete()
         jobs = [(record, self._model_of(record), json.loads(self._recipe_of(record))) for record in records]
+        deleted = {
+            record.ident for record, model, _ in jobs if _has_own_delete(model) and self._delete(remover, record)
+        }
         results = remover.remove(jobs, **more)
         for record, result in zip(records, results, strict=True):
             if result == "MORE":
                 _tell_children(self._queue_model, self._namespace, record.ident)
-        return results
+        pairs = zip(records, results, strict=True)
+        return ["REMOVED" if result == "GONE" and record.ident in deleted else result for record, result in pairs]
+
+    def _delete(self, remover: Remover, record: JobRecord) -> bool:
+        """Have the class of a job delete its record, if it may be; answers whether it did."""
+        model = self._model_of(record)
+        if remover.remove([(record, model, {})], looks=True) != ["REMOVED"]:
+            return False
+        if record.status not in ENDS:
+            self.cancel(record)
+        model.from_pk(_pk(record)).delete()
+        return True
 
     # --- What is known of classes
 
@@ -208,6 +217,10 @@ def _pk(record: JobRecord) -> str:
 
 def _seen(record: JobRecord) -> str:
     return seen_as(record.status, record.end)
+
+
+def _has_own_delete(model: Any) -> bool:
+    return model is not None and model.delete is not Job.delete
 
 
 def _queue_of(model: Any, queue_model: Any) -> dict[str, Any]:

@@ -93,6 +93,10 @@ def models_of(queue_model: Any) -> list[Any]:
 
 
 LIMPYDS_OWN = (":lock-for-update:", ":__index__:", ":__collection__:")  # its locks, its temporary keys
+OWN_KEYS = (
+    *("models", "tasks", "leases", "claims", "expiring", "followups"),
+    *("operations", "paused", "workers", "numbers:total"),
+)
 SIDE_KINDS = ("doorbell", "ready", "due", "queues")  # what is kept for a name of queues
 
 # Where a job may be, by its status; `None` is nowhere.
@@ -430,9 +434,7 @@ class _Books:
         return found
 
     def _check_keys(self) -> Iterator[Problem]:
-        own = ["models", "tasks", "leases", "claims", "expiring", "followups", "operations", "paused", "workers"]
-        own += ["numbers:total"]
-        self.owned |= {f"{self.namespace}:{name}" for name in own}
+        self.owned |= {f"{self.namespace}:{name}" for name in OWN_KEYS}
         expiring = tuple(f"{self.namespace}:{kind}:" for kind in ("done", "unique", "numbers"))
         self.owned |= {key for key in self.keys if key.startswith(expiring) and self.client.ttl(key) != -1}
         if WorkerInfo not in self.models:  # else it is looked at as any model

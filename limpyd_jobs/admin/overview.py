@@ -12,7 +12,7 @@ from ..statuses import STATUSES
 from ..utils import datetime_to_score, parse_datetime, score_to_datetime, server_seconds
 from .numbers import Rates, rates
 from .pausing import paused
-from .reading import MEMBERS, QueueRef, ask, chunks, client_of, each_queue, is_wrong_type, job_kinds, kind_of
+from .reading import MEMBERS, JobKind, QueueRef, ask, chunks, client_of, each_queue, is_wrong_type, job_kinds, kind_of
 from .workers import WorkerRecord, workers
 
 
@@ -28,7 +28,7 @@ class QueueStatus:
         errors, succeeded: entries of its histories, as long as these are kept.
         paused: is the name paused?
         rate_in, rate_out: of all queues of the name: jobs per second over the last five minutes.
-        oldest_age: for how long the job at the head of its waiting list could have started, in seconds; None: nothing
+        oldest_age: for how long the job at the head of its waiting list has waited there, in seconds; None: nothing
             waits, or the record does not say.
         listeners: workers that listen to the name.
     """
@@ -92,6 +92,7 @@ SIZES = (
     ("errors", "LLEN", "errors"),
     ("succeeded", "LLEN", "success"),
 )
+WAITED_SINCE = ("waiting_since", "delayed_until", "added")  # jobs of version 2, and new ones, lack the first one
 
 
 class _Reading:
@@ -135,33 +136,38 @@ class _Reading:
             yield {**found, "due": replies[len(commands) + position]}
 
     def _ages(self, queues: list[QueueRef]) -> dict[str, float]:
-        """For how long the first job of each queue could have started, by the key of the queue."""
-        heads = list(ask(self._client, (("LINDEX", f"{queue.key}:waiting", 0) for queue in queues)))
-        first = {queue.key: self._key_of(head) for queue, head in zip(queues, heads, strict=True)}
-        keys = {queue_key: key for queue_key, key in first.items() if key is not None}
-        replies = ask(self._client, (("HMGET", key, "added", "delayed_until") for key in keys.values()))
-        ages = {queue_key: self._age(values) for queue_key, values in zip(keys, replies, strict=True)}
+        """For how long the first job of each queue has waited, by the key of the queue."""
+        heads = ask(self._client, (("LINDEX", f"{queue.key}:waiting", 0) for queue in queues))
+        found = {queue.key: self._job_of(head) for queue, head in zip(queues, heads, strict=True)}
+        first = {queue_key: job for queue_key, job in found.items() if job is not None}
+        replies = ask(self._client, (("HMGET", kind.hash_key(pk), *WAITED_SINCE) for kind, pk in first.values()))
+        ages = {
+            queue_key: self._age(kind, values)
+            for (queue_key, (kind, _)), values in zip(first.items(), replies, strict=True)
+        }
         return {queue_key: age for queue_key, age in ages.items() if age is not None}
 
-    def _key_of(self, ident: Any) -> str | None:
-        """The hash of a job; None: there is none, or its class is not known here."""
-        found = kind_of(self._kinds, ident) if isinstance(ident, str) else None
-        return None if found is None else found[0].hash_key(found[1])
+    def _job_of(self, ident: Any) -> tuple[JobKind, str] | None:
+        """The class and the primary key of an ident; None: there is none, or its class is not known here."""
+        return kind_of(self._kinds, ident) if isinstance(ident, str) else None
 
-    def _age(self, values: Any) -> float | None:
-        moments = [] if is_wrong_type(values) else [value for value in values if value]
+    def _age(self, kind: JobKind, values: Any) -> float | None:
+        if is_wrong_type(values):
+            return None
+        since, delayed_until, added = values
+        said = None if kind.owns("waiting_since") else since
+        moments = [said] if said else [moment for moment in (added, delayed_until) if moment]
         try:
-            since = max(datetime_to_score(parse_datetime(value)) for value in moments)
+            return max(self.now - max(datetime_to_score(parse_datetime(moment)) for moment in moments), 0.0)
         except ValueError:  # none, or no dates
             return None
-        return max(self.now - since, 0.0)
 
     def _count_running(self) -> Counter[str]:
         """How many jobs run that were taken from a queue, by its key: those leased, and those of version 2."""
-        keys = {self._key_of(ident) for ident, _ in self._client.zscan_iter(self._leases, count=MEMBERS)}
-        keys.update(self._keys_of_running())
+        leased = (self._job_of(ident) for ident, _ in self._client.zscan_iter(self._leases, count=MEMBERS))
+        keys = {kind.hash_key(pk) for kind, pk in filter(None, leased)} | set(self._keys_of_running())
         counts: Counter[str] = Counter()
-        for values in ask(self._client, (("HMGET", key, "status", "queue_key") for key in keys if key)):
+        for values in ask(self._client, (("HMGET", key, "status", "queue_key") for key in keys)):
             if not is_wrong_type(values) and values[0] == STATUSES.RUNNING and values[1]:
                 counts[values[1]] += 1
         return counts

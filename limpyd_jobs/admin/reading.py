@@ -33,6 +33,7 @@ SHADOWED = {
     "workflow": "has_own_edges",
     "progress": "has_own_progress",
     "saved_result": "has_own_saved_result",
+    "waiting_since": "has_own_waiting_since",
 }
 TASK_JOB = "limpyd_jobs.tasks.models.TaskJob"  # registered by versions whose recipes do not name the field of the task
 

@@ -21,6 +21,7 @@ FAR, NEAR = 100_000, 1000  # entries of a history that are looked at: for one jo
 NOT_HERE = "its class cannot be had here, and has an index that only it can keep: name its directory with --pythonpath"
 
 
+KnownJob = tuple[JobRecord, Any, "Mapping[str, Any]"]
 OneError = tuple[Any, str, dict[str, "str | None"]]  # its model, primary key and fields
 
 
@@ -37,11 +38,12 @@ class Remover:
         self._client, self._namespace = client_of(queue_model), queue_model.namespace or ""
         self._error_models = [model for model in error_models(queue_model) if has_plain_error_indexes(model)]
 
-    def remove(self, jobs: Sequence[tuple[JobRecord, Any, Mapping[str, Any]]], reach: int = NEAR) -> list[str]:
+    def remove(self, jobs: Sequence[KnownJob], reach: int = NEAR, looks: bool = False) -> list[str]:
         """Remove some jobs, as they were read; answers of each what was done: see remove.lua.
 
         Args:
             jobs: each with its class, None when that cannot be had, and the recipe of its class.
+            looks: only say what would be done.
         Raises:
             JobClassError: a job cannot be removed without its class; nothing was removed.
         """
@@ -50,9 +52,11 @@ class Remover:
         past = [self._past(*job, errors.get(job[0].ident, []), most) for job in jobs]
         queue_recipe = recipes.queue_recipe(self._queue_model)
         call = transitions.remove(
-            self._namespace, queue_recipe, past, self._is_forced, spares=self._spares, reach=reach
+            self._namespace, queue_recipe, past, self._is_forced, spares=self._spares, reach=reach, looks=looks
         )
         results, changes = transitions.send(self._client, call)
+        if looks:
+            return results
         repair_indexes(changes)
         for (record, model, _), result in zip(jobs, results, strict=True):
             self._repair(record, model, errors.get(record.ident, [])[:most], result)
@@ -145,4 +149,5 @@ def _removal(record: JobRecord, model: Any, known: Mapping[str, Any]) -> tuple[d
     job = recipes.removal_by_recipe(known, pk, record.fields) if model is None else recipes.removal(model, pk, values)
     if job is None:
         raise JobClassError(record.ident, NOT_HERE)
-    return {**job, "identifier": values["identifier"], "queue_key": values["queue_key"]}, values
+    more = {name: values[name] for name in ("identifier", "queue_key") if values[name] is not None}
+    return {**job, **more}, values

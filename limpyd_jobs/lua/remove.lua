@@ -4,7 +4,7 @@
 -- Each entry is, as for `forget`: its ident; a JSON text, what to remove; the number of the fields that follow; and for
 -- each of these a name and '=' with the value that the job had when it was read, or '' for no value. The JSON: `job`, null for
 -- Errors alone, `errors` and `is_all` as for `forget`; `spares`: a job that ended well stays while children of it have yet to
--- run. With `forced` ('1') a job goes that a process has: what that writes of it is refused then. Of its entries in
+-- run; `looks`: nothing is written. With `forced` ('1') a job goes that a process has: what that writes of it is refused then. Of its entries in
 -- histories those go that are among the `reach` first or last ones. Who waits for it is told that it was canceled.
 -- Replies:
 --   OK results... changed...   of each entry, in their order, one of these:
@@ -58,7 +58,7 @@ local function remove(ident, what, first, fields)
   local holder = redis.call('HGET', namespace .. ':claims', ident)
   local is_gone = redis.call('SISMEMBER', what.job.key .. ':collection', what.job.pk) == 0
   local refused = not is_gone and refusal(ident, what, holder, values[1], hash, first, fields)
-  if refused then return refused end
+  if refused or what.looks then return refused or 'REMOVED' end
   for _, record in ipairs(what.errors) do remove_record(record) end
   if not what.is_all or not tell_waiting(namespace, ident, what.job) then return 'MORE' end
   leave_histories(values[2] or what.job.queue_key, ident, math.max(count_of(values[3]), 1))

@@ -216,6 +216,7 @@ local function settle_twins()
     if kept then leave_one(kept, 0) end
     redis.call('HDEL', noted, ident)
     write_fields(recipe, pk, {'status', 'queued', 'cancel_reason'}, {'c', false, 'queued twice'})
+    count_job(namespace, recipe, pk, 'c')
     note_end(namespace, recipe, pk, 'c', values[7], values[5])
   end)
 end

@@ -287,6 +287,19 @@ def test_a_delete_of_its_class_is_called(monkeypatch: pytest.MonkeyPatch) -> Non
     assert is_well()
 
 
+def test_a_delete_of_its_class_is_not_called_for_a_job_that_is_not_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = PlainActingJob.add_job("a")
+    client = Queue.get_connection()
+    client.zadd("jobs:leases", {job.ident: 99999999999})
+    client.hset("jobs:claims", mapping={job.ident: "t", "t": job.ident})
+    monkeypatch.setattr(PlainActingJob, "delete", lambda self: pytest.fail("it was deleted"))
+
+    with pytest.raises(JobNotInStatus):
+        admin.delete(job.ident)
+
+    assert job.status.hget() == STATUSES.WAITING
+
+
 # --- what cannot be done without the class
 
 

@@ -7,19 +7,12 @@ from typing import Any
 import pytest
 
 from limpyd_jobs import STATUSES, Job, Queue, admin, transitions
-from limpyd_jobs.admin import numbers, overview
+from limpyd_jobs.admin import overview
 from limpyd_jobs.models import worker_recipe
 
 from .conftest import watched
 
 pytestmark = pytest.mark.usefixtures("database")
-RATES = {"mail": numbers.Rates(rate_in=2.0, rate_out=1.5)}
-
-
-@pytest.fixture(autouse=True)
-def known_rates(monkeypatch: pytest.MonkeyPatch) -> None:
-    """How they are counted is tested where they are."""
-    monkeypatch.setattr(overview, "rates", lambda queue_model: RATES)
 
 
 def client() -> Any:
@@ -82,13 +75,15 @@ def test_jobs_run_in_the_queue_that_they_were_taken_from_also_those_of_version_2
     assert [(queue.priority, queue.running) for queue in admin.status().queues] == [(3, 1), (0, 1)]
 
 
-def test_the_age_is_that_of_the_job_at_the_head_since_it_could_have_started() -> None:
+def test_the_age_is_that_of_the_job_at_the_head_since_it_has_waited() -> None:
     seconds = client().time()[0]
     job = Job.add_job("a", "mail", added=str(overview.score_to_datetime(seconds - 500)))
     Job.add_job("b", "mail")
 
     assert 499 <= (only().oldest_age or 0) < 560
-    job.delayed_until.hset(str(overview.score_to_datetime(seconds - 100)))
+    job.delayed_until.hset(str(overview.score_to_datetime(seconds - 300)))
+    assert 299 <= (only().oldest_age or 0) < 360
+    job.waiting_since.hset(str(overview.score_to_datetime(seconds - 100)))
     assert 99 <= (only().oldest_age or 0) < 160
 
 
@@ -109,13 +104,15 @@ def test_what_is_known_of_a_name_holds_for_all_its_priorities() -> None:
     for name, priority in (("mail", 0), ("mail", 5), ("other", 0)):
         Queue.get_queue(name, priority)
     admin.pause("mail")
+    for number in range(3):
+        Job.add_job(f"{number}", "mail")
     note_worker("first", '["mail", "other"]')
     note_worker("second", '["mail", "mail"]')
 
     found = admin.status()
 
-    told = [(queue.name, queue.paused, queue.listeners, queue.rate_in, queue.rate_out) for queue in found.queues]
-    assert told == [("mail", True, 2, 2.0, 1.5), ("mail", True, 2, 2.0, 1.5), ("other", False, 1, 0.0, 0.0)]
+    told = [(queue.name, queue.paused, queue.listeners, queue.rate_in > 0, queue.rate_out) for queue in found.queues]
+    assert told == [("mail", True, 2, True, 0.0), ("mail", True, 2, True, 0.0), ("other", False, 1, False, 0.0)]
     assert [worker.id for worker in found.workers] == ["first", "second"]
 
 

@@ -31,6 +31,7 @@ def raw(call: transitions.Call[Any]) -> Any:
 
 
 def moving(kind: str, job: Any, seen: str) -> transitions.Call[Any]:
+    Queue.get_queue("scripts")
     subject, target = job._subject(), Queue._target_for_jobs("scripts", 0)
     if kind == "cancel":
         return transitions.cancel(subject, "jobs", recipes.queue_recipe(Queue), "canceled", seen)

@@ -462,6 +462,31 @@ class Books(RuleBasedStateMachine):
         was_paused = name in admin.paused()
         assert admin.resume(name) == was_paused
 
+    # --- An operator
+
+    @rule(number=picks, name=names, priority=priorities, act=st.sampled_from(["requeue", "move", "delete"]))
+    def act_as_an_operator(self, number: int, name: str, priority: int, act: str) -> None:
+        if job := self.pick(number):
+            is_held = self.is_held(job)
+            try:
+                if act == "delete":
+                    admin.delete(job.ident)
+                else:
+                    getattr(admin, act)(job.ident, name, priority)
+            except JobNotInStatus as error:
+                assert is_held or error.status in (STATUSES.BLOCKED, STATUSES.RUNNING) or act != "delete"
+            except JobAlreadyQueued:
+                assert self.has_rival(job)
+            else:
+                assert not is_held or act == "requeue"
+
+    @rule(number=picks)
+    def settle(self, number: int) -> None:
+        """The repair agrees with the check: nothing is wrong."""
+        if job := self.pick(number):
+            call = transitions.settle("jobs", job.ident, [], [])
+            assert transitions.send(job.connection, call).steps == ()
+
     # --- Workers
 
     @rule(who=picks, count=counts)
