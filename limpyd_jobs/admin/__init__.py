@@ -12,7 +12,7 @@ from .finding import count_jobs, each_job, find_jobs, get_job
 from .findings import Finding
 from .health import health
 from .numbers import Histogram, Numbers, Rates, by_hour, rates, series, totals
-from .operations import (
+from .operating import (
     Operation,
     drop_operation,
     operations,

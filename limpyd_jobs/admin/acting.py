@@ -1,4 +1,4 @@
-"""Acting on one job. On all that a filter finds: see operations.py.
+"""Acting on one job. On all that a filter finds: see operating.py.
 
 The class of a job does it where it can be had, since its hooks count (`requeue`, `enqueue_or_delay`, `cancel`, `delete`
 of its own); else the scripts do it alone, by what the registry `jobs:models` says of the class.

@@ -27,7 +27,7 @@ class Problem:
         kind: `place` (a job is nowhere, in several places, or where its status does not belong), `lease`, `limit`
             (who is parked or holds a place is not noted so), `index`, `queue` (a worker would find its jobs late),
             `identifier` (queued twice), `edge` (a job waits for one that will not tell it), `pause` (half of it is
-            written) or `key` (nothing owns it).
+            written), `class` (its jobs cannot be looked at) or `key` (nothing owns it).
         subject: the ident or the key that it is about.
         detail: what is wrong, in a sentence.
         ident: of the job that has to be looked at, if it is one.
@@ -82,7 +82,7 @@ def models_of(queue_model: Any) -> list[Any]:
     namespace = queue_model.namespace or ""
     known = queue_model.database.connection.hkeys(f"{namespace}:models")
     for model_repr in known:
-        with suppress(JobClassError):  # the jobs of such a class are then reported as jobs without a record
+        with suppress(JobClassError):  # the check says so
             Job.class_of(f"{model_repr}:0")
     return [
         model
@@ -109,6 +109,14 @@ PLACES: dict[str, tuple[str | None, ...]] = {
     STATUSES.CANCELED: (None, "waiting", "delayed", "parked", "leased"),
     STATUSES.BLOCKED: (None,),
 }
+
+
+def _key_in(recipe: str) -> str | None:
+    """The key prefix of a class, by its recipe; None: that is none."""
+    try:
+        return str(json.loads(recipe)["key"])
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 @dataclass(frozen=True)
@@ -156,7 +164,7 @@ class _Books:
         self.queue_model = queue_model
         self.client = queue_model.database.connection
         self.namespace = queue_model.namespace or ""
-        self.known = self.client.hkeys(f"{self.namespace}:models")
+        self.known: dict[str, str] = self.client.hgetall(f"{self.namespace}:models")
         self.models = models_of(queue_model)
         self.keys = set(self.client.scan_iter(match=f"{_escaped(self.namespace)}:*", count=1000))
         self.sorted_keys = sorted(self.keys)
@@ -175,6 +183,7 @@ class _Books:
             if issubclass(model, Job):
                 yield from self._check_jobs(model)
                 yield from self._check_edges(model)
+        yield from self._check_classes()
         for ident in self.places:
             yield self._of_job("place", ident, f"it is in {self._where(ident)}, but has no record")
         for model in self.models:
@@ -193,6 +202,20 @@ class _Books:
             for key in chunk:
                 getattr(pipeline, command)(*key) if isinstance(key, tuple) else getattr(pipeline, command)(key)
             yield from pipeline.execute()
+
+    def _check_classes(self) -> Iterator[Problem]:
+        """Of a class that cannot be had here only the registry knows where its jobs are: they are left as they are."""
+        here = {recipes.get_model_repr(model) for model in self.models} | {model._name for model in self.models}
+        for model_repr, text in sorted(self.known.items()):
+            key = _key_in(text)
+            if key is None or key in here or model_repr in here:
+                continue
+            keys = self._keys_below(key)
+            self.owned.update(keys)
+            for ident in [ident for ident in self.places if ident.partition(":")[0] == model_repr]:
+                del self.places[ident]
+            if keys:
+                yield Problem("class", model_repr, "it cannot be had here, so its jobs are not looked at")
 
     # --- Queues and leases
 

@@ -18,7 +18,7 @@ from .reading import client_of
 ROUNDS = 5  # of checks: a repair may show what else is wrong
 TRIES = 20  # of what others may come before
 MOST_MEMBERS = 1000
-ORDER = ("key", "lease", "place", "limit", "edge", "identifier", "pause", "queue", "index")
+ORDER = ("class", "key", "lease", "place", "limit", "edge", "identifier", "pause", "queue", "index")
 
 # What the steps of settle.lua do.
 STEPS = {
@@ -122,6 +122,7 @@ class _Repairs:
             "identifier": self._plan_of_twins,
             "queue": self._plan_of_queue,
             "pause": self._plan_of_pause,
+            "class": lambda problem: (UNKNOWN, False, bool),
             "index": self._plan_of_index,
             "key": self._plan_of_key,
         }

@@ -717,27 +717,29 @@ local function stop_waiting(namespace, ident)
   return is_noted_with_limits(namespace, ident) and limits_kit().leave_parking(namespace, ident)
 end
 
--- What is of another type holds no ident.
-local function leave(queue, ident)
-  local waited, delayed = redis.pcall('LREM', queue .. ':waiting', 0, ident), redis.pcall('ZREM', queue .. ':delayed', ident)
+-- What is of another type holds no ident. With `is_one` it is there once at most, and looked for near the start and then from
+-- the end of the list: who acts on many jobs, in their order or the other way round, finds each at once.
+local function leave(queue, ident, is_one)
+  local is_near = is_one and type(redis.pcall('LPOS', queue .. ':waiting', ident, 'MAXLEN', 100)) == 'number'
+  local waited, delayed = redis.pcall('LREM', queue .. ':waiting', is_near and 1 or is_one and -1 or 0, ident), redis.pcall('ZREM', queue .. ':delayed', ident)
   return (tonumber(waited) or 0) + (tonumber(delayed) or 0)
 end
 
 -- Take an ident out of wherever it waits, and say whether it was there. Jobs of version 2 do not say where: then look at
 -- the queues of their priority, then at all of them.
-local function leave_anywhere(namespace, queue_recipe, recipe, pk, ident)
+local function leave_anywhere(namespace, queue_recipe, recipe, pk, ident, is_one)
   if stop_waiting(namespace, ident) then return true end
   local values = redis.call('HMGET', recipe.key .. ':' .. pk .. ':hash', 'queue_key', 'priority', 'queued', 'status')
-  if values[1] and leave(values[1], ident) > 0 then return true end
+  if values[1] and leave(values[1], ident, is_one) > 0 then return true end
   if not values[3] and values[4] ~= 'w' and values[4] ~= 'd' then return false end
   local priorities = (queue_recipe.indexes.priority or {})[1]
   if priorities and priorities[1] == 'equal' then
     for _, queue_pk in ipairs(redis.call('SMEMBERS', priorities[2] .. (values[2] or '0'))) do
-      if leave(queue_recipe.key .. ':' .. queue_pk, ident) > 0 then return true end
+      if leave(queue_recipe.key .. ':' .. queue_pk, ident, is_one) > 0 then return true end
     end
   end
   for _, queue_pk in ipairs(redis.call('SMEMBERS', queue_recipe.key .. ':collection')) do
-    if leave(queue_recipe.key .. ':' .. queue_pk, ident) > 0 then return true end
+    if leave(queue_recipe.key .. ':' .. queue_pk, ident, is_one) > 0 then return true end
   end
   return false
 end

@@ -25,7 +25,7 @@ if is_leased or status == 'r' then
   return {'REQUESTED', unpack(changed)}
 end
 if status == 'c' and not values[2] then return {'CANCELED'} end
-local was_in_queue = status ~= 'b' and leave_anywhere(namespace, queue_recipe, recipe, pk, ident)
+local was_in_queue = status ~= 'b' and leave_anywhere(namespace, queue_recipe, recipe, pk, ident, ARGV[7] ~= '')
 if status == 'c' and not was_in_queue then return {'REQUESTED'} end  -- version 2's worker, or one that vanished, had it
 write_fields(recipe, pk, {'status', 'queued', 'cancel_reason'}, {'c', false, reason})
 if status == 'b' then redis.call('DEL', recipe.key .. ':' .. pk .. ':waits_for') end

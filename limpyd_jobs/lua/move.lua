@@ -50,7 +50,7 @@ local rival = rival_of(namespace, queue_recipe, recipe, pk)
 if rival then return {'QUEUED', rival} end
 queue = queue or remember_queue(namespace, queue_recipe, name, priority, create(queue_record))
 register(namespace, repr, ARGV[3])
-if holder then drop_lease(namespace, ident, holder) else leave_anywhere(namespace, queue_recipe, recipe, pk, ident) end
+if holder then drop_lease(namespace, ident, holder) else leave_anywhere(namespace, queue_recipe, recipe, pk, ident, ARGV[15] ~= '') end
 write_fields(recipe, pk, {'status', 'queued', 'priority', 'delayed_until', 'queue_key', 'cancel_reason', 'progress'},
   {due and 'd' or 'w', '1', priority, due and format_date(due) or false, queue, false, false})
 if status == 's' or status == 'e' then write_fields(recipe, pk, {'start', 'end', 'recoveries'}, {false, false, false}) end

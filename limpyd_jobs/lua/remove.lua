@@ -35,13 +35,15 @@ local function leave_histories(queue, ident, tries)
   end
 end
 
-local function leave_places(what, ident, holder)
+local function leave_places(what, ident, holder, is_gone, has_ended)
   if holder then
     drop_lease(namespace, ident, holder)
-  else
-    leave_anywhere(namespace, queue_recipe, what.job, what.job.pk, ident)
+  elseif is_gone then
+    stop_waiting(namespace, ident)
+    if what.job.queue_key then leave(what.job.queue_key, ident) end
+  elseif not has_ended then
+    leave_anywhere(namespace, queue_recipe, what.job, what.job.pk, ident, true)
   end
-  if what.job.queue_key then leave(what.job.queue_key, ident) end  -- of a record that is gone
   redis.call('ZREM', namespace .. ':expiring', ident)
   redis.call('ZREM', namespace .. ':followups', ident)
 end
@@ -62,10 +64,11 @@ local function remove(ident, what, first, fields)
   for _, record in ipairs(what.errors) do remove_record(record) end
   if not what.is_all or not tell_waiting(namespace, ident, what.job) then return 'MORE' end
   leave_histories(values[2] or what.job.queue_key, ident, math.max(count_of(values[3]), 1))
-  leave_places(what, ident, holder)
+  local has_ended = end_of(values[1], values[5])
+  leave_places(what, ident, holder, is_gone, has_ended)
   forget_queued(what.job)
   remove_record(what.job)
-  if not end_of(values[1], values[5]) and is_told({}, values[4], 'w') then publish(what.job, what.job.pk, 'status c') end
+  if not has_ended and is_told({}, values[4], 'w') then publish(what.job, what.job.pk, 'status c') end
   return is_gone and 'GONE' or 'REMOVED'
 end
 

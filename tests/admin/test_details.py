@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from limpyd_jobs import STATUSES, Error, Job, Queue, admin
+from limpyd_jobs import STATUSES, Error, Job, Queue, Worker, admin
 from limpyd_jobs.exceptions import JobNotFound
 from limpyd_jobs.fields import InstanceHashField
 
@@ -168,3 +168,27 @@ def test_of_a_record_that_is_no_hash_its_fault_is_told() -> None:
 def test_a_job_that_there_is_not_is_not_shown() -> None:
     with pytest.raises(JobNotFound):
         admin.show("limpyd_jobs.models.Job:7")
+
+
+class DetailsFailingJob(Job):
+    queue_name = "details"
+
+    def run(self, queue: Any) -> None:
+        raise ValueError("user 12 is unknown")
+
+
+def test_of_a_job_that_a_worker_has_run_the_whole_story_is_told() -> None:
+    job = DetailsFailingJob.add_job("a")
+
+    Worker("details", max_loops=1, timeout=1, terminate_gracefuly=False).run()
+
+    details, (group,) = admin.show("a"), admin.group_errors()
+    assert [(moment.event, moment.text) for moment in details.history] == [
+        ("added", "with the priority 0"),
+        ("started", "try 1"),
+        ("error", "ValueError: user 12 is unknown"),
+        ("ended", "error"),
+    ]
+    assert "in run\n    raise ValueError" in (details.errors[0].traceback or "")
+    assert (group.example, group.place) == (job.ident, "admin/test_details.py:run")
+    assert admin.find_jobs(admin.JobFilter(statuses="error", queues="details")).items == [details.record]

@@ -11,7 +11,7 @@ import pytest
 
 from limpyd_jobs import STATUSES, Job, Queue, Worker, admin
 from limpyd_jobs.admin import ErrorFilter, JobFilter
-from limpyd_jobs.admin.operations import Pace
+from limpyd_jobs.admin.operating import Pace
 from limpyd_jobs.exceptions import InvalidArgument
 from limpyd_jobs.models import Error
 
@@ -187,6 +187,17 @@ def test_jobs_are_moved_once() -> None:
     assert (again.done, again.skipped) == (0, {"it is there already": 3})
     assert Queue.count_waiting_jobs("operating") == 2
     assert admin.check() == []
+
+
+@pytest.mark.parametrize("kind", ["move", "requeue"])
+def test_jobs_keep_their_order(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("limpyd_jobs.admin.operating.PAGE", 3)
+    jobs = fail_many(8) if kind == "requeue" else [OperatingJob.add_job(str(number)) for number in range(8)]
+
+    ended = admin.start_operation(kind, JobFilter(queues=("operating",)), queue="other").run()
+
+    assert (ended.done, ended.skipped) == (8, {})
+    assert Queue.get_queue("other").waiting.lmembers() == [job.ident for job in jobs]
 
 
 def test_jobs_are_deleted() -> None:

@@ -240,6 +240,19 @@ def test_a_key_that_may_be_that_of_a_user_stays() -> None:
     assert client().get("jobs:mine") == "x"
 
 
+def test_the_jobs_of_a_class_that_is_not_known_here_are_left_alone() -> None:
+    make_books()
+    text = client().hget("jobs:models", NAME).replace("repairjob", "elsewhere").replace("RepairJob", "Elsewhere")
+    client().hset("jobs:models", "shop.Elsewhere", text)
+    do("hset jobs:elsewhere:1:hash status w", "rpush jobs:queue:1:waiting shop.Elsewhere:1")
+    before = client().dbsize()
+
+    [repair] = admin.repair()
+
+    assert (repair.problem.kind, repair.problem.subject, repair.is_possible) == ("class", "shop.Elsewhere", False)
+    assert client().dbsize() == before
+
+
 def test_what_is_refused_is_not_made_and_not_asked_again() -> None:
     make_books()
     do("srem jobs:repairjob:status:w 1", WAITING)

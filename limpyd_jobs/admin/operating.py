@@ -35,7 +35,7 @@ from ..statuses import ENDS, STATUSES, Cancellation
 from ..utils import check_datetime, compute_delayed_until, get_delta, parse_datetime, score_to_datetime, server_seconds
 from .acting import ACCEPTED, Actor
 from .errors import EVERY_ERROR, each_error
-from .finding import EVERY_JOB, count_jobs, each_job
+from .finding import EVERY_JOB, count_jobs, each_job, find_jobs
 from .reading import client_of
 from .records import ErrorFilter, ErrorRecord, JobFilter, JobRecord
 from .removing import AT_ONCE, Remover
@@ -50,6 +50,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 }
 BURST_SECONDS = 0.1  # what may be made up for at once, when something has taken time
 SAVE_SECONDS = 1.0
+PAGE = 500
 MOST_REASONS = 50
 MOST_TRIES = 100  # to remove a job with thousands of Errors or children
 
@@ -396,10 +397,29 @@ class _Run:
         if isinstance(wanted, ErrorFilter):
             yield from each_error(wanted, self._queue_model)
             return
-        for record in each_job(self._aged(wanted), self._queue_model):
+        wanted = self._aged(wanted)
+        is_in_order = self._kind in ("requeue", "move")  # they come to run in the order in which they enter a queue
+        found = self._oldest_first(wanted) if is_in_order else each_job(wanted, self._queue_model)
+        for record in found:
             times = (record.added, record.end if record.status in ENDS else None)
             if all(moment is None or moment <= cut_off for moment in times) and record.fault is None:
                 yield record
+
+    def _oldest_first(self, wanted: JobFilter) -> Iterator[JobRecord]:
+        """As `each_job`, the other way round: the pages are found first, and read again from the last one to the first.
+
+        That is acted on as it was read at first, since new jobs would come before it.
+        """
+        first = page = find_jobs(wanted, PAGE, queue_model=self._queue_model)
+        pages: list[tuple[str, str]] = []  # what each comes after, and its last ident
+        while page.next is not None:
+            after, page = page.next, find_jobs(wanted, PAGE, page.next, self._queue_model)
+            pages += [(after, record.ident) for record in page.items[-1:]]
+        for after, last in reversed(pages):
+            records = find_jobs(wanted, 2 * PAGE, after, self._queue_model).items  # others may have come between them
+            idents = [record.ident for record in records]
+            yield from reversed(records[: idents.index(last) + 1] if last in idents else records)
+        yield from reversed(first.items)
 
     def _aged(self, wanted: JobFilter) -> JobFilter:
         """The filter, whose ages are those at the start of the operation."""
@@ -449,7 +469,8 @@ class _Run:
             self._histories |= {key for record in records for key in _histories_of(record)}
 
     def _remove_all(self, records: Sequence[JobRecord]) -> list[str]:
-        results = dict(zip(records_by_ident(records), self._actor.remove(self._remover, records), strict=True))
+        idents = [record.ident for record in records]
+        results = dict(zip(idents, self._actor.remove(self._remover, records), strict=True))
         for record in records:
             for _ in range(MOST_TRIES):
                 if results[record.ident] != "MORE":
@@ -460,11 +481,6 @@ class _Run:
     def _remove_errors(self, errors: Sequence[ErrorRecord]) -> None:
         self._remover.remove_errors(errors)
         self._done += len(errors)
-
-
-def records_by_ident(records: Sequence[JobRecord]) -> dict[str, JobRecord]:
-    """Jobs by their idents."""
-    return {record.ident: record for record in records}
 
 
 def _histories_of(record: JobRecord) -> tuple[str, ...]:
