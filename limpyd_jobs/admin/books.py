@@ -171,6 +171,7 @@ class _Books:
         self.owned: set[str] = set()
         self.pks = {model: self.client.smembers(f"{model._name}:collection") for model in self.models}
         self.holders: set[str] = set()
+        self.leased: set[str] = set()
         self.places: dict[str, list[tuple[str, str]]] = defaultdict(list)
         self.found: dict[str, list[tuple[str, str, str]]] = defaultdict(list)  # the same for repairs, see Problem
 
@@ -273,7 +274,8 @@ class _Books:
         claims = self.client.hgetall(f"{self.namespace}:claims")
         self.holders = {name[1:] for name in claims if name.startswith("*")}
         claims = {name: value for name, value in claims.items() if not name.startswith("*")}
-        for ident in self.client.zrange(f"{self.namespace}:leases", 0, -1):
+        self.leased = set(self.client.zrange(f"{self.namespace}:leases", 0, -1))
+        for ident in sorted(self.leased):
             self.places[ident].append(("leased", f"{self.namespace}:leases"))
             token = claims.pop(ident, None)
             if token is None or claims.pop(token, None) != ident:
@@ -396,7 +398,7 @@ class _Books:
         yield from ((edge, "has a class that cannot be had") for edge in edges if keys.get(edge.parent, "") is None)
         for edge, values, is_child in zip(known, hashes, children, strict=True):
             reason = _why_not_told(edge, values, bool(is_child))
-            if reason is not None:
+            if reason is not None and not (values[0] == STATUSES.CANCELED and edge.parent in self.leased):
                 yield edge, reason
 
     # --- Indexes and keys

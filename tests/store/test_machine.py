@@ -12,6 +12,7 @@ import contextlib
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from functools import partial
@@ -30,6 +31,7 @@ from hypothesis.stateful import (
 )
 
 from limpyd_jobs import STATUSES, Cancellation, Job, Queue, Retry, Worker, admin, transitions, uniqueness
+from limpyd_jobs.admin import numbers
 from limpyd_jobs.aio import async_client
 from limpyd_jobs.exceptions import JobAlreadyQueued, JobNotInStatus, LeaseLost
 from limpyd_jobs.statuses import FOLLOWERS
@@ -716,12 +718,40 @@ def test_the_books_are_right_after_any_sequence(cast: str, database: Any, monkey
     )
 
 
+def counted() -> Counter[str]:
+    """How many were counted by now, by the letter of the kind."""
+    client, found = MachineJob.database.connection, Counter[str]()
+    for key in client.scan_iter("jobs:numbers:[0-9]*", count=1000):
+        for name, text in client.hgetall(key).items():
+            found[name[0]] += int(text) // numbers.ONE if name[1] != " " else int(text)
+    return found
+
+
 @contextlib.contextmanager
 def checking(call: transitions.Call[Any]) -> Iterator[None]:
-    before = statuses()
+    before, counted_before = statuses(), counted()
     try:
         yield
     finally:
+        changes = []
         for ident, status in statuses().items():
-            former = before.get(ident, status)
-            assert status == former or status in FOLLOWERS[former], f"{call.script}: {ident}: {former} to {status}"
+            former = before.get(ident)
+            assert former in (None, status) or status in FOLLOWERS[former], (
+                f"{call.script}: {ident}: {former} to {status}"
+            )
+            changes += [(former, status)] if status != former else []
+        check_counts(call, Counter(changes), counted() - counted_before)
+
+
+def check_counts(call: transitions.Call[Any], changes: Counter[Any], counted: Counter[str]) -> None:
+    """What happened was counted, and no more."""
+
+    def happened(*letters: str) -> int:
+        return sum(count for (_, status), count in changes.items() if status in letters)
+
+    new = sum(count for (former, _), count in changes.items() if former is None)
+    started = happened(STATUSES.RUNNING) + changes[STATUSES.WAITING, STATUSES.SUCCESS]
+    facts = f"{call.script}: {dict(changes)}, counted: {dict(counted)}"
+    assert (counted["a"], counted["s"], counted["e"]) == (new, happened("s"), happened("e")), facts
+    # the run of a job that was canceled since it was claimed ahead is told with its end
+    assert counted["w"] == started or (call.script == "exchange" and counted["w"] > started), facts
