@@ -6,6 +6,7 @@ just started: counters are those of `totals`, which only grow. Needs the extra `
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -31,6 +32,8 @@ except ImportError as error:
     raise ConfigurationException(
         "Metrics need the library prometheus-client: pip install 'redis-limpyd-jobs[metrics]'"
     ) from error
+
+logger = logging.getLogger("limpyd-jobs")
 
 COUNTERS = {
     "added": "New jobs",
@@ -58,7 +61,7 @@ class JobsCollector(Collector):
     """
 
     def __init__(self, queue_model: Any = Queue) -> None:
-        self._queue_model = queue_model
+        self._queue_model, self._was_up = queue_model, True
 
     def describe(self) -> Iterable[Metric]:
         """What a registry asks for names; without it, it would read all of Redis when it learns of this."""
@@ -66,13 +69,14 @@ class JobsCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """The metrics of this moment."""
-        up = GaugeMetricFamily("limpyd_jobs_up", "Whether Redis can be read")
         try:
             found = [*_of_status(status(queue_model=self._queue_model)), *_of_numbers(totals(self._queue_model))]
-        except (RedisError, DatabaseException):
+        except (RedisError, DatabaseException) as error:
+            if self._was_up:  # once, and not at each scrape
+                logger.warning("Metrics cannot be read: %s", error)
             found = []
-        up.add_metric([], 1 if found else 0)
-        yield up
+        self._was_up = bool(found)
+        yield GaugeMetricFamily("limpyd_jobs_up", "Whether Redis can be read", int(self._was_up))
         yield from found
 
 

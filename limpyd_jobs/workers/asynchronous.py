@@ -31,7 +31,7 @@ from ..models import _overrides
 from ..statuses import STATUSES
 from ..transitions import Claim, End, Ended, Taken
 from .ahead import Done
-from .base import BaseWorker, end_process, indented
+from .base import BaseWorker, end_process
 from .blocking import CANCEL_AGAIN_SECONDS, FAILING_SECONDS, POLL_SECONDS, Worker
 from .claiming import LAST_TRIES_SECONDS
 from .hands import Hands
@@ -547,7 +547,7 @@ class AsyncWorker(Worker):
     def _tell_blocked(self, seconds: float, stack: list[str]) -> None:
         lines = [line for call in stack for line in call.rstrip("\n").split("\n")]
         message = f"The event loop has been blocked for {seconds:.1f} seconds, here:"
-        self.logger.warning("[%s] %s\n%s", self.id, message, indented(lines))
+        self._log_lines(message, lines, "warning")
 
     # --- The end
 

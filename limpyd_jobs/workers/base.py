@@ -571,8 +571,7 @@ class BaseWorker:
         """What a record has beside its text; what is no logger of the standard library takes nothing of that."""
         if not isinstance(self.logger, (logging.Logger, logging.LoggerAdapter)):
             return {}
-        text = shortened(printable(message), LONGEST_LINE)
-        return {"extra": {FACTS: {"worker": self.id, **about.get(), **facts, "message": text}}}
+        return {"extra": {FACTS: {"worker": self.id, **about.get(), **facts, "message": message}}}
 
     def _log_exception(self, message: str, job: Job | None = None) -> None:
         """Log a message with the traceback of what is being handled; its lines are indented, so that none passes for
@@ -597,7 +596,12 @@ class BaseWorker:
 
     def log_stacks(self) -> None:
         """Log the stack of every thread, indented as `_log_exception` does it."""
-        self.logger.critical("[%s] %s\n%s", self.id, "Stacks of all threads:", indented(format_stacks()))
+        self._log_lines("Stacks of all threads:", format_stacks(), "critical")
+
+    def _log_lines(self, message: str, lines: Iterable[str], level: str) -> None:
+        text = indented(lines)
+        beside = self._beside(f"{message}\n{text}")
+        getattr(self.logger, level)("[%s] %s\n%s", self.id, message, text, **beside)
 
     # --- The run
 

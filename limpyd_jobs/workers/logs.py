@@ -15,7 +15,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from ..exceptions import ConfigurationException
-from ..models import class_name, printable, running_job
+from ..models import MAX_TRACEBACK, class_name, printable, running_job, shortened
 from ..transitions import Claim
 
 LOG_FORMAT = "[%(process)d] %(asctime)s (%(name)s) %(levelname)-8s %(message)s"
@@ -68,7 +68,8 @@ class JsonFormatter(logging.Formatter):
         if not isinstance(facts, Mapping):
             job = running_job.get()
             facts = facts_of(job) if job is not None else {}
-        said = {"message": printable(record.getMessage()), **facts} if "message" not in facts else dict(facts)
+        message = facts["message"] if "message" in facts else record.getMessage()
+        said = {"message": "", **facts} | {"message": shortened(printable(message), MAX_TRACEBACK)}  # it comes first
         if record.exc_info and record.exc_info[1] is not None:
             said.setdefault("error", class_name(record.exc_info[1]))
             if "traceback" not in said:

@@ -29,7 +29,7 @@ from ..utils import import_class
 from .base import LOGGER_NAME, end_process, indented, is_whole, safe_line
 from .blocking import Worker
 from .insight import format_stacks
-from .logs import show_as
+from .logs import FACTS, show_as
 from .member import CONFIGURATION_EXIT_CODE, DONE, READY, Member, forget_exit_functions, live
 from .reload import check_reload
 
@@ -164,7 +164,8 @@ class WorkerPool:
 
     def log(self, message: str, level: str = "info") -> None:
         """Log a message of the parent, as one line."""
-        getattr(self.logger, level)("[pool] %s", safe_line(message))
+        beside = {FACTS: {"worker": "pool", "message": message}}
+        getattr(self.logger, level)("[pool] %s", safe_line(message), extra=beside)
 
     # --- The run
 

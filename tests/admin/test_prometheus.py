@@ -115,11 +115,16 @@ def test_a_pause_and_the_workers_of_a_queue_are_told() -> None:
     assert found.value("workers_busy") == 0
 
 
-def test_without_redis_it_is_not_up_and_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_redis_it_is_not_up_and_tells_nothing(caplog: pytest.LogCaptureFixture) -> None:
     ScrapedJob.add_job("a")
     BaseJobsModel.database.reset(host="127.0.0.1", port=1)
+    registry = CollectorRegistry()
+    registry.register(JobsCollector())
 
-    assert scrape().names == {"limpyd_jobs_up"} and scrape().value("up") == 0
+    found = [Scrape(generate_latest(registry).decode()) for _ in range(2)]
+
+    assert found[1].names == {"limpyd_jobs_up"} and found[1].value("up") == 0
+    assert [record.getMessage()[:22] for record in caplog.records] == ["Metrics cannot be read"]  # once
 
 
 # --- numbers

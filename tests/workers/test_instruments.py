@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("database")
 request: ContextVar[str] = ContextVar("request", default="")
 
 
-class SeenJob(Job):
+class InstrumentedJob(Job):
     queue_name = "test"
     requests: ClassVar[list[str]] = []
 
@@ -36,22 +36,22 @@ class SeenJob(Job):
         return request.get()
 
 
-class SeenAsyncJob(Job):
+class InstrumentedAsyncJob(Job):
     queue_name = "test"
 
     async def run(self, queue: Any) -> None:
         await asyncio.sleep(0)
-        SeenJob.requests.append(request.get())
+        InstrumentedJob.requests.append(request.get())
 
 
-class SeenOwnFieldJob(Job):
+class InstrumentedOwnFieldJob(Job):
     queue_name = "test"
     run_options = fields.InstanceHashField()
 
 
 @task(queue="test")
-def seen_task() -> None:
-    SeenJob.requests.append(request.get())
+def instrumented_task() -> None:
+    InstrumentedJob.requests.append(request.get())
 
 
 class Requests(Instrument):
@@ -109,7 +109,7 @@ class Broken(Instrument):
 
 @pytest.fixture(autouse=True)
 def _clean() -> Iterator[None]:
-    SeenJob.requests.clear()
+    InstrumentedJob.requests.clear()
     yield
     instruments.clear()
 
@@ -134,79 +134,79 @@ def from_request(name: str, action: Any, *args: Any, **kwargs: Any) -> Any:
 
 @pytest.mark.parametrize("options", [{}, {"threads": 2}, {"prefetch": 5}], ids=["plain", "threads", "prefetch"])
 def test_what_is_carried_is_known_where_the_job_runs(requests: Requests, options: dict[str, Any]) -> None:
-    from_request("A", SeenJob.add_job, "a")
-    from_request("B", SeenJob.add_job, "b")
+    from_request("A", InstrumentedJob.add_job, "a")
+    from_request("B", InstrumentedJob.add_job, "b")
 
     work(2, **options)
 
-    assert sorted(SeenJob.requests) == ["A", "B"]
+    assert sorted(InstrumentedJob.requests) == ["A", "B"]
     assert request.get() == ""
 
 
 def test_it_is_known_in_coroutines_and_in_the_threads_of_a_loop(requests: Requests) -> None:
-    from_request("A", SeenAsyncJob.add_job, "a")
-    from_request("B", SeenJob.add_job, "b")
+    from_request("A", InstrumentedAsyncJob.add_job, "a")
+    from_request("B", InstrumentedJob.add_job, "b")
 
     work(2, worker_class=AsyncWorker)
 
-    assert sorted(SeenJob.requests) == ["A", "B"]
+    assert sorted(InstrumentedJob.requests) == ["A", "B"]
 
 
 def test_it_comes_along_however_a_job_is_added(requests: Requests) -> None:
     def add_all() -> None:
-        SeenJob.add_jobs(["many", {"identifier": "later", "delayed_for": 0}])
-        asyncio.run(SeenJob.aadd_job("coroutine"))
-        seen_task.add()
+        InstrumentedJob.add_jobs(["many", {"identifier": "later", "delayed_for": 0}])
+        asyncio.run(InstrumentedJob.aadd_job("coroutine"))
+        instrumented_task.add()
         workflow = Workflow()
-        workflow.plan(SeenJob, "planned")
+        workflow.plan(InstrumentedJob, "planned")
         workflow.add()
-        SeenJob.execute_now("now")
+        InstrumentedJob.execute_now("now")
 
     from_request("A", add_all)
     work(5)
 
-    assert SeenJob.requests == ["A"] * 6
+    assert InstrumentedJob.requests == ["A"] * 6
 
 
 def test_an_instrument_learns_of_each_call_that_adds_once(requests: Requests) -> None:
-    SeenJob.add_job("one")
-    SeenJob.add_job(identifier="two", queue_name="other")
-    SeenJob.add_jobs(["many"], "other", 1)
-    asyncio.run(SeenJob.aadd_job("coroutine", "new", 3))
+    InstrumentedJob.add_job("one")
+    InstrumentedJob.add_job(identifier="two", queue_name="other")
+    InstrumentedJob.add_jobs(["many"], "other", 1)
+    asyncio.run(InstrumentedJob.aadd_job("coroutine", "new", 3))
 
     assert requests.events == [
-        ("adding", "SeenJob", None, "one"),
-        ("adding", "SeenJob", "other", "two"),
-        ("adding", "SeenJob", "other", None),
-        ("adding", "SeenJob", "new", "coroutine"),
+        ("adding", "InstrumentedJob", None, "one"),
+        ("adding", "InstrumentedJob", "other", "two"),
+        ("adding", "InstrumentedJob", "other", None),
+        ("adding", "InstrumentedJob", "new", "coroutine"),
     ]
 
 
 def test_it_stays_beside_the_options_of_a_run(requests: Requests) -> None:
-    job = from_request("A", SeenJob.add_job, "a", job_timeout=50, expires=60)
+    job = from_request("A", InstrumentedJob.add_job, "a", job_timeout=50, expires=60)
 
     assert (job.run_option("job_timeout"), job.get_carried()) == (50, {"request": "A"})
     assert [*json.loads(job.run_options.hget())][-1] == "carried"
 
 
 def test_a_job_keeps_it_when_it_is_requeued(requests: Requests) -> None:
-    from_request("A", SeenJob.add_job, "bad", requeue_times=1, requeue_delay_delta=0)
+    from_request("A", InstrumentedJob.add_job, "bad", requeue_times=1, requeue_delay_delta=0)
 
     work(2)
 
-    assert SeenJob.requests == ["A", "A"]
+    assert InstrumentedJob.requests == ["A", "A"]
 
 
 def test_a_job_that_replaces_another_ones_fields_leaves_its_options(requests: Requests) -> None:
-    job = SeenJob.add_job("a", job_timeout=50)
+    job = InstrumentedJob.add_job("a", job_timeout=50)
 
-    from_request("B", SeenJob.add_job, "a", if_queued="replace")
+    from_request("B", InstrumentedJob.add_job, "a", if_queued="replace")
 
     assert job.run_option("job_timeout") == 50
 
 
 def test_a_class_with_a_field_of_that_name_carries_nothing(requests: Requests) -> None:
-    job = SeenOwnFieldJob.add_job("a")
+    job = InstrumentedOwnFieldJob.add_job("a")
 
     assert (job.run_options.hget(), job.get_carried()) == (None, {})
 
@@ -215,7 +215,7 @@ def test_without_instruments_nothing_is_stored() -> None:
     add_instrument(one := Requests())
     remove_instrument(one)
 
-    assert SeenJob.add_job("a").run_options.hget() is None
+    assert InstrumentedJob.add_job("a").run_options.hget() is None
 
 
 # --- what is around a run
@@ -223,7 +223,7 @@ def test_without_instruments_nothing_is_stored() -> None:
 
 @pytest.mark.parametrize("worker_class", [None, AsyncWorker], ids=["plain", "async"])
 def test_an_instrument_sees_what_a_job_raises(requests: Requests, worker_class: Any) -> None:
-    job = SeenJob.add_job("bad")
+    job = InstrumentedJob.add_job("bad")
 
     work(1, **({"worker_class": worker_class} if worker_class else {}))
 
@@ -233,7 +233,7 @@ def test_an_instrument_sees_what_a_job_raises(requests: Requests, worker_class: 
 
 def test_it_is_in_the_process_of_an_isolated_job_unless_it_stays_outside(requests: Requests) -> None:
     add_instrument(outside := Outside())
-    from_request("A", SeenJob.add_job, "bad", save_result=True)
+    from_request("A", InstrumentedJob.add_job, "bad", save_result=True)
     del requests.events[:], outside.events[:]
 
     work(1, isolate=True)
@@ -242,7 +242,7 @@ def test_it_is_in_the_process_of_an_isolated_job_unless_it_stays_outside(request
 
 
 def test_what_it_sets_is_known_in_the_process_of_an_isolated_job(requests: Requests) -> None:
-    job = from_request("A", SeenJob.add_job, "a", save_result=True)
+    job = from_request("A", InstrumentedJob.add_job, "a", save_result=True)
 
     work(1, isolate=True)
 
@@ -250,7 +250,7 @@ def test_what_it_sets_is_known_in_the_process_of_an_isolated_job(requests: Reque
 
 
 def test_it_is_around_the_block_of_a_consumer(requests: Requests) -> None:
-    from_request("A", SeenJob.add_job, "a")
+    from_request("A", InstrumentedJob.add_job, "a")
 
     async def consume() -> tuple[str, str]:
         async with AsyncConsumer("test") as jobs, await anext(jobs):
@@ -269,7 +269,7 @@ def test_a_process_that_a_job_forks_does_not_leave_it(requests: Requests) -> Non
 
     reader, writer = os.pipe()
     add_instrument(Forking())
-    SeenJob.add_job("a")
+    InstrumentedJob.add_job("a")
 
     def fork(job: Any, queue: Any) -> None:
         pid = os.fork()
@@ -290,11 +290,11 @@ def test_a_process_that_a_job_forks_does_not_leave_it(requests: Requests) -> Non
 def test_an_instrument_that_raises_is_logged_and_harms_no_job(log: Log, place: str) -> None:
     add_instrument(Broken(place))
     add_instrument(Requests())
-    job = from_request("A", SeenJob.add_job, "a")
+    job = from_request("A", InstrumentedJob.add_job, "a")
 
     work(1)
 
-    assert (job.status.hget(), SeenJob.requests) == (STATUSES.SUCCESS, ["A"])
+    assert (job.status.hget(), InstrumentedJob.requests) == (STATUSES.SUCCESS, ["A"])
     said = [record.getMessage() for record in log.records if record.levelname == "ERROR"]
     expected = {"adding": "adding", "before": "around", "after": "around"}.get(place)
     carrying = "Broken raised, in carry: nothing comes along"  # what it puts there cannot be written
@@ -309,7 +309,7 @@ def test_it_cannot_hide_what_a_job_raises() -> None:
                 yield
 
     add_instrument(Hiding())
-    job = SeenJob.add_job("bad")
+    job = InstrumentedJob.add_job("bad")
 
     work(1)
 

@@ -35,7 +35,7 @@ class LoggedJob(Job):
             self.status.hset("c")
 
 
-class Lines(logging.StreamHandler[io.StringIO]):
+class Lines(logging.StreamHandler):  # type: ignore[type-arg]  # it takes one from Python 3.11 on
     """Writes into a text, which is read as one object a line."""
 
     def __init__(self) -> None:
@@ -152,6 +152,13 @@ def test_a_worker_that_logs_in_its_own_way_still_tells_of_the_job(lines: Lines) 
     work(1, worker_class=Telling, log_format="json")
 
     assert [entry["message"][:2] for entry in lines.about(job.ident)] == ["! ", "! "]
+
+
+def test_stacks_are_one_line(lines: Lines) -> None:
+    Worker("test", log_format="json", terminate_gracefully=False).log_stacks()
+
+    (entry,) = lines.entries
+    assert entry["level"] == "critical" and "test_stacks_are_one_line" in entry["message"]
 
 
 # --- text
