@@ -28,11 +28,6 @@ from .support import see_worker, take
 pytestmark = pytest.mark.usefixtures("database")
 
 
-@pytest.fixture(autouse=True)
-def _norates(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sight, "rates", lambda *a, **k: {})
-
-
 class ExplainedJob(Job):
     """Fails when its identifier says so."""
 
@@ -325,6 +320,18 @@ def test_nobody_can_say_when_a_job_starts_where_nothing_was_started() -> None:
     job = ExplainedJob.add_job("a")
 
     assert "nobody can say when it starts" in explain(job, "behind").sentence
+
+
+def test_how_fast_jobs_start_is_what_was_counted_of_late() -> None:
+    see_worker()
+    jobs = [ExplainedJob.add_job(f"a:{number}") for number in range(4)]
+    take("somebody-1")
+    take("somebody-2")
+
+    found = explain(jobs[3], "behind")
+
+    assert found.evidence["started_per_second"] == pytest.approx(2 / 330, rel=0.1)
+    assert found.starts_in == pytest.approx(330 / 2, rel=0.1)
 
 
 def test_a_job_deep_in_a_long_list_is_not_looked_for_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
