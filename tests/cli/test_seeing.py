@@ -224,9 +224,13 @@ def test_why_a_job_does_not_run_is_a_sentence_with_its_evidence(command: Command
 
 
 def test_nothing_that_is_seen_is_changed(command: Command, failed: Job) -> None:
-    before = {key: Queue.get_connection().dump(key) for key in Queue.get_connection().keys("jobs:*:hash")}
+    def records() -> dict[str, dict[str, str]]:
+        client = Queue.get_connection()
+        return {key: client.hgetall(key) for key in client.keys("jobs:*:hash")}
+
+    before = records()
 
     for arguments in ("status", "jobs", "show 1", "errors --groups", "explain 2", "workers", "jobs --json"):
         assert command(*arguments.split()).code == 0
 
-    assert {key: Queue.get_connection().dump(key) for key in Queue.get_connection().keys("jobs:*:hash")} == before
+    assert records() == before
