@@ -13,7 +13,7 @@ from ..utils import Keep, parse_keep, server_seconds
 from ..version import EXACT_VERSION
 from .findings import HISTORIES, Finding, Patient, QueueSeen
 from .numbers import rates
-from .operations import operations
+from .operating import operations
 from .pausing import paused
 from .wording import duration, number_of, size, utc
 

@@ -125,7 +125,6 @@ SAMPLES = {
     "roll_up": lambda: transitions.roll_up("jobs"),
     "settle": lambda: transitions.settle("jobs", "a:1", [], []),
     "note_queue": lambda: transitions.note_queue("jobs", "jobs:queue", "1", False),
-    "roll_up": lambda: transitions.roll_up("jobs"),
     "watch": lambda: transitions.watch("jobs", [("jobs:job:1:hash", True)]),
     "reject": lambda: transitions.reject("jobs", "jobs:queue:1", "a:1", "", NOW),
     "pause": lambda: transitions.pause("jobs", "jobs:queue", "q", "why", "who"),
