@@ -11,7 +11,7 @@ from typing import Any
 from ..exceptions import InvalidArgument
 from ..utils import Keep, parse_keep, server_seconds
 from ..version import EXACT_VERSION
-from .findings import HISTORIES, Finding, Patient, QueueSeen
+from .findings import HISTORIES, Check, Finding, Patient, QueueSeen
 from .numbers import rates
 from .operating import operations
 from .pausing import paused
@@ -250,7 +250,7 @@ def _mean_weight(weights: list[Weight]) -> float:
     return sum(weight.count * weight.each for weight in weights) / count if count else 0.0
 
 
-CHECKS = (
+CHECKS: tuple[Check, ...] = (
     dead_leases,
     unheard_queues,
     paused_queues,

@@ -160,8 +160,6 @@ def check(given: Given, repair: bool, yes: bool) -> int:
         print_json({"problems": problems, "repairs": repairs, "left": left})
     else:
         say(f"{counted(len(problems), 'problem')} found" + (f", {left} left." if repair else "."))
-        if problems and not given.names_code:
-            say("Records of classes that cannot be imported here look so, too: give --pythonpath and --job-modules.")
     return WRONG if left else FINE
 
 
