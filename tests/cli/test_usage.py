@@ -164,6 +164,8 @@ def test_the_command_is_declared_under_its_name() -> None:
         ("jobs --older-than soon", "Invalid value for '--older-than': 'soon' is not a duration like 90, 45s, 30m,"),
         ("jobs --queues a,,b", "'a,,b' are not names with commas between them."),
         ("errors --since yesterday", "'yesterday' is neither YYYY-MM-DD HH:MM:SS in UTC, nor the beginning of one,"),
+        ("errors --since 2026-13", "'2026-13' is neither YYYY-MM-DD HH:MM:SS in UTC, nor the beginning of one,"),
+        ("delete --ended-before 2026-02-31", "'2026-02-31' is neither YYYY-MM-DD HH:MM:SS in UTC,"),
         ("errors --by month", "Invalid value for '--by': 'month' is not one of"),
         ("errors --by hour --groups", "Only one of --groups and --by, and of --csv and --json, can be given."),
         ("requeue", "limpyd-jobs requeue: Say which jobs: by IDENT, by a filter like --queue"),
