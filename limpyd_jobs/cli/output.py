@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -204,7 +204,8 @@ def _fit(columns: Sequence[Column], needed: Sequence[int], room: int) -> dict[in
 
 def as_json(value: Any, indent: int | None = None) -> str:
     """A value as JSON: dataclasses are objects; what JSON does not have is a text."""
-    return json.dumps(_plain(value), ensure_ascii=False, indent=indent, default=str)
+    is_ascii = "utf" not in (sys.stdout.encoding or "").lower()  # what it cannot encode is no escape of JSON
+    return json.dumps(_plain(value), ensure_ascii=is_ascii, indent=indent, default=str)
 
 
 def _plain(value: Any) -> Any:
@@ -226,8 +227,10 @@ def print_json(value: Any) -> None:
 
 def print_json_list(name: str, items: Iterable[Any], following: str | None = None) -> None:
     """One document with a list, and `next`, where the next page begins; the items are not held in memory."""
+    iterator = iter(items)
+    first = list(islice(iterator, 1))  # before anything is printed: what goes wrong mostly does it here
     print(f"{{{json.dumps(name)}: [", end="")
-    for place, item in enumerate(items):
+    for place, item in enumerate(chain(first, iterator)):
         print(",\n " if place else "\n ", as_json(item), sep="", end="")
     print(f'\n], "next": {json.dumps(following)}}}')
 

@@ -155,6 +155,12 @@ class Outer:
     buckets: dict[float, int]
 
 
+def test_json_is_json_where_not_all_can_be_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), "latin-1", errors="backslashreplace"))
+
+    assert as_json("é🎉") == '"\\u00e9\\ud83c\\udf89"'
+
+
 def test_a_dataclass_is_an_object_of_json() -> None:
     text = as_json(Outer(Inner(("a",)), {0.5: 1, float("inf"): 2}))
 
