@@ -36,7 +36,8 @@ class Column:
     Attributes:
         is_number: aligned to the right.
         shrinks: its texts are shortened in the middle where the terminal is too narrow.
-        is_extra: it is left out where even that does not make enough room; the last one first.
+        spare: it is left out where even that does not make enough room, the column with the highest number first;
+            0: never.
         brief: what a terminal shows of a text, instead.
         style: how a text in it is shown on a terminal with colours; rich's words: "red", "bold yellow", "".
     """
@@ -44,7 +45,7 @@ class Column:
     title: str
     is_number: bool = False
     shrinks: bool = False
-    is_extra: bool = False
+    spare: int = 0
     brief: Callable[[str], str] = lambda text: text
     style: Callable[[str], str] = lambda text: ""
 
@@ -187,10 +188,10 @@ def _fit(columns: Sequence[Column], needed: Sequence[int], room: int) -> dict[in
     def least(place: int, size: int) -> int:
         return min(needed[place], size) if columns[place].shrinks else needed[place]
 
-    for extra in reversed([place for place in places if columns[place].is_extra]):
+    for extra in sorted((place for place in places if columns[place].spare), key=lambda place: -columns[place].spare):
         if sum(least(place, READABLE) + GAP for place in places) - GAP > room:
             places.remove(extra)
-    widths = {place: needed[place] for place in places}
+    widths = {place: min(needed[place], room) for place in places}
     while sum(size + GAP for size in widths.values()) - GAP > room:
         widest = max(places, key=lambda place: widths[place] - least(place, SMALLEST))
         if widths[widest] <= least(widest, SMALLEST):
