@@ -97,14 +97,14 @@ def _oldest_ages(names: Sequence[str], queue_model: Any) -> dict[tuple[str, str]
         for values, ident in zip(replies[::2], replies[1::2], strict=True)
         if isinstance(values, list) and values[0] is not None and isinstance(ident, str)
     ]
-    since = _waiting_since(client, queue_model.namespace or "", [ident for _, ident in heads])
+    since = _waiting_since(queue_model, [ident for _, ident in heads])
     now = server_seconds(client.time())
     return {key: now - since[ident] for key, ident in heads if ident in since}
 
 
-def _waiting_since(client: Any, namespace: str, idents: Sequence[str]) -> dict[str, float]:
+def _waiting_since(queue_model: Any, idents: Sequence[str]) -> dict[str, float]:
     """When some jobs have begun to wait, as their records say it."""
-    keys, pipeline = keys_of_classes(client, namespace), client.pipeline(transaction=False)
+    keys, pipeline = keys_of_classes(queue_model), queue_model.get_connection().pipeline(transaction=False)
     known = [ident for ident in idents if ident.partition(":")[0] in keys]
     for ident in known:
         model_repr, _, pk = ident.partition(":")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any, NamedTuple
+
+from .reading import job_kinds
 
 PAGE = 500
 
@@ -33,7 +34,7 @@ class Leased(NamedTuple):
 def leased_jobs(queue_model: Any) -> Iterator[Leased]:
     """All jobs of a namespace that are leased, each once."""
     client, namespace = queue_model.get_connection(), queue_model.namespace or ""
-    keys = keys_of_classes(client, namespace)
+    keys = keys_of_classes(queue_model)
     seen: set[str] = set()
     entries = (ident for ident, _ in client.zscan_iter(f"{namespace}:leases", count=PAGE))
     while page := list(islice(entries, PAGE)):
@@ -61,7 +62,6 @@ def _read_page(client: Any, namespace: str, keys: dict[str, str], idents: list[s
             yield Leased(ident, token, *(found if isinstance(found, list) else (None, None, None)))
 
 
-def keys_of_classes(client: Any, namespace: str) -> dict[str, str]:
-    """What the keys of the jobs of each class begin with, as the registry says it."""
-    known = client.hgetall(f"{namespace}:models")
-    return {model_repr: json.loads(text)["key"] for model_repr, text in known.items()}
+def keys_of_classes(queue_model: Any) -> dict[str, str]:
+    """What the keys of the jobs of each class begin with."""
+    return {name: kind.key for kind in job_kinds(queue_model) for name in kind.names}
