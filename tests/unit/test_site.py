@@ -119,7 +119,8 @@ PLAIN = {"EXACT_VERSION", "VERSION", "LOGGER_NAME"}  # their names say all
 
 @pytest.fixture(scope="module")
 def code() -> Any:
-    return griffe.load("limpyd_jobs", search_paths=[ROOT])
+    extensions = griffe.load_extensions(str(ROOT / "scripts" / "site_docstrings.py"))
+    return griffe.load("limpyd_jobs", search_paths=[ROOT], extensions=extensions)
 
 
 def referred() -> set[str]:
@@ -141,3 +142,10 @@ def test_the_reference_has_each_public_name(package: str, code: Any) -> None:
 
     assert [one.path for one in targets if not {one.path, one.parent.path} & shown] == [], "on no page"
     assert [one.path for one in targets if not one.has_docstring] == [], "left out, as nothing is said of it"
+
+
+def test_each_section_of_a_docstring_is_shown_as_one(code: Any) -> None:
+    said = code["models.Job.requeue"].docstring.parse("google", warnings=False)
+
+    assert [section.kind.value for section in said] == ["text", "parameters", "raises", "text"]
+    assert "scripts/site_docstrings.py" in (ROOT / "mkdocs.yml").read_text()
