@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from limpyd_jobs import embedded
+
 from ..base import ROOT, RedisServer
 
 ELSEWHERE = {"django", "fastapi", "flask", "retries", "testing"}  # their examples have tests of their own
@@ -47,8 +49,12 @@ def test_the_examples_of_a_page_are_a_program(page: Path, redis_server: RedisSer
     (tmp_path / "program.py").write_text("\n\n".join([before, *blocks_of(page)]))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "LIMPYD_JOBS_DATABASE": redis_server.url}
 
-    done = subprocess.run(
-        [sys.executable, "program.py"], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "program.py"], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+    finally:
+        for directory in tmp_path.glob("*-data"):
+            embedded.stop(directory)
 
     assert done.returncode == 0, done.stderr
