@@ -459,9 +459,6 @@ class _Books:
         return found
 
     def _check_keys(self) -> Iterator[Problem]:
-        own = ["models", "tasks", "leases", "claims", "expiring", "followups", "operations", "paused", "workers"]
-        own += ["numbers:total"]
-        self.owned |= {f"{self.namespace}:{name}" for name in own}
         self.owned |= {f"{self.namespace}:{name}" for name in OWN_KEYS}
         expiring = tuple(f"{self.namespace}:{kind}:" for kind in ("done", "unique", "numbers"))
         self.owned |= {key for key in self.keys if key.startswith(expiring) and self.client.ttl(key) != -1}
