@@ -12,7 +12,7 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +22,7 @@ from typing import Any
 from ..exceptions import InvalidArgument, LimpydJobsException
 from ..models import Error, Job, Queue
 from ..workers.blocking import Worker
+from .reading import chunks, escaped
 
 PLACES = 16  # in which somebody may measure, each at the same time as the others
 OWNED_SECONDS = 3600  # after which a place is free again: whoever measured there was killed
@@ -241,17 +242,5 @@ def _new_place(number: int, namespace: str, database: Any) -> _Place:
 
 
 def _remove_keys(place: _Place, client: Any) -> None:
-    pattern = "".join(f"[{one}]" if one in "*?[\\" else one for one in place.namespace)
-    for keys in _pages(client.scan_iter(match=f"{pattern}:*", count=KEYS_AT_ONCE)):
+    for keys in chunks(client.scan_iter(match=f"{escaped(place.namespace)}:*", count=KEYS_AT_ONCE), KEYS_AT_ONCE):
         client.unlink(*keys)
-
-
-def _pages(keys: Iterable[str]) -> Iterator[list[str]]:
-    page: list[str] = []
-    for key in keys:
-        page.append(key)
-        if len(page) == KEYS_AT_ONCE:
-            yield page
-            page = []
-    if page:
-        yield page

@@ -8,15 +8,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 from .. import recipes
 from ..exceptions import JobClassError
 from ..models import BaseJobsModel, Job, Queue, WorkerInfo, worker_key
 from ..statuses import STATUSES
-
-CHUNK = 500
+from .reading import chunks, escaped
 
 
 @dataclass(frozen=True)
@@ -62,12 +60,6 @@ def check(queue_model: Any = Queue) -> list[Problem]:
         queue_model: whose namespace and database are checked, with the models that this process has imported.
     """
     return list(_Books(queue_model).problems())
-
-
-def _chunks(items: Iterable[Any]) -> Iterator[list[Any]]:
-    iterator = iter(items)
-    while chunk := list(islice(iterator, CHUNK)):
-        yield chunk
 
 
 def _models(base: Any) -> Iterator[Any]:
@@ -166,7 +158,7 @@ class _Books:
         self.namespace = queue_model.namespace or ""
         self.known: dict[str, str] = self.client.hgetall(f"{self.namespace}:models")
         self.models = models_of(queue_model)
-        self.keys = set(self.client.scan_iter(match=f"{_escaped(self.namespace)}:*", count=1000))
+        self.keys = set(self.client.scan_iter(match=f"{escaped(self.namespace)}:*", count=1000))
         self.sorted_keys = sorted(self.keys)
         self.owned: set[str] = set()
         self.pks = {model: self.client.smembers(f"{model._name}:collection") for model in self.models}
@@ -198,7 +190,7 @@ class _Books:
         return " and ".join(f"{place} ({key})" for place, key in self.places[ident]) or "no place"
 
     def _ask(self, command: str, keys: Iterable[Any]) -> Iterator[Any]:
-        for chunk in _chunks(keys):
+        for chunk in chunks(keys):
             pipeline = self.client.pipeline(transaction=False)
             for key in chunk:
                 getattr(pipeline, command)(*key) if isinstance(key, tuple) else getattr(pipeline, command)(key)
@@ -420,7 +412,7 @@ class _Books:
 
     def _read_sets(self, keys: list[str]) -> Iterator[dict[str, float]]:
         """The members of sets and sorted sets, with their scores; without these, 0."""
-        for chunk in _chunks(keys):
+        for chunk in chunks(keys):
             pipeline = self.client.pipeline(transaction=False)
             for key, kind in zip(chunk, self._ask("type", chunk), strict=True):
                 pipeline.zrange(key, 0, -1, withscores=True) if kind == "zset" else pipeline.smembers(key)
@@ -477,11 +469,6 @@ class _Books:
             is_limpyds = any(part in key for part in LIMPYDS_OWN)
             if not is_limpyds and self.client.exists(key):
                 yield Problem("key", key, "no record and no index owns it")
-
-
-def _escaped(text: str) -> str:
-    """The pattern that matches just this text."""
-    return "".join(f"\\{character}" if character in "*?[]\\^" else character for character in text)
 
 
 def _differences(wanted: dict[str, float], found: dict[str, float]) -> Iterator[tuple[str, str]]:

@@ -36,7 +36,7 @@ from ..utils import check_datetime, compute_delayed_until, get_delta, parse_date
 from .acting import ACCEPTED, Actor
 from .errors import EVERY_ERROR, each_error
 from .finding import EVERY_JOB, count_jobs, each_job, find_jobs
-from .reading import client_of
+from .reading import chunks, client_of
 from .records import ErrorFilter, ErrorRecord, JobFilter, JobRecord
 from .removing import AT_ONCE, Remover
 
@@ -383,14 +383,7 @@ class _Run:
 
     def _batches(self) -> Iterator[list[Any]]:
         most = self._pace.most_at_once if self._kind in IN_BATCHES else 1
-        batch: list[Any] = []
-        for record in self._records():
-            batch.append(record)
-            if len(batch) >= most:
-                yield batch
-                batch = []
-        if batch:
-            yield batch
+        return chunks(self._records(), most)
 
     def _records(self) -> Iterator[Any]:
         wanted, cut_off = self._operation.wanted, self._operation.cut_off

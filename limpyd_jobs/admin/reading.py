@@ -98,6 +98,11 @@ def chunks(items: Iterable[T], size: int = AT_ONCE) -> Iterator[list[T]]:
         yield chunk
 
 
+def escaped(text: str) -> str:
+    """The pattern, for SCAN, that matches just this text."""
+    return "".join(f"\\{character}" if character in "*?[]\\^" else character for character in text)
+
+
 def client_of(queue_model: Any) -> Any:
     """The client of the database that is meant."""
     return queue_model.database.connection
