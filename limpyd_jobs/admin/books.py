@@ -396,10 +396,7 @@ class _Books:
     # --- Indexes and keys
 
     def _check_indexes(self, model: Any) -> Iterator[Problem]:
-        wanted: dict[str, dict[str, dict[str, float]]] = {}
-        for field in model.get_fields():
-            if getattr(field, "indexable", False):
-                wanted[field.name] = self._collect_entries(model, field)
+        wanted = self._collect_entries(model)
         field_of = {key: field for field, keys in self._index_keys(model).items() for key in keys}
         field_of |= {key: field for field, of_field in wanted.items() for key in of_field}
         scores = {key: members for of_field in wanted.values() for key, members in of_field.items()}
@@ -419,19 +416,27 @@ class _Books:
             for members in pipeline.execute():
                 yield dict.fromkeys(members, 0.0) if isinstance(members, set) else dict(members)
 
-    def _collect_entries(self, model: Any, field: Any) -> dict[str, dict[str, float]]:
-        """By the key of an index, its members with their scores."""
-        wanted: dict[str, dict[str, float]] = defaultdict(dict)
-        pks = sorted(self.pks[model])
-        if field.name in model._instancehash_fields:
-            values = self._ask("hget", ((f"{model._name}:{pk}:hash", field.name) for pk in pks))
-        else:
-            values = (model.from_pk(pk).get_field(field.name).proxy_get() for pk in pks)
-        for pk, value in zip(pks, values, strict=True):
+    def _collect_entries(self, model: Any) -> dict[str, dict[str, dict[str, float]]]:
+        """By field, and by the key of an index, its members with their scores."""
+        fields = [field for field in model.get_fields() if getattr(field, "indexable", False)]
+        wanted: dict[str, dict[str, dict[str, float]]] = {field.name: defaultdict(dict) for field in fields}
+        for field, pk, value in self._values_of(model, fields):
             for _, key, *more in recipes.index_entries(field, pk, value):
                 score, prefix = more or ("0", "")
-                wanted[key][f"{prefix}{pk}"] = float(score)
+                wanted[field.name][key][f"{prefix}{pk}"] = float(score)
         return wanted
+
+    def _values_of(self, model: Any, fields: list[Any]) -> Iterator[tuple[Any, str, Any]]:
+        """Each of some fields, with each primary key and its value there; what is in a hash is read at once."""
+        pks = sorted(self.pks[model])
+        in_hash = [field for field in fields if field.name in model._instancehash_fields]
+        names = [field.name for field in in_hash]
+        hashes = self._ask("hmget", ((f"{model._name}:{pk}:hash", names) for pk in pks if names))
+        for pk, values in zip(pks, hashes, strict=False):  # none, where nothing in the hash is indexed
+            yield from ((field, pk, value) for field, value in zip(in_hash, values, strict=True))
+        for field in fields:
+            if field.name not in names:
+                yield from ((field, pk, model.from_pk(pk).get_field(field.name).proxy_get()) for pk in pks)
 
     def _keys_below(self, prefix: str) -> list[str]:
         start = bisect_left(self.sorted_keys, f"{prefix}:")
