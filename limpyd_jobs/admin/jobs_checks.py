@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,6 +14,7 @@ from .findings import HISTORIES, Finding, Patient, QueueSeen
 from .numbers import rates
 from .operating import operations
 from .pausing import paused
+from .reading import JobKind, job_kinds
 from .wording import duration, number_of, size, utc
 
 LONG_HISTORY = 10_000
@@ -200,38 +200,32 @@ class Weight:
 
 
 def _weights(patient: Patient) -> list[Weight]:
-    known = patient.client.hgetall(f"{patient.namespace}:models")
-    found = {}
-    for text in known.values():
-        recipe = json.loads(text)
-        found[recipe["repr"]] = recipe
-    weights = (_weight(patient.client, recipe) for recipe in found.values())
+    weights = (_weight(patient.client, kind) for kind in job_kinds(patient.queue_model))
     return [weight for weight in weights if weight is not None]
 
 
-def _weight(client: Any, recipe: dict[str, Any]) -> Weight | None:
+def _weight(client: Any, kind: JobKind) -> Weight | None:
     """Some records are weighed; of the sets that index them, the part of one member."""
-    collection, names = f"{recipe['key']}:collection", list(recipe["indexes"])
+    collection, names = f"{kind.key}:collection", list(kind.sets)
     pks = client.srandmember(collection, SAMPLE)
     if not pks:
         return None
     pipeline = client.pipeline(transaction=False)
     for pk in pks:
-        pipeline.memory_usage(f"{recipe['key']}:{pk}:hash")
-        pipeline.hmget(f"{recipe['key']}:{pk}:hash", names) if names else pipeline.echo("")
+        pipeline.memory_usage(kind.hash_key(pk))
+        pipeline.hmget(kind.hash_key(pk), names) if names else pipeline.echo("")
     pipeline.memory_usage(collection).scard(collection)
     *replies, collection_bytes, count = pipeline.execute()
     sizes, values = replies[::2], replies[1::2]
     sets = [
-        f"{index[1]}{value}"
+        f"{kind.sets[name]}{value}"
         for row in values
-        for name, value in zip(names, row, strict=False)
-        for index in recipe["indexes"][name]
-        if index[0] == "equal" and value is not None
+        for name, value in zip(names, row, strict=False)  # '' where there are no names
+        if value is not None
     ]
     shares = sum(_shares(client, sets))
     total = sum(one or 0 for one in sizes) + shares
-    return Weight(recipe["repr"], count, total / len(pks) + (collection_bytes or 0) / max(count, 1))
+    return Weight(kind.name, count, total / len(pks) + (collection_bytes or 0) / max(count, 1))
 
 
 def _shares(client: Any, keys: list[str]) -> Iterator[float]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .causes import Cause, ago, named, queue_evidence
+from .leases import worker_of
 from .sight import Sight, Surroundings
 from .wording import duration, number_of
 
@@ -52,7 +53,7 @@ def _holders(around: Surroundings, idents: list[str]) -> Iterator[dict[str, Any]
     records = around.records(idents)
     for ident, token in zip(idents, tokens, strict=True):
         record = records[ident]
-        worker = around.workers.get((token or "").rpartition("-")[0])
+        worker = around.workers.get(worker_of(token))
         yield {
             "ident": ident,
             "worker": f"{worker.host}:{worker.pid}" if worker else None,

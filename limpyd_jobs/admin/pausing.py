@@ -14,7 +14,8 @@ from typing import Any
 from .. import recipes, transitions
 from ..models import Queue
 from ..utils import server_seconds
-from .leases import PAGE, leased_jobs
+from .leases import leased_jobs
+from .reading import AT_ONCE, client_of
 
 LOOK_SECONDS = 1.0  # between two looks at what is left
 
@@ -85,14 +86,14 @@ def paused(queue_model: Any = Queue) -> dict[str, Pause]:
     """The paused queues, by name."""
     namespace, model = _names_of(queue_model)
     prefix = f"{model[len(namespace) + 1 :]}:"
-    notes = queue_model.get_connection().hgetall(f"{namespace}:paused")
+    notes = client_of(queue_model).hgetall(f"{namespace}:paused")
     found = {field.removeprefix(prefix): note for field, note in notes.items() if field.startswith(prefix)}
     return {name: _pause(name, found[name]) for name in sorted(found)}
 
 
 def left(queues: Sequence[str], delayed: bool = False, queue_model: Any = Queue) -> Left:
     """What some queues have yet to do; `delayed`: also what is not due yet."""
-    client = queue_model.get_connection()
+    client = client_of(queue_model)
     keys = [
         queue.key.rpartition(":")[0] for queue in queue_model.get_all([recipes.to_queue_name(name) for name in queues])
     ]
@@ -154,5 +155,5 @@ def _this_user() -> str:
 
 def _count_parked(client: Any, namespace: str, queue_keys: set[str]) -> int:
     """How many jobs of some queues their limits do not let start."""
-    places = (json.loads(text) for _, text in client.hscan_iter(f"{namespace}:limits:jobs", count=PAGE))
+    places = (json.loads(text) for _, text in client.hscan_iter(f"{namespace}:limits:jobs", count=AT_ONCE))
     return sum(place["state"] == "parked" and place["queue"] in queue_keys for place in places)

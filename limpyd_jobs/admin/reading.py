@@ -237,7 +237,7 @@ def each_queue(queue_model: Any, names: Iterable[str] = ()) -> Iterator[QueueRef
             hashes = ask(client, (("HMGET", f"{model._name}:{pk}:hash", "name", "priority") for pk in page))
             for pk, values in zip(page, hashes, strict=True):
                 if not is_wrong_type(values) and values[0] is not None and (not wanted or values[0] in wanted):
-                    yield QueueRef(f"{model._name}:{pk}", values[0], _integer(values[1]))
+                    yield QueueRef(f"{model._name}:{pk}", values[0], to_integer(values[1]))
 
 
 def _queue_pks(client: Any, model: Any, names: set[str]) -> Iterator[str]:
@@ -290,8 +290,8 @@ def _job_record(kind: JobKind, pk: str, values: Any, queues: Mapping[str, str | 
         identifier=values.get("identifier", ""),
         queue=queues.get(values.get("queue_key", "")),
         status=values.get("status", ""),
-        priority=_integer(values.get("priority")),
-        tries=_integer(values.get("tries")),
+        priority=to_integer(values.get("priority")),
+        tries=to_integer(values.get("tries")),
         added=values.get("added"),
         start=values.get("start"),
         end=values.get("end"),
@@ -301,7 +301,8 @@ def _job_record(kind: JobKind, pk: str, values: Any, queues: Mapping[str, str | 
     )
 
 
-def _integer(text: str | None) -> int:
+def to_integer(text: str | None) -> int:
+    """A number in a field, without its fraction; 0 for what is none."""
     try:
         return int(float(text or 0))
     except (OverflowError, ValueError):
