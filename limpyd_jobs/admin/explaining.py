@@ -8,6 +8,7 @@ from typing import Any
 
 from ..models import Queue
 from ..statuses import STATUSES
+from ..utils import seconds_of
 from .causes import (
     Cause,
     ago,
@@ -18,8 +19,7 @@ from .causes import (
     named_jobs,
     pace,
     queue_evidence,
-    score,
-    seconds_of,
+    to_the_second,
 )
 from .errors import find_errors
 from .finding import get_job
@@ -137,7 +137,7 @@ class _Explainer:
         if lost is not None:
             return lost
         start = sight.fields.get("start")
-        since = f"since {seconds_of(start)} UTC ({ago(start, sight.now)})" if start else "since a moment"
+        since = f"since {to_the_second(start)} UTC ({ago(start, sight.now)})" if start else "since a moment"
         evidence = {"since": start, "lease_until": utc(sight.lease_until), **self._worker_evidence(sight)}
         if sight.is_at_once:
             return Cause("running", f"has been running {since}, executed at once by the process that made it", evidence)
@@ -395,7 +395,7 @@ class _Explainer:
         error = self._last_error(sight.ident)
         why = f" with {name_error(error)}" if error else ""
         evidence = {"tries": sight.fields.get("tries"), "error": error, "end": sight.fields.get("end")}
-        when = f"at {seconds_of(sight.fields['end'])} UTC" if "end" in sight.fields else "at some time"
+        when = f"at {to_the_second(sight.fields['end'])} UTC" if "end" in sight.fields else "at some time"
         tries = f", in try {sight.fields['tries']}" if "tries" in sight.fields else ""
         return Cause("failed", f"failed {when}{tries}{why}, and is not tried again", evidence)
 
@@ -438,8 +438,9 @@ _ENDED_BADLY = (STATUSES.ERROR, STATUSES.CANCELED)
 
 def _succeeded(sight: Sight) -> Cause:
     start, end = sight.fields.get("start"), sight.fields.get("end")
-    lasted = f", after a run of {duration(score(end) - score(start))}" if start and end else ""
-    return Cause("succeeded", f"ended well at {seconds_of(end)} UTC{lasted}", {"start": start, "end": end})
+    begun, ended = seconds_of(start), seconds_of(end)
+    lasted = "" if begun is None or ended is None else f", after a run of {duration(ended - begun)}"
+    return Cause("succeeded", f"ended well at {to_the_second(end)} UTC{lasted}", {"start": start, "end": end})
 
 
 def _without_status(sight: Sight) -> Cause:

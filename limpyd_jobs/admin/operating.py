@@ -7,10 +7,8 @@ and what has been added, or has ended, after the cut-off is not meant.
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
-import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,7 +30,15 @@ from ..exceptions import (
 )
 from ..models import Queue, class_name, printable, shortened
 from ..statuses import ENDS, STATUSES, Cancellation
-from ..utils import check_datetime, compute_delayed_until, get_delta, parse_datetime, score_to_datetime, server_seconds
+from ..utils import (
+    check_datetime,
+    compute_delayed_until,
+    get_delta,
+    parse_datetime,
+    score_to_datetime,
+    server_seconds,
+    this_user,
+)
 from .acting import ACCEPTED, Actor
 from .errors import EVERY_ERROR, each_error
 from .finding import EVERY_JOB, count_jobs, each_job, find_jobs
@@ -130,7 +136,7 @@ def start_operation(
     wanted = _fitting(kind, wanted, str(cut_off))
     identity = os.urandom(4).hex()
     count = _count(wanted, queue_model)
-    operation = Operation(identity, kind, wanted, checked, str(cut_off), who or _user(), count)
+    operation = Operation(identity, kind, wanted, checked, str(cut_off), who or this_user(), count)
     client_of(queue_model).hset(_key(queue_model), identity, _to_json(operation))
     return _of_model(operation, queue_model)
 
@@ -212,14 +218,6 @@ def _from_json(id: str, text: str) -> Operation:
     values = json.loads(text)
     kind = ErrorFilter if values["kind"] == "purge_errors" else JobFilter
     return Operation(id, **{**values, "wanted": kind(**values["wanted"])})
-
-
-def _user() -> str:
-    try:
-        name = getpass.getuser()
-    except (KeyError, OSError):  # a container whose user has no name
-        name = str(os.getuid())
-    return f"{name}@{socket.gethostname()}"
 
 
 def _server_time(queue_model: Any) -> datetime:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..models import Queue
 from ..statuses import STATUSES
-from ..utils import datetime_to_score, parse_datetime, score_to_datetime, server_seconds
+from ..utils import score_to_datetime, seconds_of, server_seconds
 from .numbers import Rates, rates
 from .pausing import paused
 from .reading import MEMBERS, JobKind, QueueRef, ask, chunks, client_of, each_queue, is_wrong_type, job_kinds, kind_of
@@ -162,11 +162,9 @@ class _Reading:
             return None
         since, delayed_until, added = values
         said = None if kind.owns("waiting_since") else since
-        moments = [said] if said else [moment for moment in (added, delayed_until) if moment]
-        try:
-            return max(self.now - max(datetime_to_score(parse_datetime(moment)) for moment in moments), 0.0)
-        except ValueError:  # none, or no dates
-            return None
+        moments = [seconds_of(moment) for moment in ([said] if said else [added, delayed_until])]
+        known = [moment for moment in moments if moment is not None]
+        return max(self.now - max(known), 0.0) if known else None
 
     def _count_running(self) -> Counter[str]:
         """How many jobs run that were taken from a queue, by its key: those leased, and those of version 2."""

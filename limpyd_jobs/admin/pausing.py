@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import getpass
 import json
-import os
-import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +10,7 @@ from typing import Any
 
 from .. import recipes, transitions
 from ..models import Queue
-from ..utils import server_seconds
+from ..utils import server_seconds, this_user
 from .leases import leased_jobs
 from .reading import AT_ONCE, client_of
 
@@ -69,7 +66,7 @@ def pause(queue: str, reason: str = "", by: str | None = None, queue_model: Any 
     Redis: pause.lua.
     """
     name = recipes.to_queue_name(queue)
-    why, who = recipes.to_text("reason", reason), _this_user() if by is None else recipes.to_text("by", by)
+    why, who = recipes.to_text("reason", reason), this_user() if by is None else recipes.to_text("by", by)
     return _pause(name, queue_model._send(transitions.pause(*_names_of(queue_model), name, why, who)))
 
 
@@ -143,14 +140,6 @@ def _names_of(queue_model: Any) -> tuple[str, str]:
 def _pause(queue: str, note: str) -> Pause:
     said = json.loads(note)
     return Pause(queue, said["since"], said.get("reason", ""), said.get("by", ""))
-
-
-def _this_user() -> str:
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError, ImportError):  # in a container there may be none of this number
-        user = str(os.getuid())
-    return f"{user}@{socket.gethostname()}"
 
 
 def _count_parked(client: Any, namespace: str, queue_keys: set[str]) -> int:

@@ -14,7 +14,7 @@ from redis.exceptions import ResponseError
 from .. import transitions
 from ..models import Queue, worker_key, worker_recipe
 from ..statuses import STATUSES
-from ..utils import datetime_to_score, parse_datetime, server_seconds
+from ..utils import seconds_of, server_seconds
 from ..workers.presence import GONE_SECONDS
 from .leases import leased_jobs
 from .reading import ask, client_of, is_wrong_type
@@ -106,10 +106,8 @@ def _jobs_of_workers(queue_model: Any, now: float) -> dict[str, list[CurrentJob]
 
 
 def _seconds_since(start: str | None, now: float) -> float | None:
-    try:
-        return max(now - datetime_to_score(parse_datetime(start)), 0.0) if start else None
-    except ValueError:  # programs may write to it
-        return None
+    begun = seconds_of(start)
+    return None if begun is None else max(now - begun, 0.0)
 
 
 def _record(pk: str, values: Mapping[str, str], jobs: tuple[CurrentJob, ...], age: float) -> WorkerRecord:
