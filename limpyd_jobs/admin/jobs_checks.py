@@ -92,7 +92,7 @@ def operations_left(patient: Patient) -> Iterator[Finding]:
     found = operations(queue_model=patient.queue_model)
     for one in found:
         text = (
-            f"{one.kind} of {number_of(one.count, 'job')}, started at {one.cut_off} UTC by {one.who}, has not ended:"
+            f"{one.kind} of {number_of(one.count, 'job')}, started at {one.cut_off} UTC by {one.by}, has not ended:"
             f" {one.done:,} done."
         )
         command = one.kind.partition("_")[0]  # `purge` does `purge_errors`, too

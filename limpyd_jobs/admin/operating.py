@@ -70,7 +70,7 @@ class Operation:
         wanted: which jobs; of `purge_errors`, which Errors.
         options: as the function for one job takes them.
         cut_off: UTC, by the clock of Redis: what was added, or has ended, later is not meant.
-        who: who has started it, `user@host`.
+        by: who has started it, `user@host`.
         count: how many it concerned when it was started.
         done: how many were acted on, as far as that was noted: once a second, and when a run ends.
         skipped: how many were not, by the reason.
@@ -81,7 +81,7 @@ class Operation:
     wanted: JobFilter | ErrorFilter
     options: Mapping[str, Any]
     cut_off: str
-    who: str
+    by: str
     count: int
     done: int = 0
     skipped: Mapping[str, int] = field(default_factory=dict)
@@ -114,7 +114,7 @@ def _say_nothing(done: int, count: int) -> None:
 
 
 def start_operation(
-    kind: str, wanted: JobFilter | ErrorFilter, who: str | None = None, queue_model: Any = Queue, **options: Any
+    kind: str, wanted: JobFilter | ErrorFilter, by: str | None = None, queue_model: Any = Queue, **options: Any
 ) -> Operation:
     """Prepare to act on all jobs that a filter finds; nothing is done to them before `run`.
 
@@ -122,7 +122,7 @@ def start_operation(
         kind: `requeue` (of statuses ERROR if the filter names none; SUCCESS and CANCELED can be named), `cancel` (all
             that have not ended), `move` (WAITING and DELAYED), `delete` (all), `purge` (all that have ended; those that
             ended well stay while their children have yet to run), or `purge_errors`, with an ErrorFilter.
-        who: `user@host` when None.
+        by: who starts it; None for the user and the host.
         options: what the function for one job takes: `queue`, `priority`, `delayed_for`, `delayed_until`, `reason`,
             `is_forced`.
     Raises:
@@ -136,7 +136,7 @@ def start_operation(
     wanted = _fitting(kind, wanted, str(cut_off))
     identity = os.urandom(4).hex()
     count = _count(wanted, queue_model)
-    operation = Operation(identity, kind, wanted, checked, str(cut_off), who or this_user(), count)
+    operation = Operation(identity, kind, wanted, checked, str(cut_off), by or this_user(), count)
     client_of(queue_model).hset(_key(queue_model), identity, _to_json(operation))
     return _of_model(operation, queue_model)
 
