@@ -8,19 +8,18 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from .. import recipes
 from ..exceptions import DatabaseException, InvalidArgument
 from ..models import Queue
 from .overview import oldest_ages
 from .pausing import paused
-from .reading import client_of
+from .reading import client_of, queue_names
 from .workers import listeners, workers
 
 WRITE_MILLISECONDS = 1000  # after which what is written as a trial is gone
 
 
 def health(
-    queues: Sequence[str] = (),
+    queues: str | Sequence[str] = (),
     min_workers: int = 0,
     max_oldest_age: float | None = None,
     queue_model: Any = Queue,
@@ -36,7 +35,7 @@ def health(
     Raises:
         InvalidArgument: an argument is not accepted.
     """
-    names = [recipes.to_queue_name(name) for name in queues]
+    names = queue_names(queues)
     _check_number("min_workers", min_workers)
     _check_number("max_oldest_age", max_oldest_age or 0)
     try:

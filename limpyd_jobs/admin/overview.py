@@ -12,7 +12,19 @@ from ..statuses import STATUSES
 from ..utils import score_to_datetime, seconds_of, server_seconds
 from .numbers import Rates, rates
 from .pausing import paused
-from .reading import MEMBERS, JobKind, QueueRef, ask, chunks, client_of, each_queue, is_wrong_type, job_kinds, kind_of
+from .reading import (
+    MEMBERS,
+    JobKind,
+    QueueRef,
+    ask,
+    chunks,
+    client_of,
+    each_queue,
+    is_wrong_type,
+    job_kinds,
+    kind_of,
+    queue_names,
+)
 from .workers import WorkerRecord, workers
 
 
@@ -63,16 +75,18 @@ class Status:
     time: str
 
 
-def status(queues: Sequence[str] = (), queue_model: Any = Queue) -> Status:
+def status(queues: str | Sequence[str] = (), queue_model: Any = Queue) -> Status:
     """What is queued, and who works on it.
 
     Args:
         queues: names; all when there are none. Workers are all of them.
+    Raises:
+        InvalidArgument: a name is none.
     """
     reading, found = _Reading(queue_model), workers(queue_model)
     listening = Counter(name for worker in found for name in set(worker.queues))
     names = _Names(paused(queue_model), rates(queue_model=queue_model), listening)
-    lines = sorted(reading.queues(queues, names), key=lambda line: (line.name, -line.priority))
+    lines = sorted(reading.queues(queue_names(queues), names), key=lambda line: (line.name, -line.priority))
     return Status(lines, found, str(score_to_datetime(reading.now)))
 
 

@@ -12,7 +12,7 @@ from .. import recipes, transitions
 from ..models import Queue
 from ..utils import server_seconds, this_user
 from .leases import leased_jobs
-from .reading import AT_ONCE, client_of
+from .reading import AT_ONCE, client_of, queue_names
 
 LOOK_SECONDS = 1.0  # between two looks at what is left
 
@@ -88,12 +88,17 @@ def paused(queue_model: Any = Queue) -> dict[str, Pause]:
     return {name: _pause(name, found[name]) for name in sorted(found)}
 
 
-def left(queues: Sequence[str], delayed: bool = False, queue_model: Any = Queue) -> Left:
-    """What some queues have yet to do; `delayed`: also what is not due yet."""
+def left(queues: str | Sequence[str], delayed: bool = False, queue_model: Any = Queue) -> Left:
+    """What some queues have yet to do.
+
+    Args:
+        queues: names.
+        delayed: also what is not due yet.
+    Raises:
+        InvalidArgument: a name is none.
+    """
     client = client_of(queue_model)
-    keys = [
-        queue.key.rpartition(":")[0] for queue in queue_model.get_all([recipes.to_queue_name(name) for name in queues])
-    ]
+    keys = [queue.key.rpartition(":")[0] for queue in queue_model.get_all(queue_names(queues))]
     pipeline = client.pipeline(transaction=False)
     until = "+inf" if delayed else server_seconds(client.time())
     for key in keys:
@@ -105,7 +110,7 @@ def left(queues: Sequence[str], delayed: bool = False, queue_model: Any = Queue)
 
 
 def drain(
-    queues: Sequence[str],
+    queues: str | Sequence[str],
     on_progress: Callable[[Left], None] | None = None,
     timeout: float | None = None,
     delayed: bool = False,
@@ -120,6 +125,8 @@ def drain(
         delayed: wait for jobs that are not due yet, too.
     Returns:
         What is left: with a `count` of 0, unless the time was over before.
+    Raises:
+        InvalidArgument: a name is none.
     """
     give_up_at = time.monotonic() + (float("inf") if timeout is None else timeout)
     while True:

@@ -16,7 +16,7 @@ from redis.exceptions import ResponseError
 from .. import recipes
 from ..exceptions import ConfigurationException, InvalidArgument
 from ..models import Error, Job, Queue
-from .records import JobRecord
+from .records import JobRecord, texts
 
 T = TypeVar("T")
 AT_ONCE = 500  # records that are read in one round trip
@@ -250,6 +250,15 @@ def _queue_pks(client: Any, model: Any, names: set[str]) -> Iterator[str]:
     for key, size in zip(keys, sizes, strict=True):
         if size and not is_wrong_type(size):
             yield from dict.fromkeys(client.sscan_iter(key, count=MEMBERS))
+
+
+def queue_names(queues: str | Iterable[str]) -> list[str]:
+    """The names of queues, as a user gives them.
+
+    Raises:
+        InvalidArgument: one is none.
+    """
+    return [recipes.to_queue_name(name) for name in texts(queues)]
 
 
 class QueueNames:

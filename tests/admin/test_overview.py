@@ -95,6 +95,15 @@ def test_the_age_of_a_job_that_cannot_be_read_is_not_known(head: str) -> None:
     assert (only().waiting, only().oldest_age) == (1, None)
 
 
+def test_one_queue_may_be_named_alone() -> None:
+    Job.add_job("a", "mail", added="2026-01-01 00:00:00")
+    Job.add_job("b", "other")
+
+    assert [queue.name for queue in admin.status("mail").queues] == ["mail"]
+    assert admin.left("mail").waiting == 1 and admin.drain("mail", timeout=0).waiting == 1
+    assert len(admin.health("mail", max_oldest_age=1)) == 1
+
+
 def test_a_recipe_that_is_broken_hides_nothing_else() -> None:
     job = Job.add_job("a", "mail", added="2026-01-01 00:00:00")
     client().hset("jobs:models", "gone.Job", "{")
