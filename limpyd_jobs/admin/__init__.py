@@ -2,7 +2,7 @@
 
 from .acting import add, cancel, delete, move, requeue
 from .bench import BenchResult, bench
-from .books import Problem, check
+from .books import Problem
 from .connecting import connect
 from .details import JobDetails, Lease, Moment, Relative, SavedResult, show
 from .doctor import diagnose
@@ -24,7 +24,7 @@ from .operating import (
 from .overview import QueueStatus, Status, status
 from .pausing import Left, Pause, drain, left, pause, paused, resume
 from .records import ErrorFilter, ErrorRecord, JobFilter, JobRecord, Page
-from .repairing import Repair, repair
+from .repairing import Repair, check, repair
 from .server import ServerStatus, server_status, start_server, stop_server
 from .workers import CurrentJob, WorkerRecord, listeners, workers
 

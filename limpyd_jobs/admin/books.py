@@ -5,16 +5,23 @@ from __future__ import annotations
 import json
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+from redis.exceptions import ResponseError
 
 from .. import recipes
 from ..exceptions import JobClassError
 from ..models import BaseJobsModel, Job, Queue, WorkerInfo, worker_key
 from ..statuses import STATUSES
-from .reading import chunks, escaped
+from .reading import MEMBERS, chunks, each_of_list, each_of_set, escaped, hash_of, is_wrong_type, sorted_set_of
+
+T = TypeVar("T")
+SMALL = 20_000  # members of sets that are read in one round trip
+WRONG_TYPE = "something of another type is under it"
+SIZES = {"set": "SCARD", "zset": "ZCARD"}
 
 
 @dataclass(frozen=True)
@@ -47,19 +54,20 @@ class Problem:
         return f"{self.kind}: {self.subject}: {self.detail}"
 
 
-def check(queue_model: Any = Queue) -> list[Problem]:
-    """Check the books of a namespace: what is wrong in it, nothing when all is well.
+def doubtful(queue_model: Any = Queue) -> list[Problem]:
+    """What seems to be wrong, of which much may be only what has changed while it was read.
 
-    Each job is in exactly one place, and its status says which; each index equals what the records say; each lease has
-    its token; each queue that holds work is known to hold it; no key is without an owner. Reads only.
-
-    Everything is read: time and memory are proportional to the number of records. What workers change meanwhile may
-    be reported although nothing is wrong with it; then ask again.
-
-    Args:
-        queue_model: whose namespace and database are checked, with the models that this process has imported.
+    Most of that is wrong in one reading only, since other jobs have changed in the next one.
     """
-    return list(_Books(queue_model).problems())
+    found = list(_Books(queue_model).problems())
+    if not found:
+        return []
+    again = {_name_of(problem) for problem in _Books(queue_model).problems()}
+    return [problem for problem in found if _name_of(problem) in again]
+
+
+def _name_of(problem: Problem) -> tuple[str, ...]:
+    return problem.kind, problem.subject, problem.ident, problem.member
 
 
 def _models(base: Any) -> Iterator[Any]:
@@ -72,7 +80,7 @@ def _models(base: Any) -> Iterator[Any]:
 def models_of(queue_model: Any) -> list[Any]:
     """The models that this process has, or may import, of the records in a namespace."""
     namespace = queue_model.namespace or ""
-    known = queue_model.database.connection.hkeys(f"{namespace}:models")
+    known = dict(hash_of(queue_model.database.connection, f"{namespace}:models"))
     for model_repr in known:
         with suppress(JobClassError):  # the check says so
             Job.class_of(f"{model_repr}:0")
@@ -156,12 +164,13 @@ class _Books:
         self.queue_model = queue_model
         self.client = queue_model.database.connection
         self.namespace = queue_model.namespace or ""
-        self.known: dict[str, str] = self.client.hgetall(f"{self.namespace}:models")
+        self.broken: set[str] = set()
+        self.known = self._hash(f"{self.namespace}:models")
         self.models = models_of(queue_model)
         self.keys = set(self.client.scan_iter(match=f"{escaped(self.namespace)}:*", count=1000))
         self.sorted_keys = sorted(self.keys)
         self.owned: set[str] = set()
-        self.pks = {model: self.client.smembers(f"{model._name}:collection") for model in self.models}
+        self.pks = {model: self._set(f"{model._name}:collection") for model in self.models}
         self.holders: set[str] = set()
         self.leased: set[str] = set()
         self.places: dict[str, list[tuple[str, str]]] = defaultdict(list)
@@ -182,6 +191,30 @@ class _Books:
         for model in self.models:
             yield from self._check_indexes(model)
         yield from self._check_keys()
+        for key in sorted(self.broken):
+            yield Problem("key", key, WRONG_TYPE)
+
+    # --- Reading, a page of each key at a time
+
+    def _pages(self, key: str, read: Callable[[Any, str], Iterator[T]]) -> Iterator[T]:
+        try:
+            yield from read(self.client, key)
+        except ResponseError as error:
+            if not is_wrong_type(error):
+                raise
+            self.broken.add(key)
+
+    def _list(self, key: str) -> Iterator[str]:
+        return self._pages(key, each_of_list)
+
+    def _set(self, key: str) -> set[str]:
+        return set(self._pages(key, each_of_set))
+
+    def _hash(self, key: str) -> dict[str, str]:
+        return dict(self._pages(key, hash_of))
+
+    def _sorted_set(self, key: str) -> dict[str, float]:
+        return dict(self._pages(key, sorted_set_of))
 
     def _of_job(self, kind: str, ident: str, detail: str, *more: tuple[str, str, str]) -> Problem:
         return Problem(kind, ident, detail, ident, (*self.found.get(ident, ()), *more))
@@ -221,12 +254,12 @@ class _Books:
 
     def _check_queue(self, model: Any, pk: str) -> Iterator[Problem]:
         key = f"{model._name}:{pk}"
-        waiting = self.client.lrange(f"{key}:waiting", 0, -1)
-        delayed = self.client.zrange(f"{key}:delayed", 0, -1, withscores=True)
+        waiting = list(self._list(f"{key}:waiting"))
+        delayed = self._sorted_set(f"{key}:delayed")
         for ident in waiting:
             self.places[ident].append(("waiting", key))
             self.found[ident].append(("waiting", key, ""))
-        for ident, _ in delayed:
+        for ident in delayed:
             self.places[ident].append(("delayed", key))
             self.found[ident].append(("delayed", key, ""))
         name, priority = self.client.hmget(f"{key}:hash", "name", "priority")
@@ -236,8 +269,9 @@ class _Books:
         if waiting and ready != float(priority or 0):
             yield Problem("queue", key, f"jobs wait, and it is noted as ready with {ready}, not {priority}")
         due = self.client.zscore(self._side("due", model, name), pk)
-        if delayed and (due is None or due > delayed[0][1] + 0.001):
-            yield Problem("queue", key, f"its first job is due at {delayed[0][1]}, and it is noted as due at {due}")
+        first = min(delayed.values(), default=0)
+        if delayed and (due is None or due > first + 0.001):
+            yield Problem("queue", key, f"its first job is due at {first}, and it is noted as due at {due}")
 
     def _check_pauses(self) -> Iterator[Problem]:
         """A name is marked as paused where claims look if it is noted in `paused`, and only then."""
@@ -250,7 +284,7 @@ class _Books:
                 marked = {
                     key.removeprefix(prefix) for key, score in zip(keys, scores, strict=True) if score is not None
                 }
-                fields = self.client.hkeys(f"{self.namespace}:paused")
+                fields = self._hash(f"{self.namespace}:paused")
                 noted = {field.partition(":")[2] for field in fields if field.partition(":")[0] == model_name}
                 self.owned |= {f"{prefix}{name}" for name in marked & noted}
                 for name in sorted(marked ^ noted):
@@ -263,10 +297,10 @@ class _Books:
         return f"{self.namespace}:{kind}:{model._name[len(self.namespace) + 1 :]}:{name}"
 
     def _check_leases(self) -> Iterator[Problem]:
-        claims = self.client.hgetall(f"{self.namespace}:claims")
+        claims = self._hash(f"{self.namespace}:claims")
         self.holders = {name[1:] for name in claims if name.startswith("*")}
         claims = {name: value for name, value in claims.items() if not name.startswith("*")}
-        self.leased = set(self.client.zrange(f"{self.namespace}:leases", 0, -1))
+        self.leased = set(self._sorted_set(f"{self.namespace}:leases"))
         for ident in sorted(self.leased):
             self.places[ident].append(("leased", f"{self.namespace}:leases"))
             token = claims.pop(ident, None)
@@ -285,21 +319,21 @@ class _Books:
 
     def _check_limits(self) -> Iterator[Problem]:
         noted = {}
-        for ident, text in self.client.hgetall(f"{self.namespace}:limits:jobs").items():
+        for ident, text in self._hash(f"{self.namespace}:limits:jobs").items():
             place = json.loads(text)
             noted[ident] = (place["state"], place["key"])
-        due = set(self.client.zrange(f"{self.namespace}:limits:due", 0, -1))
+        due = self._sorted_set(f"{self.namespace}:limits:due").keys()
         found = {}
         for limit in sorted({key for _, key in noted.values()} | due):
             prefix = f"{self.namespace}:limit:{limit}"
-            for name in self.client.zrange(f"{prefix}:parked", 0, -1):
+            for name in self._sorted_set(f"{prefix}:parked"):
                 ident = name.partition(" ")[2]
                 self.places[ident].append(("parked", f"{prefix}:parked"))
                 self.found[ident].append(("parked", limit, name))
                 found[ident] = ("parked", limit)
                 if limit not in due:
                     yield self._of_job("limit", ident, f"it is parked under {limit!r}, and nobody looks at that")
-            for ident in self.client.zrange(f"{prefix}:held", 0, -1):
+            for ident in self._sorted_set(f"{prefix}:held"):
                 found[ident] = ("held", limit)
                 self.found[ident].append(("held", limit, ""))
             self.owned |= {f"{prefix}:parked", f"{prefix}:held"}
@@ -368,7 +402,7 @@ class _Books:
         blocked = [
             (pk, text or "") for pk, (status, text) in zip(pks, hashes, strict=True) if status == STATUSES.BLOCKED
         ]
-        found = self._ask("smembers", (f"{model._name}:{pk}:waits_for" for pk, _ in blocked))
+        found = self._read_sets([f"{model._name}:{pk}:waits_for" for pk, _ in blocked])
         edges: list[_Edge] = []
         for (pk, run_options), parents in zip(blocked, found, strict=True):
             ident = f"{model.get_model_repr()}:{pk}"
@@ -381,7 +415,7 @@ class _Books:
 
     def _untold(self, edges: list[_Edge]) -> Iterator[tuple[_Edge, str]]:
         """The jobs that will not hear of the end of one that they wait for, and why."""
-        telling = set(self.client.zrange(f"{self.namespace}:followups", 0, -1))
+        telling = self._sorted_set(f"{self.namespace}:followups").keys()
         keys = {parent: _key_of(parent) for parent in {edge.parent for edge in edges} - telling}
         known = [edge for edge in edges if keys.get(edge.parent)]
         names = ("status", "queued", "follow_up")
@@ -410,11 +444,29 @@ class _Books:
     def _read_sets(self, keys: list[str]) -> Iterator[dict[str, float]]:
         """The members of sets and sorted sets, with their scores; without these, 0."""
         for chunk in chunks(keys):
-            pipeline = self.client.pipeline(transaction=False)
-            for key, kind in zip(chunk, self._ask("type", chunk), strict=True):
-                pipeline.zrange(key, 0, -1, withscores=True) if kind == "zset" else pipeline.smembers(key)
-            for members in pipeline.execute():
-                yield dict.fromkeys(members, 0.0) if isinstance(members, set) else dict(members)
+            kinds = list(self._ask("type", chunk))
+            sizes = self._ask(
+                "execute_command", ((SIZES.get(kind, "EXISTS"), key) for kind, key in zip(kinds, chunk, strict=True))
+            )
+            yield from self._read_small_and_large(list(zip(chunk, kinds, sizes, strict=True)))
+
+    def _read_small_and_large(self, sets: list[tuple[str, str, int]]) -> Iterator[dict[str, float]]:
+        """The small ones in one round trip, each large one in pages of its own."""
+        pipeline, small = self.client.pipeline(transaction=False), SMALL // len(sets)
+        for key, kind, size in sets:
+            if kind in SIZES and size <= small:
+                pipeline.zrange(key, 0, small, withscores=True) if kind == "zset" else pipeline.sscan(
+                    key, count=MEMBERS
+                )
+        replies = iter(pipeline.execute(raise_on_error=False))
+        for key, kind, size in sets:
+            reply = next(replies) if kind in SIZES and size <= small else None
+            if kind == "zset":
+                yield dict(reply) if isinstance(reply, list) and len(reply) <= small else self._sorted_set(key)
+            elif isinstance(reply, tuple) and int(reply[0]) == 0:
+                yield dict.fromkeys(reply[1], 0.0)
+            else:
+                yield dict.fromkeys(self._set(key), 0.0)
 
     def _collect_entries(self, model: Any) -> dict[str, dict[str, dict[str, float]]]:
         """By field, and by the key of an index, its members with their scores."""

@@ -125,6 +125,45 @@ def is_wrong_type(reply: Any) -> bool:
     return isinstance(reply, ResponseError) and "WRONGTYPE" in str(reply)
 
 
+# --- Whole keys, in pages
+
+
+def each_of_list(client: Any, key: str) -> Iterator[str]:
+    """The items of a list, from its end on: what is taken at its head meanwhile shifts nothing.
+
+    What is added at its end does, and is passed over; if that is much, some items come twice.
+    """
+    before: list[str] = []
+    first = -1
+    while page := client.lrange(key, first - MEMBERS + 1, first):
+        page.reverse()
+        yield from _unread(page, before)
+        before, first = page, first - MEMBERS
+
+
+def _unread(page: list[str], before: list[str]) -> list[str]:
+    """A page without the items at its start that are the last ones of the page before."""
+    for count in range(1, len(page) + 1):
+        if before and page[count - 1] == before[-1] and page[:count] == before[-count:]:
+            return page[count:]
+    return page
+
+
+def each_of_set(client: Any, key: str) -> Iterator[str]:
+    """The members of a set; some perhaps twice."""
+    yield from client.sscan_iter(key, count=MEMBERS)
+
+
+def sorted_set_of(client: Any, key: str) -> Iterator[tuple[str, float]]:
+    """The members of a sorted set with their scores, in no order; some perhaps twice."""
+    yield from client.zscan_iter(key, count=MEMBERS)
+
+
+def hash_of(client: Any, key: str) -> Iterator[tuple[str, str]]:
+    """The fields of a hash and their values; some perhaps twice."""
+    yield from client.hscan_iter(key, count=MEMBERS)
+
+
 # --- Which models there are
 
 
@@ -163,7 +202,7 @@ def job_kinds(queue_model: Any = Queue) -> list[JobKind]:
     """
     found: dict[str, JobKind] = {}
     namespace = queue_model.namespace or ""
-    for name, text in client_of(queue_model).hscan_iter(f"{namespace}:models", count=AT_ONCE):
+    for name, text in hash_of(client_of(queue_model), f"{namespace}:models"):
         kind = _read_kind(name, text)
         if kind is not None:
             found[kind.key] = _merged(found.get(kind.key), kind)
