@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..utils import seconds_of
+from ..wording import duration, local, utc
 from .sight import Sight
-from .wording import duration, local, utc
 
 NAMED = 3  # workers, or jobs, in a sentence
 
