@@ -8,7 +8,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, TypeVar
 
 from redis.exceptions import ResponseError
@@ -17,10 +16,9 @@ from .. import recipes
 from ..exceptions import JobClassError
 from ..models import BaseJobsModel, Job, Queue, WorkerInfo, worker_key
 from ..statuses import STATUSES
-from .reading import MEMBERS, each_of_list, each_of_set, hash_of, is_wrong_type, sorted_set_of
+from .reading import MEMBERS, chunks, each_of_list, each_of_set, escaped, hash_of, is_wrong_type, sorted_set_of
 
 T = TypeVar("T")
-CHUNK = 500
 SMALL = 20_000  # members of sets that are read in one round trip
 WRONG_TYPE = "something of another type is under it"
 SIZES = {"set": "SCARD", "zset": "ZCARD"}
@@ -70,12 +68,6 @@ def doubtful(queue_model: Any = Queue) -> list[Problem]:
 
 def _name_of(problem: Problem) -> tuple[str, ...]:
     return problem.kind, problem.subject, problem.ident, problem.member
-
-
-def _chunks(items: Iterable[Any]) -> Iterator[list[Any]]:
-    iterator = iter(items)
-    while chunk := list(islice(iterator, CHUNK)):
-        yield chunk
 
 
 def _models(base: Any) -> Iterator[Any]:
@@ -175,7 +167,7 @@ class _Books:
         self.broken: set[str] = set()
         self.known = self._hash(f"{self.namespace}:models")
         self.models = models_of(queue_model)
-        self.keys = set(self.client.scan_iter(match=f"{_escaped(self.namespace)}:*", count=1000))
+        self.keys = set(self.client.scan_iter(match=f"{escaped(self.namespace)}:*", count=1000))
         self.sorted_keys = sorted(self.keys)
         self.owned: set[str] = set()
         self.pks = {model: self._set(f"{model._name}:collection") for model in self.models}
@@ -231,7 +223,7 @@ class _Books:
         return " and ".join(f"{place} ({key})" for place, key in self.places[ident]) or "no place"
 
     def _ask(self, command: str, keys: Iterable[Any]) -> Iterator[Any]:
-        for chunk in _chunks(keys):
+        for chunk in chunks(keys):
             pipeline = self.client.pipeline(transaction=False)
             for key in chunk:
                 getattr(pipeline, command)(*key) if isinstance(key, tuple) else getattr(pipeline, command)(key)
@@ -438,10 +430,7 @@ class _Books:
     # --- Indexes and keys
 
     def _check_indexes(self, model: Any) -> Iterator[Problem]:
-        wanted: dict[str, dict[str, dict[str, float]]] = {}
-        for field in model.get_fields():
-            if getattr(field, "indexable", False):
-                wanted[field.name] = self._collect_entries(model, field)
+        wanted = self._collect_entries(model)
         field_of = {key: field for field, keys in self._index_keys(model).items() for key in keys}
         field_of |= {key: field for field, of_field in wanted.items() for key in of_field}
         scores = {key: members for of_field in wanted.values() for key, members in of_field.items()}
@@ -454,7 +443,7 @@ class _Books:
 
     def _read_sets(self, keys: list[str]) -> Iterator[dict[str, float]]:
         """The members of sets and sorted sets, with their scores; without these, 0."""
-        for chunk in _chunks(keys):
+        for chunk in chunks(keys):
             kinds = list(self._ask("type", chunk))
             sizes = self._ask(
                 "execute_command", ((SIZES.get(kind, "EXISTS"), key) for kind, key in zip(kinds, chunk, strict=True))
@@ -479,19 +468,27 @@ class _Books:
             else:
                 yield dict.fromkeys(self._set(key), 0.0)
 
-    def _collect_entries(self, model: Any, field: Any) -> dict[str, dict[str, float]]:
-        """By the key of an index, its members with their scores."""
-        wanted: dict[str, dict[str, float]] = defaultdict(dict)
-        pks = sorted(self.pks[model])
-        if field.name in model._instancehash_fields:
-            values = self._ask("hget", ((f"{model._name}:{pk}:hash", field.name) for pk in pks))
-        else:
-            values = (model.from_pk(pk).get_field(field.name).proxy_get() for pk in pks)
-        for pk, value in zip(pks, values, strict=True):
+    def _collect_entries(self, model: Any) -> dict[str, dict[str, dict[str, float]]]:
+        """By field, and by the key of an index, its members with their scores."""
+        fields = [field for field in model.get_fields() if getattr(field, "indexable", False)]
+        wanted: dict[str, dict[str, dict[str, float]]] = {field.name: defaultdict(dict) for field in fields}
+        for field, pk, value in self._values_of(model, fields):
             for _, key, *more in recipes.index_entries(field, pk, value):
                 score, prefix = more or ("0", "")
-                wanted[key][f"{prefix}{pk}"] = float(score)
+                wanted[field.name][key][f"{prefix}{pk}"] = float(score)
         return wanted
+
+    def _values_of(self, model: Any, fields: list[Any]) -> Iterator[tuple[Any, str, Any]]:
+        """Each of some fields, with each primary key and its value there; what is in a hash is read at once."""
+        pks = sorted(self.pks[model])
+        in_hash = [field for field in fields if field.name in model._instancehash_fields]
+        names = [field.name for field in in_hash]
+        hashes = self._ask("hmget", ((f"{model._name}:{pk}:hash", names) for pk in pks if names))
+        for pk, values in zip(pks, hashes, strict=False):  # none, where nothing in the hash is indexed
+            yield from ((field, pk, value) for field, value in zip(in_hash, values, strict=True))
+        for field in fields:
+            if field.name not in names:
+                yield from ((field, pk, model.from_pk(pk).get_field(field.name).proxy_get()) for pk in pks)
 
     def _keys_below(self, prefix: str) -> list[str]:
         start = bisect_left(self.sorted_keys, f"{prefix}:")
@@ -511,9 +508,6 @@ class _Books:
         return found
 
     def _check_keys(self) -> Iterator[Problem]:
-        own = ["models", "tasks", "leases", "claims", "expiring", "followups", "operations", "paused", "workers"]
-        own += ["numbers:total"]
-        self.owned |= {f"{self.namespace}:{name}" for name in own}
         self.owned |= {f"{self.namespace}:{name}" for name in OWN_KEYS}
         expiring = tuple(f"{self.namespace}:{kind}:" for kind in ("done", "unique", "numbers"))
         self.owned |= {key for key in self.keys if key.startswith(expiring) and self.client.ttl(key) != -1}
@@ -532,11 +526,6 @@ class _Books:
             is_limpyds = any(part in key for part in LIMPYDS_OWN)
             if not is_limpyds and self.client.exists(key):
                 yield Problem("key", key, "no record and no index owns it")
-
-
-def _escaped(text: str) -> str:
-    """The pattern that matches just this text."""
-    return "".join(f"\\{character}" if character in "*?[]\\^" else character for character in text)
 
 
 def _differences(wanted: dict[str, float], found: dict[str, float]) -> Iterator[tuple[str, str]]:

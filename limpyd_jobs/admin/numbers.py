@@ -15,6 +15,7 @@ from .. import transitions
 from ..exceptions import InvalidArgument
 from ..models import Queue
 from ..utils import server_seconds
+from .reading import chunks, client_of
 
 MINUTES_KEPT = 26 * 60
 HOURS_KEPT = 31 * 24
@@ -148,7 +149,7 @@ def totals(queue_model: Any = Queue) -> list[Numbers]:
     """All that was ever counted, for each queue and task: numbers that only grow."""
     minute = _roll_up(queue_model).minute
     names = ["total", f"{minute}", f"{minute + 1}"]  # the next one may just have begun
-    pipeline = queue_model.get_connection().pipeline()  # a transaction: so what is in the total is not in a minute, too
+    pipeline = client_of(queue_model).pipeline()  # a transaction: so what is in the total is not in a minute, too
     for name in names:
         pipeline.hgetall(_key(queue_model, name))
     total, *minutes = pipeline.execute()
@@ -177,7 +178,7 @@ def rates(minutes: int = 5, queue_model: Any = Queue) -> dict[str, Rates]:
         InvalidArgument: `minutes` is not accepted.
     """
     _check_count("minutes", minutes, MINUTES_KEPT - 1)
-    now = server_seconds(queue_model.get_connection().time())
+    now = server_seconds(client_of(queue_model).time())
     first = int(now) // 60 - minutes
     seconds = now - first * 60
     found: dict[str, list[Numbers]] = defaultdict(list)
@@ -214,16 +215,15 @@ def _key(queue_model: Any, name: str) -> str:
 def _roll_up(queue_model: Any) -> transitions.RolledUp:
     """Add up all minutes that are over, if no worker has done it."""
     while True:
-        done = transitions.send(queue_model.get_connection(), transitions.roll_up(queue_model.namespace or ""))
+        done = transitions.send(client_of(queue_model), transitions.roll_up(queue_model.namespace or ""))
         if not done.has_more:
             return done
 
 
 def _read(queue_model: Any, names: Iterable[str]) -> Iterator[dict[str, str]]:
-    keys = [_key(queue_model, name) for name in names]
-    for start in range(0, len(keys), BATCH):
-        pipeline = queue_model.get_connection().pipeline(transaction=False)
-        for key in keys[start : start + BATCH]:
+    for page in chunks((_key(queue_model, name) for name in names), BATCH):
+        pipeline = client_of(queue_model).pipeline(transaction=False)
+        for key in page:
             pipeline.hgetall(key)
         yield from pipeline.execute()
 

@@ -16,7 +16,7 @@ from redis.exceptions import ResponseError
 from .. import recipes
 from ..exceptions import ConfigurationException, InvalidArgument
 from ..models import Error, Job, Queue
-from .records import JobRecord
+from .records import JobRecord, texts
 
 T = TypeVar("T")
 AT_ONCE = 500  # records that are read in one round trip
@@ -96,6 +96,11 @@ def chunks(items: Iterable[T], size: int = AT_ONCE) -> Iterator[list[T]]:
     iterator = iter(items)
     while chunk := list(islice(iterator, size)):
         yield chunk
+
+
+def escaped(text: str) -> str:
+    """The pattern, for SCAN, that matches just this text."""
+    return "".join(f"\\{character}" if character in "*?[]\\^" else character for character in text)
 
 
 def client_of(queue_model: Any) -> Any:
@@ -271,7 +276,7 @@ def each_queue(queue_model: Any, names: Iterable[str] = ()) -> Iterator[QueueRef
             hashes = ask(client, (("HMGET", f"{model._name}:{pk}:hash", "name", "priority") for pk in page))
             for pk, values in zip(page, hashes, strict=True):
                 if not is_wrong_type(values) and values[0] is not None and (not wanted or values[0] in wanted):
-                    yield QueueRef(f"{model._name}:{pk}", values[0], _integer(values[1]))
+                    yield QueueRef(f"{model._name}:{pk}", values[0], to_integer(values[1]))
 
 
 def _queue_pks(client: Any, model: Any, names: set[str]) -> Iterator[str]:
@@ -284,6 +289,15 @@ def _queue_pks(client: Any, model: Any, names: set[str]) -> Iterator[str]:
     for key, size in zip(keys, sizes, strict=True):
         if size and not is_wrong_type(size):
             yield from dict.fromkeys(client.sscan_iter(key, count=MEMBERS))
+
+
+def queue_names(queues: str | Iterable[str]) -> list[str]:
+    """The names of queues, as a user gives them.
+
+    Raises:
+        InvalidArgument: one is none.
+    """
+    return [recipes.to_queue_name(name) for name in texts(queues)]
 
 
 class QueueNames:
@@ -324,8 +338,8 @@ def _job_record(kind: JobKind, pk: str, values: Any, queues: Mapping[str, str | 
         identifier=values.get("identifier", ""),
         queue=queues.get(values.get("queue_key", "")),
         status=values.get("status", ""),
-        priority=_integer(values.get("priority")),
-        tries=_integer(values.get("tries")),
+        priority=to_integer(values.get("priority")),
+        tries=to_integer(values.get("tries")),
         added=values.get("added"),
         start=values.get("start"),
         end=values.get("end"),
@@ -335,7 +349,8 @@ def _job_record(kind: JobKind, pk: str, values: Any, queues: Mapping[str, str | 
     )
 
 
-def _integer(text: str | None) -> int:
+def to_integer(text: str | None) -> int:
+    """A number in a field, without its fraction; 0 for what is none."""
     try:
         return int(float(text or 0))
     except (OverflowError, ValueError):
