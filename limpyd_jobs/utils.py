@@ -98,6 +98,8 @@ def parse_moment(text: str) -> str:
         raise ValueError(text)
     parse_datetime((moment + FIRST_MOMENT[len(moment) :])[: len(FIRST_MOMENT)])
     return moment
+
+
 def seconds_of(text: str | None) -> float | None:
     """The time that a field holds, in seconds since the epoch; None: none, or a program has written something else."""
     try:

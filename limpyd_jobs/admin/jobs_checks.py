@@ -10,9 +10,8 @@ from typing import Any
 from ..exceptions import InvalidArgument
 from ..utils import Keep, parse_keep, server_seconds
 from ..version import EXACT_VERSION
-from .findings import HISTORIES, Check, Finding, Patient, QueueSeen
 from ..wording import counted, duration, size, utc
-from .findings import HISTORIES, Finding, Patient, QueueSeen
+from .findings import HISTORIES, Check, Finding, Patient, QueueSeen
 from .numbers import rates
 from .operating import operations
 from .pausing import paused

@@ -16,7 +16,6 @@ from ..base import ROOT, RedisServer
 
 ELSEWHERE = {"django", "fastapi", "flask", "retries", "testing"}  # their examples have tests of their own
 # In these pages workers run what is added, if anybody does; in the others jobs run when they are added.
-RUN_BY_WORKERS = {"celery", "howto", "processes", "rq", "speed", "tutorial", "version-2"}
 RUN_BY_WORKERS = {"asyncio", "celery", "howto", "numbers", "processes", "rq", "speed", "tutorial", "version-2"}
 CONNECT = """
 import os
