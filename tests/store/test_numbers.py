@@ -248,6 +248,21 @@ def test_something_else_under_the_key_of_a_minute_is_left_alone() -> None:
     assert TalliedJob.get(identifier="a").status.hget() == "s"
 
 
+def test_what_holds_no_number_keeps_no_job_from_its_end() -> None:
+    minute = client().time()[0] // 60
+    for number in (minute, minute + 1):
+        fields = {f"a {other} x": 1 for other in range(1000)}
+        client().hset(f"jobs:numbers:{number}", mapping={**fields, "a * *": "x", "w0 * *": "x", "s0 * *": "x"})
+
+    job = CountedJob.add_job("a")
+    held = claim(START)
+    send(transitions.finish("jobs", held, START))
+
+    assert job.status.hget() == "s"
+    for number in (minute, minute + 1):
+        client().delete(f"jobs:numbers:{number}")
+
+
 # --- How long it took
 
 
