@@ -254,7 +254,7 @@ def test_what_holds_no_number_keeps_no_job_from_its_end() -> None:
         fields = {f"a {other} x": 1 for other in range(1000)}
         client().hset(f"jobs:numbers:{number}", mapping={**fields, "a * *": "x", "w0 * *": "x", "s0 * *": "x"})
 
-    job = CountedJob.add_job("a")
+    job = TalliedJob.add_job("a")
     held = claim(START)
     send(transitions.finish("jobs", held, START))
 
