@@ -53,6 +53,12 @@ class Telemetry(Instrument):
         self._sent = meter.create_counter(
             "messaging.client.sent.messages", "{message}", "Jobs that were to be added, those queued already among them"
         )
+        self._calls = meter.create_histogram(
+            "messaging.client.operation.duration",
+            "s",
+            "How long calls that add jobs took",
+            explicit_bucket_boundaries_advisory=SECONDS,
+        )
         self._consumed = meter.create_counter("messaging.client.consumed.messages", "{message}", "Runs of jobs")
         self._durations = meter.create_histogram(
             "messaging.process.duration", "s", "How long jobs ran", explicit_bucket_boundaries_advisory=SECONDS
@@ -73,6 +79,7 @@ class Telemetry(Instrument):
         attributes["limpyd_jobs.job.class"] = model.get_model_repr()
         if identifier is not None:
             attributes["limpyd_jobs.job.identifier"] = identifier
+        started = time.perf_counter()
         with self._span(attributes, trace.SpanKind.PRODUCER) as span:
             call = _Call(attributes)
             outer = context.attach(context.set_value(NAME, call))
@@ -85,7 +92,8 @@ class Telemetry(Instrument):
                 context.detach(outer)
                 if identifier is None:
                     span.set_attribute("messaging.batch.message_count", call.count)
-                self._sent.add(call.count, _of_metrics(attributes))
+                self._sent.add(call.count, measured := _of_metrics(attributes))
+                self._calls.record(time.perf_counter() - started, measured)
 
     def carry(self, carried: dict[str, Any]) -> None:
         """Have the context of that span come along, or that of whoever executes a job at once."""

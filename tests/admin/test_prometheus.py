@@ -371,22 +371,47 @@ def test_without_the_library_the_error_says_what_to_install(monkeypatch: pytest.
 # --- the dashboard
 
 
-def test_each_metric_of_the_dashboard_is_there() -> None:
+DASHBOARD = ROOT / "docs" / "grafana" / "limpyd-jobs.json"
+PAGE = ROOT / "docs" / "telemetry.md"
+SELECTOR = re.compile(r"(limpyd_jobs_\w+)(?:{([^}]*)})?")
+
+
+def expressions_of_dashboard() -> list[str]:
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    return [target["expr"] for panel in panels for target in panel["targets"]]
+
+
+def expressions_of_page() -> list[str]:
+    return re.findall(r"(?:expr|query|metricsQuery): (.+)", PAGE.read_text())
+
+
+@pytest.mark.parametrize("expressions", [expressions_of_dashboard(), expressions_of_page()], ids=["dashboard", "page"])
+def test_each_metric_and_label_that_is_asked_for_is_there(expressions: list[str]) -> None:
     ScrapedJob.add_jobs(["a", "bad"])
     work(2)
-    text = (ROOT / "docs" / "grafana" / "limpyd-jobs.json").read_text()
-    expressions = [target["expr"] for panel in json.loads(text)["panels"] for target in panel["targets"]]
+    found = scrape()
+    labels = {name: {label for label, _ in given} | {"job"} for name, given in found.samples}
 
-    asked = {name for expression in expressions for name in re.findall(r"limpyd_jobs_\w+", expression)}
+    asked = [pair for expression in expressions for pair in SELECTOR.findall(expression)]
 
-    assert len(asked) > 10 and asked - scrape().names == set()
-    assert set(re.findall(r"label_values\((\w+),", text)) <= scrape().names
+    assert len(asked) > 5 and {name for name, _ in asked} <= found.names
+    for name, selector in asked:
+        assert set(re.findall(r"(\w+)=", selector)) <= labels[name]
+
+
+def test_the_dashboard_shows_one_database_of_several() -> None:
+    asked = [pair for expression in expressions_of_dashboard() for pair in SELECTOR.findall(expression)]
+
+    assert [name for name, selector in asked if 'job="$job"' not in selector] == []
+    assert set(re.findall(r"label_values\((\w+)", DASHBOARD.read_text())) <= scrape().names | {
+        "limpyd_jobs_queue_length"
+    }
 
 
 def test_each_metric_is_in_the_page_about_them() -> None:
     ScrapedJob.add_job("a")
     work(1)
-    page = (ROOT / "docs" / "telemetry.md").read_text()
+    page = PAGE.read_text()
 
     shown = {name if family.type != "counter" else f"{name}_total" for name, family in scrape().families.items()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -170,6 +171,19 @@ def test_metrics_are_served_until_it_is_interrupted(command: Command, monkeypatc
     assert outcome.code == 130 and outcome.out.startswith("Listening at http://127.0.0.1:")
     assert 'limpyd_jobs_queue_length{priority="0",queue="mail",state="waiting"} 1.0' in seen[0]
     assert command("metrics", "--listen=nonsense").code == 2
+
+
+def test_metrics_are_served_until_sigterm(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    from limpyd_jobs.admin.prometheus import MetricsServer
+
+    monkeypatch.setattr(MetricsServer, "wait", lambda server: signal.raise_signal(signal.SIGTERM))
+    former = signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a failure is not the end of the tests
+    try:
+        code = command("metrics", "--listen=127.0.0.1:0").code
+    finally:
+        found = signal.signal(signal.SIGTERM, former)
+
+    assert (code, found) == (0, signal.default_int_handler)
 
 
 def test_a_measurement_leaves_nothing_behind(command: Command) -> None:

@@ -323,6 +323,8 @@ def test_it_counts_and_measures(telemetry: Telemetry) -> None:
 
     (sent,) = telemetry.points("messaging.client.sent.messages")
     assert (sent.value, sent.attributes["messaging.destination.name"]) == (2, "test")
+    (call,) = telemetry.points("messaging.client.operation.duration")
+    assert (call.count, call.attributes["messaging.operation.name"]) == (1, "add")
     durations = {
         point.attributes.get("error.type"): point.count for point in telemetry.points("messaging.process.duration")
     }
