@@ -17,6 +17,8 @@ from .exceptions import ConfigurationException, InvalidArgument
 
 T = TypeVar("T")
 EPOCH = datetime(1970, 1, 1)
+MOMENT = re.compile(r"\d{4}(-\d\d(-\d\d( \d\d(:\d\d(:\d\d(\.\d{1,6})?)?)?)?)?)?")
+FIRST_MOMENT = "0001-01-01 00:00:00"
 LISTEN = re.compile(r"((\[(?P<address>[0-9a-fA-F:.%]+)\]|(?P<name>[^\s:\[\]/]+)):)?(?P<port>[0-9]{1,5})")
 Keep: TypeAlias = "int | timedelta"  # of a history: a number of jobs, or for how long
 
@@ -83,6 +85,19 @@ def parse_datetime(text: str) -> datetime:
         ValueError: the text is not the representation of a datetime.
     """
     return to_naive_utc(datetime.fromisoformat(text[:-1] + "+00:00" if text.endswith("Z") else text))
+
+
+def parse_moment(text: str) -> str:
+    """A time in UTC, or the beginning of one (`2026-11-21 18`), as fields hold it; `T` and `Z` may be in it.
+
+    Raises:
+        ValueError: it is none, or there is no such day.
+    """
+    moment = text.strip().replace("T", " ").removesuffix("Z")
+    if not MOMENT.fullmatch(moment):
+        raise ValueError(text)
+    parse_datetime((moment + FIRST_MOMENT[len(moment) :])[: len(FIRST_MOMENT)])
+    return moment
 
 
 def seconds_of(text: str | None) -> float | None:

@@ -13,7 +13,7 @@ from ..version import EXACT_VERSION
 from ..wording import counted, duration, size, utc
 from .numbers import rates
 from .operating import operations
-from .patient import HISTORIES, Finding, Patient, QueueSeen
+from .patient import HISTORIES, Check, Finding, Patient, QueueSeen
 from .pausing import paused
 from .reading import JobKind, job_kinds
 
@@ -244,7 +244,7 @@ def _mean_weight(weights: list[Weight]) -> float:
     return sum(weight.count * weight.each for weight in weights) / count if count else 0.0
 
 
-CHECKS = (
+CHECKS: tuple[Check, ...] = (
     dead_leases,
     unheard_queues,
     paused_queues,

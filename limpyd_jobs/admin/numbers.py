@@ -23,6 +23,7 @@ BATCH = 20  # minutes or hours that are read in one round trip
 
 BOUNDS = tuple(2**power / 1000 for power in range(33))  # of all buckets, in seconds: 1 ms, 2 ms, 4 ms ... 49 days
 REST = "*"  # the task and the queue of what is counted where a minute has too many of them
+MOST_OF_TOTAL = 10000  # fields, of which one is `rolled`; see roll_up.lua
 
 
 @dataclass(frozen=True)
@@ -153,8 +154,19 @@ def totals(queue_model: Any = Queue) -> list[Numbers]:
         pipeline.hgetall(_key(queue_model, name))
     total, *minutes = pipeline.execute()
     rolled = int(total.pop("rolled", 0))
-    new = [fields for name, fields in zip(names[1:], minutes, strict=True) if int(name) > rolled]
-    return _numbers([total, *map(_of_minute, new)], None)
+    found = {name: int(number) for name, number in total.items()}
+    for name, fields in zip(names[1:], minutes, strict=True):
+        if int(name) > rolled:
+            _add_to_total(found, _of_minute(fields))
+    return _numbers([found], None)
+
+
+def _add_to_total(total: dict[str, int], minute: Mapping[str, int]) -> None:
+    """Add a minute as roll_up.lua will do it: else what is of `*` in a full total would be of its task for a minute."""
+    for name, number in minute.items():
+        if name not in total and number and len(total) + 1 >= MOST_OF_TOTAL:
+            name = f"{name.partition(' ')[0]} {REST} {REST}"
+        total[name] = total.get(name, 0) + number
 
 
 def rates(minutes: int = 5, queue_model: Any = Queue) -> dict[str, Rates]:

@@ -10,6 +10,8 @@ is a child of the call that added it, in whichever process. Names are those of t
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +32,7 @@ except ImportError as error:
 
 NAME = "limpyd_jobs"  # of the messaging system, of our instrumentation, and before what only we have
 ADDED = "limpyd_jobs.added"  # among what is carried: when it was added, in seconds since the epoch
+FLUSH_SECONDS = 2.0  # for the process of an isolated job: its end must not wait for a collector that is away
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200)  # the bounds of histograms
 
 Attributes = dict[str, str | int]
@@ -76,7 +79,7 @@ class Telemetry(Instrument):
             try:
                 yield
             except Exception as error:
-                _tell_error(span, error)
+                attributes["error.type"] = _tell_error(span, error)
                 raise
             finally:
                 context.detach(outer)
@@ -100,7 +103,7 @@ class Telemetry(Instrument):
         carried, claim = job.get_carried(), job._claim
         attributes = _attributes("run", "process", claim.queue_name if claim else None)
         attributes |= _of_job(job, claim)
-        started = time.perf_counter()
+        started, pid = time.perf_counter(), os.getpid()
         self._measure_wait(carried, claim, attributes)
         parent = propagate.extract(carried)
         with self._span(attributes, trace.SpanKind.CONSUMER, parent) as span:
@@ -113,10 +116,11 @@ class Telemetry(Instrument):
                     attributes["error.type"] = _tell_error(span, error, job._trace)
                 raise
             finally:
-                span.set_attribute("limpyd_jobs.job.outcome", outcome)
-                measured = _of_metrics(attributes)
-                self._durations.record(time.perf_counter() - started, measured)
-                self._consumed.add(1, measured)
+                if os.getpid() == pid:
+                    span.set_attribute("limpyd_jobs.job.outcome", outcome)
+                    measured = _of_metrics(attributes)
+                    self._durations.record(time.perf_counter() - started, measured)
+                    self._consumed.add(1, measured)
 
     def _measure_wait(self, carried: dict[str, Any], claim: Any, attributes: Attributes) -> None:
         added = carried.get(ADDED)
@@ -127,13 +131,14 @@ class Telemetry(Instrument):
     def _span(self, attributes: Attributes, kind: trace.SpanKind, parent: Any = None) -> Iterator[trace.Span]:
         """A span that is the current one; what is raised within is for the caller to tell."""
         name = f"{attributes['messaging.operation.name']} {attributes.get('messaging.destination.name', '')}".strip()
-        span = self._tracer.start_span(name, parent, kind, attributes)
+        span, pid = self._tracer.start_span(name, parent, kind, attributes), os.getpid()
         outer = context.attach(trace.set_span_in_context(span, parent))
         try:
             yield span
         finally:
             context.detach(outer)
-            span.end()
+            if os.getpid() == pid:  # else it is a process that a job has forked, and this would be a second one
+                span.end()
 
 
 class Flush(Instrument):
@@ -150,7 +155,9 @@ class Flush(Instrument):
         finally:
             provider = self._provider or trace.get_tracer_provider()
             if not worker._is_this_process and hasattr(provider, "force_flush"):
-                provider.force_flush()
+                sending = threading.Thread(target=provider.force_flush, daemon=True)  # not all keep to its own limit
+                sending.start()
+                sending.join(FLUSH_SECONDS)
 
 
 class _Call:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -229,6 +230,14 @@ def test_the_view_of_the_example_adds_a_job_that_sees_its_row() -> None:
     run_until_empty("mails", raises=True)
 
     assert [one.is_confirmed for one in Order.objects.all()] == [True]
+
+
+def test_the_tests_of_the_example_pass(bookshop: Path) -> None:
+    command = [sys.executable, "manage.py", "test", "--settings=bookshop.test_settings"]
+
+    done = subprocess.run(command, cwd=bookshop, capture_output=True, text=True, check=False)
+
+    assert (done.returncode, "Ran 1 test" in done.stderr) == (0, True), done.stderr
 
 
 # --- Connections
