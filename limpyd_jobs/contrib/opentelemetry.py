@@ -19,7 +19,7 @@ from typing import Any
 
 from ..exceptions import ConfigurationException, Retry
 from ..instruments import Instrument, add_instrument, remove_instrument
-from ..models import class_name, printable
+from ..models import Job, class_name, printable
 from ..version import EXACT_VERSION
 from ..workers.life import StatusChanged
 
@@ -100,7 +100,7 @@ class Telemetry(Instrument):
     @contextmanager
     def around(self, job: Any, queue: Any, worker: Any) -> Iterator[None]:
         """A span of the kind CONSUMER around the run, of which what the job does is a part."""
-        carried, claim = job.get_carried(), job._claim
+        carried, claim = Job.get_carried(job), job._claim
         attributes = _attributes("run", "process", claim.queue_name if claim else None)
         attributes |= _of_job(job, claim)
         started, pid = time.perf_counter(), os.getpid()
