@@ -9,7 +9,6 @@ from .doctor import diagnose
 from .errors import ErrorGroup, count_errors, each_error, find_errors, group_errors
 from .explaining import Explanation, explain
 from .finding import count_jobs, each_job, find_jobs, get_job
-from .findings import Finding
 from .health import health
 from .numbers import Histogram, Numbers, Rates, by_hour, rates, series, totals
 from .operating import (
@@ -22,6 +21,7 @@ from .operating import (
     start_purge_of_errors,
 )
 from .overview import QueueStatus, Status, status
+from .patient import Finding, Patient
 from .pausing import Left, Pause, drain, left, pause, paused, resume
 from .records import ErrorFilter, ErrorRecord, JobFilter, JobRecord, Page
 from .repairing import Repair, check, repair
@@ -46,6 +46,7 @@ __all__ = [
     "Numbers",
     "Operation",
     "Page",
+    "Patient",
     "Pause",
     "Problem",
     "QueueStatus",

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import tee
 from typing import Any, TypeVar
 
 from redis.exceptions import ResponseError
@@ -16,12 +17,10 @@ from .. import recipes
 from ..exceptions import JobClassError
 from ..models import BaseJobsModel, Job, Queue, WorkerInfo, worker_key
 from ..statuses import STATUSES
-from .reading import MEMBERS, chunks, each_of_list, each_of_set, escaped, hash_of, is_wrong_type, sorted_set_of
+from .reading import MEMBERS, ask, chunks, each_of_list, each_of_set, escaped, hash_of, is_wrong_type, sorted_set_of
 
 T = TypeVar("T")
-SMALL = 20_000  # members of sets that are read in one round trip
 WRONG_TYPE = "something of another type is under it"
-SIZES = {"set": "SCARD", "zset": "ZCARD"}
 
 
 @dataclass(frozen=True)
@@ -222,12 +221,14 @@ class _Books:
     def _where(self, ident: str) -> str:
         return " and ".join(f"{place} ({key})" for place, key in self.places[ident]) or "no place"
 
-    def _ask(self, command: str, keys: Iterable[Any]) -> Iterator[Any]:
-        for chunk in chunks(keys):
-            pipeline = self.client.pipeline(transaction=False)
-            for key in chunk:
-                getattr(pipeline, command)(*key) if isinstance(key, tuple) else getattr(pipeline, command)(key)
-            yield from pipeline.execute()
+    def _ask(self, commands: Iterable[Sequence[Any]]) -> Iterator[Any]:
+        """The replies to commands; of a key of another type it is noted, and nothing is in it."""
+        asked, noted = tee(commands)
+        for (name, key, *rest), reply in zip(noted, ask(self.client, asked), strict=True):
+            if is_wrong_type(reply):
+                self.broken.add(key)
+                reply = [None] * len(rest) if name == "HMGET" else None
+            yield reply
 
     def _check_classes(self) -> Iterator[Problem]:
         """Of a class that cannot be had here only the registry knows where its jobs are: they are left as they are."""
@@ -262,13 +263,12 @@ class _Books:
         for ident in delayed:
             self.places[ident].append(("delayed", key))
             self.found[ident].append(("delayed", key, ""))
-        name, priority = self.client.hmget(f"{key}:hash", "name", "priority")
+        [(name, priority)] = self._ask([("HMGET", f"{key}:hash", "name", "priority")])
         if name is None:
             return
-        ready = self.client.zscore(self._side("ready", model, name), pk)
+        ready, due = self._ask([("ZSCORE", self._side(kind, model, name), pk) for kind in ("ready", "due")])
         if waiting and ready != float(priority or 0):
             yield Problem("queue", key, f"jobs wait, and it is noted as ready with {ready}, not {priority}")
-        due = self.client.zscore(self._side("due", model, name), pk)
         first = min(delayed.values(), default=0)
         if delayed and (due is None or due > first + 0.001):
             yield Problem("queue", key, f"its first job is due at {first}, and it is noted as due at {due}")
@@ -280,7 +280,7 @@ class _Books:
                 prefix = self._side("ready", model, "")
                 model_name = model._name[len(self.namespace) + 1 :]
                 keys = [key for key in self._keys_below(prefix[:-1]) if self.client.type(key) == "zset"]
-                scores = self._ask("zscore", ((key, "") for key in keys))
+                scores = self._ask(("ZSCORE", key, "") for key in keys)
                 marked = {
                     key.removeprefix(prefix) for key, score in zip(keys, scores, strict=True) if score is not None
                 }
@@ -358,10 +358,11 @@ class _Books:
         names = ("status", "queued", "queue_key", "identifier")
         pks = sorted(self.pks[model])
         queued: dict[tuple[str, bool], str] = {}
-        hashes = self._ask("hmget", ((f"{model._name}:{pk}:hash", names) for pk in pks))
+        hashes = self._ask(("HMGET", f"{model._name}:{pk}:hash", *names) for pk in pks)
         for pk, (status, is_queued, queue_key, identifier) in zip(pks, hashes, strict=True):
             ident = f"{model.get_model_repr()}:{pk}"
-            yield from self._check_job(ident, status, is_queued, queue_key)
+            if f"{model._name}:{pk}:hash" not in self.broken:
+                yield from self._check_job(ident, status, is_queued, queue_key)
             self.places.pop(ident, None)
             if is_queued and identifier is not None:
                 name = (identifier, status == STATUSES.BLOCKED)  # one may wait for the end of the one that runs
@@ -398,7 +399,7 @@ class _Books:
         if not recipes.has_edges(model):
             return
         pks, names = sorted(self.pks[model]), ("status", "run_options")
-        hashes = self._ask("hmget", ((f"{model._name}:{pk}:hash", names) for pk in pks))
+        hashes = self._ask(("HMGET", f"{model._name}:{pk}:hash", *names) for pk in pks)
         blocked = [
             (pk, text or "") for pk, (status, text) in zip(pks, hashes, strict=True) if status == STATUSES.BLOCKED
         ]
@@ -419,8 +420,8 @@ class _Books:
         keys = {parent: _key_of(parent) for parent in {edge.parent for edge in edges} - telling}
         known = [edge for edge in edges if keys.get(edge.parent)]
         names = ("status", "queued", "follow_up")
-        hashes = self._ask("hmget", ((f"{keys[edge.parent]}:hash", names) for edge in known))
-        children = self._ask("sismember", ((f"{keys[edge.parent]}:children", edge.child) for edge in known))
+        hashes = self._ask(("HMGET", f"{keys[edge.parent]}:hash", *names) for edge in known)
+        children = self._ask(("SISMEMBER", f"{keys[edge.parent]}:children", edge.child) for edge in known)
         yield from ((edge, "has a class that cannot be had") for edge in edges if keys.get(edge.parent, "") is None)
         for edge, values, is_child in zip(known, hashes, children, strict=True):
             reason = _why_not_told(edge, values, bool(is_child))
@@ -436,37 +437,23 @@ class _Books:
         scores = {key: members for of_field in wanted.values() for key, members in of_field.items()}
         keys = sorted(field_of)
         self.owned.update(keys)
+        unreadable = tuple(pk for pk in self.pks[model] if f"{model._name}:{pk}:hash" in self.broken)
         for key, found in zip(keys, self._read_sets(keys), strict=True):
             for member, detail in _differences(scores.get(key, {}), found):
-                where = {"model": model._name, "field": field_of[key], "member": member}
-                yield Problem("index", key, f"{member} {detail}", **where)
+                if not member.endswith(unreadable):  # nobody knows what that record says
+                    where = {"model": model._name, "field": field_of[key], "member": member}
+                    yield Problem("index", key, f"{member} {detail}", **where)
 
     def _read_sets(self, keys: list[str]) -> Iterator[dict[str, float]]:
         """The members of sets and sorted sets, with their scores; without these, 0."""
         for chunk in chunks(keys):
-            kinds = list(self._ask("type", chunk))
-            sizes = self._ask(
-                "execute_command", ((SIZES.get(kind, "EXISTS"), key) for kind, key in zip(kinds, chunk, strict=True))
-            )
-            yield from self._read_small_and_large(list(zip(chunk, kinds, sizes, strict=True)))
-
-    def _read_small_and_large(self, sets: list[tuple[str, str, int]]) -> Iterator[dict[str, float]]:
-        """The small ones in one round trip, each large one in pages of its own."""
-        pipeline, small = self.client.pipeline(transaction=False), SMALL // len(sets)
-        for key, kind, size in sets:
-            if kind in SIZES and size <= small:
-                pipeline.zrange(key, 0, small, withscores=True) if kind == "zset" else pipeline.sscan(
-                    key, count=MEMBERS
-                )
-        replies = iter(pipeline.execute(raise_on_error=False))
-        for key, kind, size in sets:
-            reply = next(replies) if kind in SIZES and size <= small else None
-            if kind == "zset":
-                yield dict(reply) if isinstance(reply, list) and len(reply) <= small else self._sorted_set(key)
-            elif isinstance(reply, tuple) and int(reply[0]) == 0:
-                yield dict.fromkeys(reply[1], 0.0)
-            else:
-                yield dict.fromkeys(self._set(key), 0.0)
+            replies = ask(self.client, (("SSCAN", key, 0, "COUNT", MEMBERS) for key in chunk))
+            for key, reply in zip(chunk, replies, strict=True):
+                if is_wrong_type(reply):
+                    yield self._sorted_set(key)
+                else:
+                    is_whole = int(reply[0]) == 0  # else a large one, read in pages of its own
+                    yield dict.fromkeys(reply[1] if is_whole else self._set(key), 0.0)
 
     def _collect_entries(self, model: Any) -> dict[str, dict[str, dict[str, float]]]:
         """By field, and by the key of an index, its members with their scores."""
@@ -483,7 +470,7 @@ class _Books:
         pks = sorted(self.pks[model])
         in_hash = [field for field in fields if field.name in model._instancehash_fields]
         names = [field.name for field in in_hash]
-        hashes = self._ask("hmget", ((f"{model._name}:{pk}:hash", names) for pk in pks if names))
+        hashes = self._ask(("HMGET", f"{model._name}:{pk}:hash", *names) for pk in pks if names)
         for pk, values in zip(pks, hashes, strict=False):  # none, where nothing in the hash is indexed
             yield from ((field, pk, value) for field, value in zip(in_hash, values, strict=True))
         for field in fields:
@@ -519,7 +506,7 @@ class _Books:
             if issubclass(model, Queue):
                 names.append("requeue_all_delayed_ready_jobs")  # a lock of version 2
                 hashes = (f"{model._name}:{pk}:hash" for pk in self.pks[model])
-                for name in self._ask("hget", ((key, "name") for key in hashes)):
+                for name in self._ask(("HGET", key, "name") for key in hashes):
                     self.owned |= {self._side(kind, model, name or "") for kind in SIDE_KINDS}
             self.owned |= {f"{model._name}:{pk}:{name}" for pk in self.pks[model] for name in names}
         for key in sorted(self.keys - self.owned):

@@ -11,9 +11,9 @@ from ..exceptions import InvalidArgument
 from ..utils import Keep, parse_keep, server_seconds
 from ..version import EXACT_VERSION
 from ..wording import counted, duration, size, utc
-from .findings import HISTORIES, Check, Finding, Patient, QueueSeen
 from .numbers import rates
 from .operating import operations
+from .patient import HISTORIES, Check, Finding, Patient, QueueSeen
 from .pausing import paused
 from .reading import JobKind, job_kinds
 

@@ -12,7 +12,7 @@ from redis.exceptions import ResponseError
 
 from ..database import MINIMUM_VERSION
 from ..wording import counted, size
-from .findings import Finding, Patient
+from .patient import Finding, Patient
 
 PINGS = 20
 SLOW_TRIP_SECONDS = 0.005  # a worker makes a few for each job
