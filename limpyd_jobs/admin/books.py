@@ -438,10 +438,7 @@ class _Books:
     # --- Indexes and keys
 
     def _check_indexes(self, model: Any) -> Iterator[Problem]:
-        wanted: dict[str, dict[str, dict[str, float]]] = {}
-        for field in model.get_fields():
-            if getattr(field, "indexable", False):
-                wanted[field.name] = self._collect_entries(model, field)
+        wanted = self._collect_entries(model)
         field_of = {key: field for field, keys in self._index_keys(model).items() for key in keys}
         field_of |= {key: field for field, of_field in wanted.items() for key in of_field}
         scores = {key: members for of_field in wanted.values() for key, members in of_field.items()}
@@ -479,18 +476,22 @@ class _Books:
             else:
                 yield dict.fromkeys(self._set(key), 0.0)
 
-    def _collect_entries(self, model: Any, field: Any) -> dict[str, dict[str, float]]:
-        """By the key of an index, its members with their scores."""
-        wanted: dict[str, dict[str, float]] = defaultdict(dict)
-        pks = sorted(self.pks[model])
-        if field.name in model._instancehash_fields:
-            values = self._ask("hget", ((f"{model._name}:{pk}:hash", field.name) for pk in pks))
-        else:
-            values = (model.from_pk(pk).get_field(field.name).proxy_get() for pk in pks)
-        for pk, value in zip(pks, values, strict=True):
-            for _, key, *more in recipes.index_entries(field, pk, value):
-                score, prefix = more or ("0", "")
-                wanted[key][f"{prefix}{pk}"] = float(score)
+    def _collect_entries(self, model: Any) -> dict[str, dict[str, dict[str, float]]]:
+        """By the field, and the key of an index, its members with their scores."""
+        fields, pks = (
+            [field for field in model.get_fields() if getattr(field, "indexable", False)],
+            sorted(self.pks[model]),
+        )
+        wanted: dict[str, dict[str, dict[str, float]]] = {field.name: defaultdict(dict) for field in fields}
+        in_hash = [field for field in fields if field.name in model._instancehash_fields]
+        names = [field.name for field in in_hash]
+        hashes = self._ask("hmget", ((f"{model._name}:{pk}:hash", names) for pk in pks)) if names else ()
+        for pk, values in zip(pks, hashes, strict=bool(names)):
+            for field, value in zip(in_hash, values, strict=True):
+                _note_entries(wanted[field.name], field, pk, value)
+        for field in fields:
+            for pk in pks if field.name not in names else ():
+                _note_entries(wanted[field.name], field, pk, model.from_pk(pk).get_field(field.name).proxy_get())
         return wanted
 
     def _keys_below(self, prefix: str) -> list[str]:
@@ -532,6 +533,12 @@ class _Books:
             is_limpyds = any(part in key for part in LIMPYDS_OWN)
             if not is_limpyds and self.client.exists(key):
                 yield Problem("key", key, "no record and no index owns it")
+
+
+def _note_entries(wanted: dict[str, dict[str, float]], field: Any, pk: str, value: Any) -> None:
+    for _, key, *more in recipes.index_entries(field, pk, value) if value is not None else ():
+        score, prefix = more or ("0", "")
+        wanted[key][f"{prefix}{pk}"] = float(score)
 
 
 def _escaped(text: str) -> str:
