@@ -26,8 +26,8 @@ class JobFilter:
         job_class: the ident of a class (`my.module.MailJob`) or its name alone (`MailJob`).
         task: the name of a task, for jobs that are calls of one.
         older_than, newer_than: since it was added, in seconds.
-        ended_before: the latest end, a text as in the field `end`; for a job that was canceled before it ran, of the
-            time when it was added.
+        ended_before: the latest end, UTC, `YYYY-MM-DD HH:MM:SS` or the beginning of one; for a job that was canceled
+            before it ran, of the time when it was added.
     """
 
     queues: tuple[str, ...] = ()
@@ -43,16 +43,35 @@ class JobFilter:
         """Take names of statuses for their values, and one text for several.
 
         Raises:
-            InvalidArgument: there is no such status, or an age is no number of seconds.
+            InvalidArgument: there is no such status, an age is no number of seconds, or something else is no text.
         """
-        object.__setattr__(self, "queues", _texts(self.queues))
-        object.__setattr__(self, "statuses", tuple(dict.fromkeys(map(_status, _texts(self.statuses)))))
+        object.__setattr__(self, "queues", _names("queues", self.queues))
+        object.__setattr__(self, "statuses", tuple(dict.fromkeys(map(_status, _texts("statuses", self.statuses)))))
+        _check_texts(self, "identifier", "job_class", "task")
+        if self.ended_before is not None:
+            object.__setattr__(self, "ended_before", _moment("ended_before", self.ended_before))
         for name in ("older_than", "newer_than"):
             _check_age(name, getattr(self, name))
 
 
-def _texts(value: str | Iterable[str]) -> tuple[str, ...]:
+def _texts(name: str, value: str | Iterable[str]) -> tuple[str, ...]:
+    if not isinstance(value, Iterable):
+        raise InvalidArgument(name, value, "a text, or several")
     return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _names(name: str, value: str | Iterable[str]) -> tuple[str, ...]:
+    texts = _texts(name, value)
+    if not all(isinstance(text, str) for text in texts):
+        raise InvalidArgument(name, value, "a text, or several")
+    return texts
+
+
+def _check_texts(wanted: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(wanted, name)
+        if value is not None and not isinstance(value, str):
+            raise InvalidArgument(name, value, "a text")
 
 
 def _status(value: str) -> str:
@@ -98,9 +117,10 @@ class ErrorFilter:
         """Take one text for several queues.
 
         Raises:
-            InvalidArgument: a time is not the beginning of one.
+            InvalidArgument: a time is not the beginning of one, or something else is no text.
         """
-        object.__setattr__(self, "queues", _texts(self.queues))
+        object.__setattr__(self, "queues", _names("queues", self.queues))
+        _check_texts(self, "job_class", "type", "code", "identifier", "job", "group")
         for name in ("since", "until"):
             value = getattr(self, name)
             if value is not None:
