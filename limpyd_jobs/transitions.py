@@ -103,6 +103,28 @@ def send(client: Any, call: Call[T]) -> T:
     return call.read(reply)
 
 
+def send_all(client: Any, calls: Sequence[Call[Any]]) -> list[Any]:
+    """Run several calls in one round trip, one after the other; answers of each its value, or what is raised."""
+    pipeline = client.pipeline(transaction=False)
+    for call in calls:
+        pipeline.execute_command(*call.command())
+    try:
+        replies = pipeline.execute(raise_on_error=False)
+    except UnicodeEncodeError:  # as in `send`; nothing was sent
+        replies = [NoScriptError()] * len(calls)
+    return [_value(client, call, reply) for call, reply in zip(calls, replies, strict=True)]
+
+
+def _value(client: Any, call: Call[Any], reply: Any) -> Any:
+    """What a call comes to, of which the reply is here; one whose script was not known there is sent by itself."""
+    try:
+        if isinstance(reply, NoScriptError):
+            return send(client, call)
+        return reply if isinstance(reply, Exception) else call.read(reply)
+    except Exception as error:
+        return error
+
+
 async def asend(client: Any, call: Call[T]) -> T:
     """As `send`, through a client of `redis.asyncio` (see aio.py)."""
     try:

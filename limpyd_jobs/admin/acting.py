@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -17,10 +18,12 @@ from limpyd.exceptions import DoesNotExist
 from .. import recipes, transitions
 from ..additions import OPTIONS as ADDING
 from ..additions import to_delay
+from ..database import is_outage
 from ..exceptions import InvalidArgument, JobChanged, JobClassError, JobNotFound, JobNotInStatus
-from ..models import Job, Queue, _parse_until, _tell_children, all_job_models, repair_indexes
+from ..fields import Writes
+from ..models import Job, Queue, _overrides, _parse_until, _tell_children, all_job_models, repair_indexes
 from ..statuses import ENDS, STATUSES, Cancellation
-from ..transitions import Call, Hold, Moved, Subject, seen_as
+from ..transitions import Call, Hold, Subject, seen_as
 from ..utils import compute_delayed_until
 from ..workers.retention import class_of
 from .finding import get_job
@@ -44,78 +47,193 @@ ACCEPTED: dict[str, tuple[str, ...]] = {
 NOT_GIVEN = {*Job._fields, *ADDING} - {"cancel_on_error"}
 
 
+@dataclass(frozen=True)
+class Planned:
+    """What the scripts do to a job, without its class.
+
+    Attributes:
+        queue_model, queue: where it is put, if it is: the queue may have to be made.
+    """
+
+    call: Call[Any]
+    queue_model: Any
+    queue: str | None = None
+
+
 class Actor:
     """Acts on jobs of a namespace, as they were read: what has changed since is left alone, and JobChanged is raised.
 
-    Each method answers why there was nothing to do; '' when it was done.
+    Each method answers why there was nothing to do; '' when it was done. `cancel` answers a `Cancellation`.
     """
 
     def __init__(self, queue_model: Any = Queue) -> None:
         self._queue_model, self._namespace = queue_model, queue_model.namespace or ""
         self._client = client_of(queue_model)
         self._recipes: dict[str, str] = {}
+        self._subjects: dict[str, Subject] = {}
         self._models: dict[str, Any] = {}
+        self._id, self._targets = os.urandom(8).hex(), dict[tuple[Any, str, int], transitions.Target]()
 
-    def requeue(
+    def requeue(self, record: JobRecord, **options: Any) -> str:
+        """Put a job that has ended in a queue: the one that it was in last when None is given.
+
+        Args:
+            options: `queue`, `priority`, `delayed_for`, `delayed_until`.
+        """
+        answer: str = self._act("requeue", record, options)
+        return answer
+
+    def move(self, record: JobRecord, **options: Any) -> str:
+        """Put a job that waits, or is delayed, in another queue, or at another priority: `queue`, `priority`."""
+        answer: str = self._act("move", record, options)
+        return answer
+
+    def cancel(self, record: JobRecord, reason: str | None = None) -> Cancellation:
+        """See to it that a job is not run."""
+        answer: Cancellation = self._act("cancel", record, {"reason": reason})
+        return answer
+
+    def act_on(self, kind: str, records: Sequence[JobRecord], **options: Any) -> list[Any]:
+        """Act on some jobs in their order; of each, what the method answers, or the exception that it raises.
+
+        Those in a row whose classes have nothing to say go in one round trip.
+        """
+        answers: list[Any] = [None] * len(records)
+        together: dict[int, Planned] = {}
+        for place, record in enumerate(records):
+            try:
+                planned: Any = self._plan(kind, record, options, place)
+                if planned is None:
+                    self._send_together(together, answers)
+                    planned = self._ask_class(kind, record, options)
+            except Exception as error:
+                planned = error
+            if isinstance(planned, Planned):
+                together[place] = planned
+            else:
+                answers[place] = planned
+        self._send_together(together, answers)
+        return answers
+
+    def _send_together(self, together: dict[int, Planned], answers: list[Any]) -> None:
+        """Send what was planned, and forget it; while Redis cannot be used, again: each call may be repeated."""
+        calls = [planned.call for planned in together.values()]
+
+        def send(client: Any) -> list[Any]:
+            replies = transitions.send_all(client, calls)
+            for reply in replies:
+                if isinstance(reply, Exception) and is_outage(reply):
+                    raise reply
+            return replies
+
+        replies = self._queue_model._patiently(send, RETRY_FOR) if calls else []
+        for (place, planned), reply in zip(together.items(), replies, strict=True):
+            try:
+                answers[place] = self._read(planned, reply)
+            except Exception as error:
+                answers[place] = error
+        together.clear()
+
+    def _act(self, kind: str, record: JobRecord, options: Mapping[str, Any]) -> Any:
+        planned = self._plan(kind, record, options)
+        if planned is None:
+            return self._ask_class(kind, record, options)
+        if not isinstance(planned, Planned):
+            return planned
+        return self._read(planned, planned.queue_model._send(planned.call, RETRY_FOR))
+
+    def _read(self, planned: Planned, reply: Any) -> Any:
+        """What a reply says; the call is sent again when its queue has to be made before."""
+        if isinstance(reply, Exception):
+            raise reply
+        if planned.queue is None:
+            Writes.count += 1  # whoever has claimed jobs ahead looks at them again
+            cancellation, changes = reply
+            repair_indexes(changes)
+            return cancellation
+        for _ in range(TRIES):
+            if reply.kind != "NO_QUEUE":
+                break
+            planned.queue_model.get_queue(planned.queue, reply.queue_priority)
+            reply = planned.queue_model._send(planned.call, RETRY_FOR)  # if another client changes the priority: again
+        repair_indexes(reply.changes)
+        return ""
+
+    # --- What is to be done
+
+    def _plan(self, kind: str, record: JobRecord, options: Mapping[str, Any], place: int = 0) -> Planned | str | None:
+        """What the scripts do; or why there is nothing to do. None: the class of the job has to be asked.
+
+        Args:
+            place: among those that are sent together.
+        """
+        if kind == "cancel":
+            return self._plan_cancel(record, **options)
+        _check_status(record, kind)
+        if kind == "requeue":
+            return self._plan_requeue(record, place, **options)
+        queue, priority = options.get("queue"), options.get("priority")
+        if queue in (None, record.queue) and priority in (None, record.priority):
+            return "it is there already"
+        return self._plan_entry(record, queue, priority, _until_of(record))
+
+    def _plan_requeue(
         self,
         record: JobRecord,
+        place: int,
         queue: str | None = None,
         priority: int | None = None,
         delayed_for: float | timedelta | None = None,
         delayed_until: datetime | None = None,
-    ) -> str:
-        """Put a job that has ended in a queue: the one that it was in last when None."""
-        _check_status(record, "requeue")
+    ) -> Planned | None:
         until = compute_delayed_until(delayed_for, delayed_until)
         if record.status != STATUSES.ERROR:
-            return self._enter(record, queue, priority, until)
-        model, queue_model = self._model_of(record), self._queue_model_of(record)
-        name = queue or record.queue
-        if model is not None:
-            arguments = {"delayed_for": delayed_for, "delayed_until": delayed_until, **_queue_of(model, queue_model)}
-            self._seen(model, record).requeue(name, priority, **arguments)
-            return ""
-        subject, target = self._subject(record), self._target(queue_model, name, priority, record)
-        delay, worker, seen = to_delay(delayed_for, until), os.urandom(8).hex(), _seen(record)
-        self._send_moving(
-            transitions.requeue(subject, target, priority is None, delay, "", Hold(), worker, seen), queue_model, name
+            return self._plan_entry(record, queue, priority, until)
+        target = self._target(record, queue, priority, "requeue", "enqueue_or_delay")
+        if target is None:
+            return None
+        queue_model, to = target
+        delay, worker = to_delay(delayed_for, until), f"{self._id}/{place}"  # the next ones may have the name again
+        call = transitions.requeue(
+            self._subject(record), to, priority is None, delay, "", Hold(), worker, _seen(record)
         )
-        return ""
+        return Planned(call, queue_model, to.name)
 
-    def move(self, record: JobRecord, queue: str | None = None, priority: int | None = None) -> str:
-        """Put a job that waits, or is delayed, in another queue, or at another priority."""
-        _check_status(record, "move")
-        if queue in (None, record.queue) and priority in (None, record.priority):
-            return "it is there already"
-        is_delayed = record.status == STATUSES.DELAYED
-        return self._enter(record, queue, priority, _parse_until(record.delayed_until) if is_delayed else None)
+    def _plan_entry(
+        self, record: JobRecord, queue: str | None, priority: int | None, until: datetime | None
+    ) -> Planned | None:
+        target = self._target(record, queue, priority, "enqueue_or_delay")
+        if target is None:
+            return None
+        queue_model, to = target
+        delay, is_own = to_delay(None, until), priority is None
+        call = transitions.move(self._subject(record), to, is_own, False, delay, "", Hold(), _seen(record))
+        return Planned(call, queue_model, to.name)
 
-    def _enter(self, record: JobRecord, queue: str | None, priority: int | None, until: datetime | None) -> str:
-        model, queue_model = self._model_of(record), self._queue_model_of(record)
-        name = queue or record.queue
-        if model is not None:
-            arguments = {"delayed_until": until, **_queue_of(model, queue_model)}
-            self._seen(model, record).enqueue_or_delay(name, priority, **arguments)
-            return ""
-        subject, target = self._subject(record), self._target(queue_model, name, priority, record)
-        delay, seen = to_delay(None, until), _seen(record)
-        self._send_moving(
-            transitions.move(subject, target, priority is None, False, delay, "", Hold(), seen), queue_model, name
-        )
-        return ""
-
-    def cancel(self, record: JobRecord, reason: str | None = None) -> Cancellation:
-        """See to it that a job is not run."""
+    def _plan_cancel(self, record: JobRecord, reason: str | None = None) -> Planned | None:
         model, queue_model = self._model_of(record), self._queue_model_of(record)
         if model is not None and "cancel" not in model._fields:
-            answer: Cancellation = self._seen(model, record).cancel(reason, **_queue_of(model, queue_model))
-            return answer
+            has_no_reason = reason is not None and not recipes.has_cancel_reason(model)
+            if has_no_reason or _overrides(model, Job, "cancel"):
+                return None
         text = recipes.to_text("reason", reason or "canceled")
         recipe, subject = recipes.queue_recipe(queue_model), self._subject(record)
-        call = transitions.cancel(subject, self._namespace, recipe, text, _seen(record))
-        cancellation, changes = queue_model._send(call, RETRY_FOR)
-        repair_indexes(changes)
-        return cancellation  # type: ignore[no-any-return]
+        return Planned(transitions.cancel(subject, self._namespace, recipe, text, _seen(record)), queue_model)
+
+    def _ask_class(self, kind: str, record: JobRecord, options: Mapping[str, Any]) -> Any:
+        """Have the class of a job do it, as it has methods of its own for that."""
+        model, queue_model = self._model_of(record), self._queue_model_of(record)
+        job, of_queue = self._seen(model, record), _queue_of(model, queue_model)
+        if kind == "cancel":
+            return job.cancel(options.get("reason"), **of_queue)
+        name, priority = options.get("queue") or record.queue, options.get("priority")
+        delays = {name: options.get(name) for name in ("delayed_for", "delayed_until")}
+        if kind == "requeue" and record.status == STATUSES.ERROR:
+            job.requeue(name, priority, **delays, **of_queue)
+        else:
+            until = _until_of(record) if kind == "move" else compute_delayed_until(**delays)
+            job.enqueue_or_delay(name, priority, delayed_until=until, **of_queue)
+        return ""
 
     def remove(self, remover: Remover, records: Sequence[JobRecord], **more: Any) -> list[str]:
         """Remove some jobs; answers of each what was done, see remove.lua."""
@@ -171,12 +289,22 @@ class Actor:
         return self._recipes[name]
 
     def _subject(self, record: JobRecord) -> Subject:
-        """A job, for the scripts. Raises JobClassError: it has an index that no script can keep in step."""
+        """A job, for the scripts. Raises JobClassError: it has an index that only its class can keep in step."""
+        name, pk = record.ident.partition(":")[0], _pk(record)
+        if name not in self._subjects:
+            self._subjects[name] = self._class_subject(record)
+        return self._subjects[name]._replace(pk=pk)
+
+    def _class_subject(self, record: JobRecord) -> Subject:
+        model = self._model_of(record)
+        if model is not None:
+            subject: Subject = model._class_subject()
+            return subject
         text = self._recipe_of(record)
         recipe = json.loads(text)
         if any(kind[0] == "foreign" for kinds in recipe["indexes"].values() for kind in kinds):
             raise JobClassError(record.ident, NOT_HERE)
-        return Subject(recipe["repr"], recipe["key"], text, _pk(record))
+        return Subject(recipe["repr"], recipe["key"], text, "")
 
     @staticmethod
     def _seen(model: Any, record: JobRecord) -> Any:
@@ -198,21 +326,31 @@ class Actor:
                 return queue_model
         raise JobClassError(record.ident, f"nor that of its queues, {key}: name its directory with --pythonpath")
 
-    @staticmethod
-    def _target(queue_model: Any, name: str | None, priority: int | None, record: JobRecord) -> transitions.Target:
+    def _target(
+        self, record: JobRecord, queue: str | None, priority: int | None, *hooks: str
+    ) -> tuple[Any, transitions.Target] | None:
+        """The class of the queue that a job is put in, and that queue; None: the class of the job has to be asked.
+
+        Args:
+            hooks: methods of its own with which it would have to be.
+        """
+        model, queue_model, name = self._model_of(record), self._queue_model_of(record), queue or record.queue
+        if model is not None and (name is None or _overrides(model, Job, *hooks) or _places_itself(queue_model)):
+            return None
         if name is None:
             raise InvalidArgument("queue", name, f"the name of one: that of {record.ident} is not known")
-        target: transitions.Target = queue_model._target_for_jobs(name, 0 if priority is None else priority)
-        return target
+        key = (queue_model, name, priority or 0)
+        if key not in self._targets:
+            self._targets[key] = queue_model._target_for_jobs(name, priority or 0)
+        return queue_model, self._targets[key]
 
-    def _send_moving(self, call: Call[Moved], queue_model: Any, name: str | None) -> None:
-        for _ in range(TRIES):
-            moved = queue_model._send(call, RETRY_FOR)
-            if moved.kind != "NO_QUEUE":
-                return repair_indexes(moved.changes)
-            queue_model.get_queue(
-                name, moved.queue_priority
-            )  # another priority, if another client changes it meanwhile
+
+def _places_itself(queue_model: Any) -> bool:
+    return _overrides(queue_model, Queue, "enqueue_job", "delay_job", "get_queue")
+
+
+def _until_of(record: JobRecord) -> datetime | None:
+    return _parse_until(record.delayed_until) if record.status == STATUSES.DELAYED else None
 
 
 def _pk(record: JobRecord) -> str:
@@ -321,7 +459,8 @@ def requeue(
     Redis: requeue.lua, move.lua.
     """
     actor = Actor(queue_model)
-    _until_done(ident, queue_model, lambda found: actor.requeue(found, queue, priority, delayed_for, delayed_until))
+    options = {"queue": queue, "priority": priority, "delayed_for": delayed_for, "delayed_until": delayed_until}
+    _until_done(ident, queue_model, lambda found: actor.requeue(found, **options))
 
 
 def cancel(ident: str, reason: str | None = None, queue_model: Any = Queue) -> Cancellation:
@@ -358,7 +497,7 @@ def move(ident: str, queue: str | None = None, priority: int | None = None, queu
     if queue is None and priority is None:
         raise InvalidArgument("queue", queue, "the name of another one, or with a priority")
     actor = Actor(queue_model)
-    _until_done(ident, queue_model, lambda found: actor.move(found, queue, priority))
+    _until_done(ident, queue_model, lambda found: actor.move(found, queue=queue, priority=priority))
 
 
 def delete(ident: str, is_forced: bool = False, queue_model: Any = Queue) -> None:

@@ -47,7 +47,7 @@ from .records import ErrorFilter, ErrorRecord, JobFilter, JobRecord
 from .removing import AT_ONCE, Remover
 
 KINDS = (*ACCEPTED, "purge_errors")
-IN_BATCHES = ("delete", "purge", "purge_errors")
+REMOVALS = ("delete", "purge")
 OPTIONS: dict[str, tuple[str, ...]] = {
     "requeue": ("queue", "priority", "delayed_for", "delayed_until"),
     "cancel": ("reason",),
@@ -96,7 +96,8 @@ class Operation:
 
         Args:
             rate: jobs a second, at most.
-            on_progress: called with how many it has come to, and how many there are in all.
+            on_progress: called with how many it has come to, and how many there are in all; after each round trip, of
+                50 jobs or of those of a tenth of a second.
         Raises:
             InvalidArgument: the rate is not more than 0. RedisError: Redis cannot be used for some seconds. Like
                 KeyboardInterrupt, and what `on_progress` raises, it leaves an operation that can be resumed.
@@ -380,8 +381,7 @@ class _Run:
     # --- Which ones
 
     def _batches(self) -> Iterator[list[Any]]:
-        most = self._pace.most_at_once if self._kind in IN_BATCHES else 1
-        return chunks(self._records(), most)
+        return chunks(self._records(), self._pace.most_at_once)
 
     def _records(self) -> Iterator[Any]:
         wanted, cut_off = self._operation.wanted, self._operation.cut_off
@@ -407,8 +407,11 @@ class _Run:
             after, page = page.next, find_jobs(wanted, PAGE, page.next, self._queue_model)
             pages += [(after, record.ident) for record in page.items[-1:]]
         for after, last in reversed(pages):
-            records = find_jobs(wanted, 2 * PAGE, after, self._queue_model).items  # others may have come between them
-            idents = [record.ident for record in records]
+            for limit in (PAGE, 2 * PAGE):  # others may have come between them
+                records = find_jobs(wanted, limit, after, self._queue_model).items
+                idents = [record.ident for record in records]
+                if last in idents:
+                    break
             yield from reversed(records[: idents.index(last) + 1] if last in idents else records)
         yield from reversed(first.items)
 
@@ -423,10 +426,10 @@ class _Run:
     def _act(self, batch: Sequence[Any]) -> None:
         if self._kind == "purge_errors":
             self._remove_errors(batch)
-        elif self._kind in IN_BATCHES:
+        elif self._kind in REMOVALS:
             self._remove(batch)
         else:
-            self._count(self._do_one(batch[0]))
+            self._do(batch)
 
     def _count(self, reason: str) -> None:
         if not reason:
@@ -434,16 +437,18 @@ class _Run:
         else:
             self._skipped[reason if reason in self._skipped or len(self._skipped) < MOST_REASONS else "others"] += 1
 
-    def _do_one(self, record: JobRecord) -> str:
-        """Answers why it was not done; '' when it was."""
+    def _do(self, records: Sequence[JobRecord]) -> None:
         options = dict(self._operation.options)
         if "delayed_until" in options:
             options["delayed_until"] = parse_datetime(options["delayed_until"])
-        try:
-            answer = getattr(self._actor, self._kind)(record, **options)
-        except Exception as error:
-            return _why_skipped(error)
-        return "it has ended" if answer is Cancellation.ENDED else "" if self._kind == "cancel" else answer
+        failure: Exception | None = None
+        for answer in self._actor.act_on(self._kind, records, **options):
+            try:
+                self._count(_reason_of(answer))
+            except RedisError as error:  # those after it may have been done all the same
+                failure = failure or error
+        if failure is not None:
+            raise failure
 
     def _remove(self, records: Sequence[JobRecord]) -> None:
         try:
@@ -472,6 +477,15 @@ class _Run:
     def _remove_errors(self, errors: Sequence[ErrorRecord]) -> None:
         self._remover.remove_errors(errors)
         self._done += len(errors)
+
+
+def _reason_of(answer: Any) -> str:
+    """Why something was not done, by what came of it; '' when it was."""
+    if isinstance(answer, Exception):
+        return _why_skipped(answer)
+    if isinstance(answer, Cancellation):
+        return "it has ended" if answer is Cancellation.ENDED else ""
+    return str(answer)
 
 
 def _histories_of(record: JobRecord) -> tuple[str, ...]:

@@ -297,7 +297,7 @@ def queue_names(queues: str | Iterable[str]) -> list[str]:
     Raises:
         InvalidArgument: one is none.
     """
-    return [recipes.to_queue_name(name) for name in texts(queues)]
+    return [recipes.to_queue_name(name) for name in texts("queues", queues)]
 
 
 class QueueNames:

@@ -25,8 +25,8 @@ class JobFilter:
         job_class: the ident of a class (`my.module.MailJob`) or its name alone (`MailJob`).
         task: the name of a task, for jobs that are calls of one.
         older_than, newer_than: since it was added, in seconds.
-        ended_before: the latest end, as `since` of an `ErrorFilter`; for a job that was canceled before it ran, of the
-            time when it was added.
+        ended_before: the latest end, UTC, `YYYY-MM-DD HH:MM:SS` or the beginning of one; for a job that was canceled
+            before it ran, of the time when it was added.
     """
 
     queues: tuple[str, ...] = ()
@@ -42,19 +42,37 @@ class JobFilter:
         """Take names of statuses for their values, and one text for several.
 
         Raises:
-            InvalidArgument: there is no such status, an age is no number of seconds, or a time is none.
+            InvalidArgument: there is no such status, an age is no number of seconds, a time is none, or something else
+                is no text.
         """
-        object.__setattr__(self, "queues", texts(self.queues))
-        object.__setattr__(self, "statuses", tuple(dict.fromkeys(map(_status, texts(self.statuses)))))
+        object.__setattr__(self, "queues", _names("queues", self.queues))
+        object.__setattr__(self, "statuses", tuple(dict.fromkeys(map(_status, texts("statuses", self.statuses)))))
+        _check_texts(self, "identifier", "job_class", "task")
         for name in ("older_than", "newer_than"):
             _check_age(name, getattr(self, name))
         if self.ended_before is not None:
             object.__setattr__(self, "ended_before", _moment("ended_before", self.ended_before))
 
 
-def texts(value: str | Iterable[str]) -> tuple[str, ...]:
-    """Some texts; one alone may be given as it is."""
+def texts(name: str, value: str | Iterable[str]) -> tuple[str, ...]:
+    """The value of an argument that may be several texts, or one alone."""
+    if not isinstance(value, Iterable):
+        raise InvalidArgument(name, value, "a text, or several")
     return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _names(name: str, value: str | Iterable[str]) -> tuple[str, ...]:
+    found = texts(name, value)
+    if not all(isinstance(text, str) for text in found):
+        raise InvalidArgument(name, value, "a text, or several")
+    return found
+
+
+def _check_texts(wanted: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(wanted, name)
+        if value is not None and not isinstance(value, str):
+            raise InvalidArgument(name, value, "a text")
 
 
 def _status(value: str) -> str:
@@ -100,9 +118,10 @@ class ErrorFilter:
         """Take one text for several queues.
 
         Raises:
-            InvalidArgument: a time is not the beginning of one.
+            InvalidArgument: a time is not the beginning of one, or something else is no text.
         """
-        object.__setattr__(self, "queues", texts(self.queues))
+        object.__setattr__(self, "queues", _names("queues", self.queues))
+        _check_texts(self, "job_class", "type", "code", "identifier", "job", "group")
         for name in ("since", "until"):
             value = getattr(self, name)
             if value is not None:

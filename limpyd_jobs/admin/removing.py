@@ -15,7 +15,7 @@ from ..workers.retention import NEEDED, pks_of_errors, read_errors, repair_remov
 from .reading import ask, client_of, error_models
 from .records import ErrorRecord, JobRecord
 
-AT_ONCE = 100  # jobs that are removed in one step
+AT_ONCE = 50  # jobs that are removed in one step: some milliseconds
 MOST_ERRORS = 500  # that go in one step
 FAR, NEAR = 100_000, 1000  # entries of a history that are looked at: for one job; for one of many
 NOT_HERE = "its class cannot be had here, and has an index that only it can keep: name its directory with --pythonpath"

@@ -50,7 +50,12 @@ local rival = rival_of(namespace, queue_recipe, recipe, pk)
 if rival then return {'QUEUED', rival} end
 queue = queue or remember_queue(namespace, queue_recipe, name, priority, create(queue_record))
 register(namespace, repr, ARGV[3])
-if holder then drop_lease(namespace, ident, holder) else leave_anywhere(namespace, queue_recipe, recipe, pk, ident, ARGV[15] ~= '') end
+local is_one_of_many = ARGV[15] ~= ''  -- then no list is looked through for what has ended: a million times that is for ever
+if holder then
+  drop_lease(namespace, ident, holder)
+elseif not (is_one_of_many and end_of(status, values[4])) then
+  leave_anywhere(namespace, queue_recipe, recipe, pk, ident, is_one_of_many)
+end
 write_fields(recipe, pk, {'status', 'queued', 'priority', 'delayed_until', 'queue_key', 'cancel_reason', 'progress'},
   {due and 'd' or 'w', '1', priority, due and format_date(due) or false, queue, false, false})
 if status == 's' or status == 'e' then write_fields(recipe, pk, {'start', 'end', 'recoveries'}, {false, false, false}) end

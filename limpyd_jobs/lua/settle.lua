@@ -189,9 +189,13 @@ local function settle_record()
   elseif kept and kept[1] ~= 'delayed' and status ~= 'w' and status ~= 'd' and status ~= 'c' then
     be('w')
   end
-  local is_back = not kept and not is_leased and (status == 'w' or status == 'd')
+  local is_lost = not is_known and queued  -- nobody knows how far it was
+  local is_blocked = is_lost and redis.call('SCARD', key .. ':waits_for') > 0
+  local is_back = not kept and not is_leased and (status == 'w' or status == 'd' or is_lost) and not is_blocked
   if is_back then
     enter_again()
+  elseif is_blocked and not kept and not is_leased then
+    be('b')
   elseif status == 'r' and not kept and not is_leased then
     step('return', function()
       write_fields(recipe, pk, {'queued'}, {queue_key and '1'})

@@ -444,3 +444,15 @@ def test_what_is_no_job_is_said(wanted: str) -> None:
         admin.get_job(wanted)
 
     assert error.value.wanted == wanted
+
+
+@pytest.mark.parametrize("name", ["queues", "identifier", "job_class", "task", "ended_before"])
+def test_a_filter_that_asks_for_no_text_is_refused(name: str) -> None:
+    with pytest.raises(InvalidArgument, match=name):
+        JobFilter(**{name: 5})
+
+
+def test_a_last_end_that_is_no_time_is_refused_for_it_would_mean_all_jobs() -> None:
+    with pytest.raises(InvalidArgument, match="ended_before"):
+        JobFilter(ended_before="yesterday")
+    assert JobFilter(ended_before="2026-01-02T03:04:05").ended_before == "2026-01-02 03:04:05"

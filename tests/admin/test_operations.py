@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from limpyd_jobs import STATUSES, Job, Queue, Worker, admin
+from limpyd_jobs import STATUSES, Job, Queue, Worker, admin, transitions
 from limpyd_jobs.admin import ErrorFilter, JobFilter
+from limpyd_jobs.admin.acting import Actor
 from limpyd_jobs.admin.operating import Pace
 from limpyd_jobs.exceptions import InvalidArgument
 from limpyd_jobs.models import Error
@@ -31,12 +32,22 @@ operation = admin.resume_operation(sys.argv[2])
 print("ready")
 client.blpop("test:gate", 0)
 def on_progress(done, count):
-    if done == 5:
-        print("come to five")
+    if done == 10:
+        print("come to ten")
 operation.run(float(sys.argv[3]), on_progress)
 print("ended")
 """
 FAILED = JobFilter(statuses=("e",), queues=("operating",))
+
+
+class AskedOperatingJob(OperatingJob):
+    """Wants to be asked when it enters a queue."""
+
+    asked: list[str] = []
+
+    def enqueue_or_delay(self, *args: Any, **kwargs: Any) -> None:
+        self.asked.append(self.ident)
+        super().enqueue_or_delay(*args, **kwargs)
 
 
 def run_all() -> None:
@@ -67,7 +78,7 @@ def test_all_jobs_that_a_filter_finds_are_acted_on() -> None:
     ended = operation.run(on_progress=lambda done, count: seen.append((done, count)))
 
     assert (operation.count, ended.done, ended.skipped) == (5, 5, {})
-    assert seen == [(number, 5) for number in range(1, 6)]
+    assert seen == [(5, 5)]
     assert {(job.status.hget(), job.priority.hget()) for job in jobs} == {(STATUSES.WAITING, "3")}
     assert other.priority.hget() == "0"
     assert admin.operations() == []
@@ -104,7 +115,7 @@ def test_an_operation_that_was_interrupted_goes_on_where_it_was() -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        operation.run(on_progress=interrupt)
+        operation.run(rate=20, on_progress=interrupt)
     [kept] = admin.operations()
     run_all()  # what was requeued has failed again, and is not meant
     ended = admin.resume_operation(operation.id).run()
@@ -128,7 +139,7 @@ def test_an_operation_in_two_processes_of_which_one_is_killed_acts_once_on_each(
         for process in (first, second):
             process.wait_for_output("ready")
         Queue.get_connection().rpush("test:gate", 1, 2)
-        first.wait_for_output("come to five")
+        first.wait_for_output("come to ten")
         first.process.kill()
         run_all()
         second.wait_for_output("ended")
@@ -186,6 +197,74 @@ def test_jobs_are_moved_once() -> None:
     assert ended.done == 3
     assert (again.done, again.skipped) == (0, {"it is there already": 3})
     assert Queue.count_waiting_jobs("operating") == 2
+    assert admin.check() == []
+
+
+@pytest.fixture
+def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many jobs went in each round trip."""
+    found: list[int] = []
+    send_all = transitions.send_all
+
+    def counted(client: Any, calls: Any) -> list[Any]:
+        found.append(len(calls))
+        return send_all(client, calls)
+
+    monkeypatch.setattr(transitions, "send_all", counted)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["requeue", "move", "cancel"])
+def test_many_go_in_one_round_trip(kind: str, sizes: list[int]) -> None:
+    jobs = fail_many(60) if kind == "requeue" else [OperatingJob.add_job(str(number)) for number in range(60)]
+    options = {} if kind == "cancel" else {"queue": "other", "priority": 2}
+
+    ended = admin.start_operation(kind, JobFilter(queues=("operating",)), **options).run()
+
+    assert (ended.done, sizes) == (60, [50, 10])
+    assert statuses(jobs) == {STATUSES.CANCELED if kind == "cancel" else STATUSES.WAITING}
+    assert admin.check() == []
+
+
+@pytest.mark.parametrize("status", [STATUSES.SUCCESS, STATUSES.CANCELED])
+def test_what_has_ended_is_looked_for_in_no_list(status: str) -> None:
+    jobs = [OperatingJob.add_job(str(number)) for number in range(3)]
+    Queue.get_queue("operating").waiting.delete()
+    for job in jobs:
+        job.hmset(status=status)
+        job.queued.delete()
+    Queue.get_connection().config_resetstat()
+
+    ended = admin.start_operation("requeue", JobFilter(statuses=(status,))).run()
+
+    assert (ended.done, ended.skipped) == (3, {})
+    assert "cmdstat_lrem" not in Queue.get_connection().info("commandstats")
+    assert Queue.get_queue("operating").waiting.lmembers() == [job.ident for job in jobs]
+
+
+def test_jobs_whose_class_is_asked_keep_their_place_among_others(sizes: list[int]) -> None:
+    jobs = [(AskedOperatingJob if number == 2 else OperatingJob).add_job(str(number)) for number in range(4)]
+    AskedOperatingJob.asked.clear()
+    found = [admin.get_job(job.ident) for job in jobs]
+
+    answers = Actor().act_on("move", found, queue="other")
+
+    assert (answers, sizes) == ([""] * 4, [2, 1])
+    assert Queue.get_queue("other").waiting.lmembers() == [job.ident for job in jobs]
+    assert AskedOperatingJob.asked == [jobs[2].ident]
+
+
+def test_queues_that_are_not_there_yet_are_made_for_each_priority() -> None:
+    jobs = [OperatingJob.add_job(str(number), priority=number % 2) for number in range(4)]
+
+    ended = admin.start_operation("move", JobFilter(), queue="new").run()
+
+    assert (ended.done, ended.skipped) == (4, {})
+    assert {(queue.name.hget(), queue.priority.hget()) for queue in Queue.get_all("new")} == {
+        ("new", "0"),
+        ("new", "1"),
+    }
+    assert [job.priority.hget() for job in jobs] == ["0", "1", "0", "1"]
     assert admin.check() == []
 
 

@@ -96,6 +96,14 @@ BROKEN: dict[str, tuple[list[str], str]] = {
         ["hdel jobs:repairjob:1:hash status", "srem jobs:repairjob:status:w 1"],
         "its status becomes WAITING",
     ),
+    "it has no status, and is nowhere": (
+        [
+            "hdel jobs:repairjob:1:hash status",
+            "srem jobs:repairjob:status:w 1",
+            "lrem jobs:queue:1:waiting 0 IDENT:1",
+        ],
+        "the head of its queue",
+    ),
     "it has a status that is none": (
         ["hset jobs:repairjob:1:hash status x", "smove jobs:repairjob:status:w jobs:repairjob:status:x 1"],
         "its status becomes WAITING",
@@ -204,6 +212,18 @@ def test_a_job_that_waits_for_another_runs_after_the_repair(how: str) -> None:
 
     admin.repair()
 
+    assert problems() == []
+    assert run_all() == {"1": "1", "2": "1"}
+
+
+def test_a_job_that_waits_for_another_and_has_lost_its_status_waits_for_it_again() -> None:
+    job = RepairJob.add_job("a")
+    child = RepairJob.add_job("b", after=job)
+    client().hdel("jobs:repairjob:2:hash", "status")
+
+    admin.repair()
+
+    assert child.status.hget() == STATUSES.BLOCKED
     assert problems() == []
     assert run_all() == {"1": "1", "2": "1"}
 
