@@ -45,6 +45,15 @@ def test_a_queue_is_paused_and_resumed(command: Command) -> None:
     assert admin.paused() == {}
 
 
+@pytest.mark.parametrize("arguments", ["pause mial", "drain mial mail"])
+def test_a_queue_that_there_is_not_is_told_of(command: Command, arguments: str) -> None:
+    Queue.get_queue("mail")
+
+    outcome = command(*arguments.split())
+
+    assert (outcome.code, outcome.err) == (0, "There is no queue 'mial' yet: was it mistyped?\n")
+
+
 def test_a_drain_ends_when_nothing_is_left(command: Command, worker: Worker) -> None:
     Job.add_jobs([{"identifier": str(number)} for number in range(20)], queue_name="mail")
 
