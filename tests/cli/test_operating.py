@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 
 from limpyd_jobs import Job, Queue, Worker, admin, embedded
 
-from ..base import wait_until
+from ..base import ROOT, RedisServer, wait_until
 from .support import Command
 
 
@@ -70,6 +71,25 @@ def test_a_drain_whose_time_is_over_says_what_is_left(command: Command) -> None:
     assert command("drain", "mail", "--timeout=0.1").out.endswith("1 job left: 1 waiting, 0 delayed, 0 running\n")
     outcome = command("drain", "mail", "--timeout=0.1", "--delayed", "--json")
     assert (outcome.code, outcome.json["count"], outcome.json["delayed"]) == (1, 2, 1)
+
+
+# --- rights
+
+
+def test_a_user_that_can_only_look_sees_all_and_changes_nothing(command: Command, redis_server: RedisServer) -> None:
+    [line] = re.findall(r"^user (viewer .*)$", (ROOT / "docs" / "deployment.md").read_text(), re.MULTILINE)
+    job = Job.add_job("a", "mail")
+    Queue.get_connection().execute_command("ACL", "SETUSER", *line.split())
+    try:
+        database = "--database=" + redis_server.url.replace("://", "://viewer:secret@", 1)
+        for arguments in ("status", "jobs", "errors --groups", "show a", "explain a", "workers", "drain other"):
+            assert command(*arguments.split(), database).code == 0
+        for arguments in ("pause mail", "cancel a", "delete --all --yes"):
+            assert command(*arguments.split(), database).code == 3
+    finally:
+        command("status", "--database=" + redis_server.url)
+        Queue.get_connection().execute_command("ACL", "DELUSER", "viewer")
+    assert job.status.hget() == "w"
 
 
 # --- workers
