@@ -64,4 +64,12 @@ def _read_page(client: Any, namespace: str, keys: dict[str, str], idents: list[s
 def keys_of_classes(client: Any, namespace: str) -> dict[str, str]:
     """What the keys of the jobs of each class begin with, as the registry says it."""
     known = client.hgetall(f"{namespace}:models")
-    return {model_repr: json.loads(text)["key"] for model_repr, text in known.items()}
+    return {model_repr: key for model_repr, text in known.items() if (key := _key_of(text)) is not None}
+
+
+def _key_of(recipe: str) -> str | None:
+    try:
+        key: str = json.loads(recipe)["key"]
+    except (ValueError, KeyError, TypeError):  # broken: `check` tells of it
+        return None
+    return key

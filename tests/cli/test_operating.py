@@ -73,6 +73,17 @@ def test_a_drain_whose_time_is_over_says_what_is_left(command: Command) -> None:
     assert (outcome.code, outcome.json["count"], outcome.json["delayed"]) == (1, 2, 1)
 
 
+def test_what_is_broken_in_redis_keeps_nobody_from_seeing_the_rest(command: Command) -> None:
+    Job.add_job("a", "mail")
+    client = Queue.get_connection()
+    client.hset("jobs:paused", "queue:mail", "no JSON")
+    client.hset("jobs:models", "broken.Model", "{no JSON")
+
+    assert command("status").rows[0][-1] == "paused"
+    assert command("explain", "a").code == 0
+    assert command("drain", "mail", "--timeout=0").out.startswith("The time is over: 1 job left")
+
+
 # --- rights
 
 
