@@ -204,8 +204,11 @@ def _weights(patient: Patient) -> list[Weight]:
     known = patient.client.hgetall(f"{patient.namespace}:models")
     found = {}
     for text in known.values():
-        recipe = json.loads(text)
-        found[recipe["repr"]] = recipe
+        try:
+            recipe = json.loads(text)
+            found[recipe["repr"]] = recipe
+        except (ValueError, KeyError, TypeError):  # broken: its records cannot be weighed
+            continue
     weights = (_weight(patient.client, recipe) for recipe in found.values())
     return [weight for weight in weights if weight is not None]
 

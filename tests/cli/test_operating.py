@@ -78,9 +78,12 @@ def test_what_is_broken_in_redis_keeps_nobody_from_seeing_the_rest(command: Comm
     client = Queue.get_connection()
     client.hset("jobs:paused", "queue:mail", "no JSON")
     client.hset("jobs:models", "broken.Model", "{no JSON")
+    client.hset("jobs:operations", "broken", "[]")
 
     assert command("status").rows[0][-1] == "paused"
     assert command("explain", "a").code == 0
+    assert "None was interrupted." in command("doctor").out
+    assert command("requeue", "--resume=broken").code == 2
     assert command("drain", "mail", "--timeout=0").out.startswith("The time is over: 1 job left")
 
 
