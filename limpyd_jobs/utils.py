@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import getpass
+import os
 import random
 import re
+import socket
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
@@ -95,6 +98,14 @@ def parse_moment(text: str) -> str:
         raise ValueError(text)
     parse_datetime((moment + FIRST_MOMENT[len(moment) :])[: len(FIRST_MOMENT)])
     return moment
+
+
+def seconds_of(text: str | None) -> float | None:
+    """The time that a field holds, in seconds since the epoch; None: none, or a program has written something else."""
+    try:
+        return datetime_to_score(parse_datetime(text)) if text else None
+    except ValueError:
+        return None
 
 
 def datetime_to_score(value: datetime) -> float:
@@ -194,6 +205,15 @@ def check_on(owner: str, check: Callable[[str, Any], T], name: str, value: Any) 
         return check(name, value)
     except InvalidArgument as error:
         raise ConfigurationException(f"Invalid {owner}.{name}: {value!r}: must be {error.accepted}") from error
+
+
+def this_user() -> str:
+    """Who runs this process, and where: `user@host`."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError, ImportError):  # in a container there may be none of this number
+        name = str(os.getuid())
+    return f"{name}@{socket.gethostname()}"
 
 
 def import_class(class_uri: str) -> Any:

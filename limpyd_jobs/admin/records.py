@@ -44,15 +44,16 @@ class JobFilter:
         Raises:
             InvalidArgument: there is no such status, an age is no number of seconds, or a time is none.
         """
-        object.__setattr__(self, "queues", _texts(self.queues))
-        object.__setattr__(self, "statuses", tuple(dict.fromkeys(map(_status, _texts(self.statuses)))))
+        object.__setattr__(self, "queues", texts(self.queues))
+        object.__setattr__(self, "statuses", tuple(dict.fromkeys(map(_status, texts(self.statuses)))))
         for name in ("older_than", "newer_than"):
             _check_age(name, getattr(self, name))
         if self.ended_before is not None:
             object.__setattr__(self, "ended_before", _moment("ended_before", self.ended_before))
 
 
-def _texts(value: str | Iterable[str]) -> tuple[str, ...]:
+def texts(value: str | Iterable[str]) -> tuple[str, ...]:
+    """Some texts; one alone may be given as it is."""
     return (value,) if isinstance(value, str) else tuple(value)
 
 
@@ -101,7 +102,7 @@ class ErrorFilter:
         Raises:
             InvalidArgument: a time is not the beginning of one.
         """
-        object.__setattr__(self, "queues", _texts(self.queues))
+        object.__setattr__(self, "queues", texts(self.queues))
         for name in ("since", "until"):
             value = getattr(self, name)
             if value is not None:

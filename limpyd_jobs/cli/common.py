@@ -101,11 +101,6 @@ class Given:
         return scope
 
     @property
-    def names_code(self) -> bool:
-        """Was it said where the application's code is?"""
-        return bool(self.pythonpath or self.tasks or self.job_modules or self.queue_model)
-
-    @property
     def named_database(self) -> str | None:
         """The database that was named, if any, on the command line or by the environment."""
         from ..database import DATABASE_VARIABLE

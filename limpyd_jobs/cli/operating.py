@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -174,8 +176,6 @@ def check(given: Given, repair: bool, yes: bool) -> int:
         print_json({"problems": problems, "repairs": repairs, "left": left})
     else:
         say(f"{counted(len(problems), 'problem')} found" + (f", {left} left." if repair else "."))
-        if problems and not given.names_code:
-            say("Records of classes that cannot be imported here look so, too: give --pythonpath and --job-modules.")
     return WRONG if left else FINE
 
 
@@ -340,7 +340,7 @@ def bench(given: Given, jobs: int) -> None:
 def metrics(given: Given, listen: str) -> None:
     """Serve the metrics of all queues for Prometheus.
 
-    Until it is interrupted. Needs the extra "metrics".
+    Until it is interrupted, or told to end by SIGTERM. Needs the extra "metrics".
     """
     scope = given.scope
     from ..admin.prometheus import serve  # what it needs is not always installed: then it says so
@@ -349,9 +349,20 @@ def metrics(given: Given, listen: str) -> None:
     print_json({"url": server.url}) if given.wants_json else print_text(f"Listening at {server.url}")
     sys.stdout.flush()
     try:
-        server.wait()
+        with _ended_by_sigterm():
+            server.wait()
     finally:
         server.stop()
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Without a handler the first process of a container would not hear it, and be killed after half a minute."""
+    former = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(FINE))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
 
 
 @click.command(cls=Command)

@@ -20,6 +20,9 @@ from dataclasses import asdict, dataclass, is_dataclass
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
+from ..wording import counted as counted
+from ..wording import size
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -99,19 +102,8 @@ def show_age(seconds: float | None) -> str:
 
 
 def show_size(count: int | None) -> str:
-    """A number of bytes: `512 B`, `3.4 MiB`."""
-    if count is None:
-        return ""
-    size, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
-    while size >= 1024 and len(units) > 1:
-        size /= 1024
-        units.pop(0)
-    return f"{size:.0f} {units[0]}" if units[0] == "B" else f"{size:.1f} {units[0]}"
-
-
-def counted(count: int, one: str, many: str = "") -> str:
-    """`1 job`, `2,000 jobs`."""
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
+    """A number of bytes: `512 bytes`, `3.4 MiB`."""
+    return "" if count is None else size(count)
 
 
 # --- printing
@@ -175,10 +167,10 @@ def make_table(columns: Sequence[Column], rows: Sequence[Row], width: int, has_t
     ]
     widths = _fit(columns, needed, width)
     table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), show_header=has_titles, header_style="bold")
-    for place, size in widths.items():
+    for place, wide in widths.items():
         column = columns[place]
         justify: Any = "right" if column.is_number else "left"
-        table.add_column(Text(column.title), justify=justify, no_wrap=True, width=size)
+        table.add_column(Text(column.title), justify=justify, no_wrap=True, width=wide)
     for row in texts:
         table.add_row(*(Text(shorten(row[place], widths[place]), columns[place].style(row[place])) for place in widths))
     return table

@@ -1,4 +1,4 @@
-"""The scripts: one Lua file a transition, each sent with what it needs of `_common.lua` in front."""
+"""The scripts: one Lua file a transition, each sent with what it needs of `_common.lua` in front, without comments."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 FOLDER = Path(__file__).parent
 HERE = "-- (what scripts share)\n"  # in a function that needs more than the rest of its script, to be made only there
 END = "\nend\n"  # of that function
+COMMENTS = re.compile(rf"^(?!{re.escape(HERE)})[ \t]*--.*\n", re.MULTILINE)  # lines: Redis keeps all that it is sent
 PLAIN = set(string.ascii_letters + string.digits + ' _.:,-+{}[]()"')
 NAMES = tuple(sorted(path.stem for path in FOLDER.glob("[a-z]*.lua")))
 
@@ -55,7 +56,7 @@ def load(name: str, made_for: str = "") -> Script:
         FileNotFoundError: no transition has this name.
     """
     body = (FOLDER / f"{name}.lua").read_text(encoding="utf-8")
-    text = (made_for + _filled(body, frozenset())).replace(TIME, _time)
+    text = COMMENTS.sub("", made_for + _filled(body, frozenset())).replace(TIME, _time)
     return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 

@@ -61,7 +61,7 @@ local function count_of(text)
 end
 
 local function next_count(text)
-  return tostring(count_of(text) + 1)
+  return (not text or text == '0') and '1' or tostring(count_of(text) + 1)
 end
 
 local function score(number)
@@ -121,34 +121,40 @@ local function tally(kind, of)
   numbers[field] = (numbers[field] or 0) + 1
 end
 
--- Between two times that are not of the same minute; 0 if they make no sense. Dates are needed when it was another day.
-local function seconds_apart(from, to)
-  local function clock_of(text)
-    local h, hour, _, m, minute, _, s, second = string.byte(text, 12, 19)  -- from a time on that is always the same
-    return second and (((h * 10 + hour) * 6 + m) * 10 + minute) * 60 + s * 10 + second + (tonumber(string.sub(text, 20)) or 0)
-  end
-  local is_same_day = string.sub(from, 1, 10) == string.sub(to, 1, 10)
-  local first, last = (is_same_day and clock_of or parse_date)(from), (is_same_day and clock_of or parse_date)(to)
-  return first and last and last - first or 0
+-- Between two times of other days, or not in the form that `tally_time` reads; 0 if they make no sense.
+local function micros_of_days(from, to)
+  local first, last = parse_date(from), parse_date(to)
+  return first and last and (last - first) * 1000000 or 0
 end
 
 -- Count something that took from one time to another, as records have them; `from` may be false, for no time. It is in the
 -- bucket n if it took at most 2^n milliseconds, and more than half of that: 0 to 32. A number of a bucket is that of those
 -- in it, times 10^10, and how long they took, in thousandths of 2^n milliseconds: so one command writes both.
+-- Done for each job: so times are read digit by digit, as a text that is cut out of another one costs more.
 local function tally_time(kind, of, from, to)
-  local seconds = 0
-  if from and string.sub(from, 1, 17) == string.sub(to, 1, 17) then
-    seconds = (tonumber(string.sub(to, 18)) or 0) - (tonumber(string.sub(from, 18)) or 0)
-  elseif from then
-    seconds = seconds_apart(from, to)
+  local micros, bucket, took = 0, 0, 0
+  if from then
+    local byte = string.byte
+    local y, _, mo1, mo2, _, d1, d2, _, h1, h2, _, m1, m2, _, s1, s2, dot, f1, f2, f3, f4, f5, f6 = byte(from, 4, 26)
+    local Y, _, MO1, MO2, _, D1, D2, _, H1, H2, _, M1, M2, _, S1, S2, DOT, F1, F2, F3, F4, F5, F6 = byte(to, 4, 26)
+    if f6 and F6 and dot == DOT and d2 == D2 and d1 == D1 and mo2 == MO2 and mo1 == MO1 and y == Y then
+      micros = ((H1 - h1) * 36000 + (H2 - h2) * 3600 + (M1 - m1) * 600 + (M2 - m2) * 60 + (S1 - s1) * 10 + S2 - s2) * 1000000
+        + (F1 - f1) * 100000 + (F2 - f2) * 10000 + (F3 - f3) * 1000 + (F4 - f4) * 100 + (F5 - f5) * 10 + F6 - f6
+    else
+      micros = micros_of_days(from, to)
+    end
   end
-  local micros = seconds > 0 and math.floor(seconds * 1000000 + 0.5) or 0  -- below 0: the clocks of two machines
-  local fraction, bucket = math.frexp(micros / 1000)
-  if fraction == 0.5 then bucket = bucket - 1 end
-  if bucket < 0 then bucket = 0 elseif bucket > 32 then bucket = 32 end
-  local took = math.floor(micros / 2 ^ bucket + 0.5)
-  local field = kind .. bucket .. of
-  numbers[field] = (numbers[field] or 0) + 10000000000 + (took > 1000 and 1000 or took)
+  if micros > 0 then  -- else the clocks of two machines
+    local fraction, exponent = math.frexp(micros / 1000)
+    bucket = fraction == 0.5 and exponent - 1 or exponent
+    if bucket < 0 then bucket = 0 elseif bucket > 32 then bucket = 32 end
+    took = micros / 2 ^ bucket + 0.5
+    took = took > 1000 and 1000 or took - took % 1
+  end
+  local ones = bucket % 10
+  local digits = bucket < 10 and string.char(48 + ones) or string.char(48 + (bucket - ones) / 10, 48 + ones)
+  local field = kind .. digits .. of
+  numbers[field] = (numbers[field] or 0) + 10000000000 + took
 end
 
 -- A field is new in a hash of numbers: its first one says when it expires, and there are no more than so many; what comes
@@ -159,16 +165,19 @@ local function note_number(key, field, times, most, seconds)
     redis.call('EXPIRE', key, seconds)
   elseif length > most then
     redis.call('HDEL', key, field)
-    redis.call('HINCRBY', key, string.match(field, '^%S+') .. ' * *', times)
+    redis.pcall('HINCRBY', key, string.match(field, '^%S+') .. ' * *', times)
   end
 end
 
--- Write what was counted; `time` is what Redis says, if the caller has asked. Something of another type gets nothing.
+-- Write what was counted; `time` is what Redis says, if the caller has asked. What is of another type gets nothing, and so does
+-- a field that holds no number: whatever is there, the script goes on.
 local function write_numbers(namespace, time)
   local key
   for field, times in pairs(numbers) do
-    key = key or namespace .. ':numbers:' .. string.format('%.0f', math.floor((time or redis.call('TIME'))[1] / 60))
-    if redis.pcall('HINCRBY', key, field, times) == times then note_number(key, field, times, 1000, 93600) end  -- 26 hours
+    key = key or namespace .. ':numbers:' .. string.format('%d', (time or redis.call('TIME'))[1] / 60)
+    local ones = times % 10000000000
+    local text = times == ones and string.format('%d', ones) or string.format('%d%010d', (times - ones) / 10000000000, ones)
+    if redis.pcall('HINCRBY', key, field, text) == times then note_number(key, field, text, 1000, 93600) end  -- 26 hours
   end
   numbers = {}
 end
@@ -981,10 +990,10 @@ local function is_queued_or_held(namespace, ident, hash)
 end
 
 -- Is a job as it was read? `seen`: '' when nobody asks, else its status, '=' and its `end`.
-local function is_as_read(hash, seen)
-  if seen == '' then return true end
+local function is_as_read(hash, read)
+  if read == '' then return true end
   local values = redis.call('HMGET', hash, 'status', 'end')
-  return (values[1] or '') .. '=' .. (values[2] or '') == seen
+  return (values[1] or '') .. '=' .. (values[2] or '') == read
 end
 
 -- The first of some fields that has another value than when it was read, or nil: they are in ARGV from `first` on, each
@@ -1011,7 +1020,8 @@ end
 
 local function forget_queued(job)
   local last = job.key .. ':last_queued'
-  for _, name in ipairs(job.identifier and {job.identifier, job.identifier .. RERUN} or NOTHING) do
+  local is_known = type(job.identifier) == 'string'  -- not null, for a record without one
+  for _, name in ipairs(is_known and {job.identifier, job.identifier .. RERUN} or NOTHING) do
     if redis.call('HGET', last, name) == job.pk then redis.call('HDEL', last, name) end
   end
 end
@@ -1397,9 +1407,9 @@ local function give_back(namespace, queue_model, recipe, pk, ident, token)
 end
 
 -- Add an ended job to a history of its queue. Answers its length, -1 when it cannot be written, -2 when the queue is gone;
--- how much of it the queue says to keep; and the name of the queue.
-local function push_history(queue, history, ident)
-  local values = redis.pcall('HMGET', queue .. ':hash', 'name', 'keep_' .. history)
+-- how much of it the queue says to keep; and the name of the queue. `known`: these two, if the caller has just read them.
+local function push_history(queue, history, ident, known)
+  local values = known or redis.pcall('HMGET', queue .. ':hash', 'name', 'keep_' .. history)
   if values.err then return -1, '', '' end
   if not values[1] then return -2, '', '' end
   local length = redis.pcall('RPUSH', queue .. ':' .. history, ident)

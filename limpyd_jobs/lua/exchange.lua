@@ -32,19 +32,39 @@ local function pk_of(ident)
   if is_known and string.sub(ident, 1, prefix_end) == CLASS.prefix then return string.sub(ident, prefix_end + 1) end
 end
 
+local function task_field()  -- nothing, if the class has none: it is not asked for then
+  if CLASS.task then return CLASS.task end
+end
+
+local queues = {}  -- what is known of those that jobs were in: nothing changes that here
+local function facts_of(queue)
+  queues[queue] = queues[queue] or redis.pcall('HMGET', queue .. ':hash', 'name', 'keep_success')
+  return queues[queue]
+end
+
+local function change_status(pk, old, new)
+  local target = CLASS.status .. new
+  if redis.call('SMOVE', CLASS.status .. old, target, pk) == 0 then redis.call('SADD', target, pk) end  -- it was not where it should be
+end
+
 local function end_quickly(ident, token, queue, begun, ended)
   local pk = pk_of(ident)
   if not pk or token == '' then return nil end
   local holders = redis.call('HMGET', claims_key, ident, '*' .. ident)
   if holders[1] ~= token or holders[2] then return nil end  -- who holds a place, too, goes the other way
   local hash = CLASS.key .. ':' .. pk .. ':hash'
-  local values = redis.call('HMGET', hash, 'status', 'queued', 'tries', 'follow_up', 'run_options', begun == '' and 'start' or 'added',
-    'waiting_since', CLASS.task or 'queue_key')
+  local values, task
+  if begun == '' then
+    values = redis.call('HMGET', hash, 'status', 'queued', 'tries', 'follow_up', 'run_options', 'start', task_field())
+    task = values[7]
+  else
+    values = redis.call('HMGET', hash, 'status', 'queued', 'tries', 'follow_up', 'run_options', 'added', 'waiting_since', task_field())
+    task = values[8]
+  end
   local status = values[1]
   if values[5] and string.find(values[5], '"keep_success"', 1, true) then return nil end
   if values[4] or values[2] ~= '1' or not (status == 'r' and begun == '' or status == 'w' and begun ~= '') then return nil end
-  redis.call('SREM', CLASS.status .. status, pk)
-  redis.call('SADD', CLASS.status .. 's', pk)
+  change_status(pk, status, 's')
   redis.call('SREM', CLASS.queued .. '1', pk)
   if status == 'r' then
     redis.call('HSET', hash, 'status', 's', 'end', ended)
@@ -57,8 +77,8 @@ local function end_quickly(ident, token, queue, begun, ended)
   if CLASS.keep_success then
     redis.pcall('ZADD', namespace .. ':expiring', string.format('%.6f', now_text + CLASS.keep_success), ident)
   end
-  local length, keep, name = push_history(queue, 'success', ident)
-  local of = ' ' .. (CLASS.task and values[8] or CLASS.repr) .. ' ' .. name
+  local length, keep, name = push_history(queue, 'success', ident, facts_of(queue))
+  local of = ' ' .. (task or CLASS.repr) .. ' ' .. name
   if begun ~= '' then tally_time('w', of, values[7] or values[6], begun) end
   tally_time('s', of, begun ~= '' and begun or values[6], ended)
   steps[#steps + 1] = token .. '/finish'
@@ -66,20 +86,27 @@ local function end_quickly(ident, token, queue, begun, ended)
 end
 
 -- A claim on the first job of the queue, if it is plain; `is_ahead`: after another one.
+local top, deadline  -- the first of what is ready, until a claim goes the other way
 local function claim_quickly(token, is_ahead)
   local name = ARGV[15]
-  local top = redis.pcall('ZREVRANGE', namespace .. CLASS.ready .. name, 0, 0)[1]
+  top = top or redis.pcall('ZREVRANGE', namespace .. CLASS.ready .. name, 0, 0)[1]
   if not top or top == '' then return nil end  -- '' is the mark of a paused name
   local queue = queue_model .. ':' .. top
   local waiting = queue .. ':waiting'
   local ident = redis.pcall('LINDEX', waiting, 0)
   local pk = type(ident) == 'string' and pk_of(ident)
-  if not pk or redis.pcall('HGET', queue .. ':hash', 'name') ~= name then return nil end
+  if not pk or facts_of(queue)[1] ~= name then return nil end
   local holders = redis.call('HMGET', claims_key, token, ident)
   if holders[1] or holders[2] then return nil end
   local hash = CLASS.key .. ':' .. pk .. ':hash'
-  local values = redis.pcall('HMGET', hash, 'status', 'tries', 'identifier', 'priority', 'cancel_on_error', 'recoveries', 'queue_key',
-    'run_options', 'follow_up', 'added', 'waiting_since', CLASS.task or 'queue_key')
+  local values
+  if is_ahead then
+    values = redis.pcall('HMGET', hash, 'status', 'tries', 'identifier', 'priority', 'cancel_on_error', 'recoveries', 'queue_key',
+      'run_options', 'follow_up')
+  else
+    values = redis.pcall('HMGET', hash, 'status', 'tries', 'identifier', 'priority', 'cancel_on_error', 'recoveries', 'queue_key',
+      'run_options', 'follow_up', 'added', 'waiting_since', task_field())
+  end
   if values[1] ~= 'w' or values[6] or values[9] then return nil end
   local said = values[8]  -- the other way looks at the time, and for a place
   if said and (string.find(said, '"expires"', 1, true) or string.find(said, '"limits"', 1, true)) then return nil end
@@ -87,7 +114,8 @@ local function claim_quickly(token, is_ahead)
   if is_ahead and not has_next then return nil end
 
   local seconds = CLASS.lease_seconds or ARGV[4]
-  redis.call('ZADD', leases_key, string.format('%.6f', now_text + seconds), ident)
+  deadline = deadline or string.format('%.6f', now_text + seconds)
+  redis.call('ZADD', leases_key, deadline, ident)
   redis.call('HSET', claims_key, ident, token, token, ident)
   redis.call('LPOP', waiting)
   local tries = values[2] or '0'
@@ -95,10 +123,9 @@ local function claim_quickly(token, is_ahead)
     if values[7] ~= queue then redis.call('HSET', hash, 'queue_key', queue) end
   else
     tries = next_count(tries)
-    redis.call('SREM', CLASS.status .. 'w', pk)
-    redis.call('SADD', CLASS.status .. 'r', pk)
+    change_status(pk, 'w', 'r')
     redis.call('HSET', hash, 'status', 'r', 'tries', tries, 'start', start, 'queue_key', queue)
-    tally_time('w', ' ' .. (CLASS.task and values[12] or CLASS.repr) .. ' ' .. name, values[11] or values[10], start)
+    tally_time('w', ' ' .. (values[12] or CLASS.repr) .. ' ' .. name, values[11] or values[10], start)
   end
   return {'CLAIMED', ident, queue, name, '?', 'w', values[3] or '', values[4] or '0', tries, values[5] or '', seconds,
     is_ahead and '1' or '0', values[8] or ''}, has_next
@@ -145,11 +172,12 @@ local number, count = tonumber(ARGV[10]), may_claim and tonumber(ARGV[12]) or 0
 local is_quick = is_known and names_count == 1 and keys_end == #ARGV and keys_end == ends_end and ARGV[6] == '0' and ARGV[9] == '0'
 local runs_count = tonumber(ARGV[11])
 for position = 0, count - 1 do
-  local token = worker .. '-' .. string.format('%.0f', number + position)
+  local token = worker .. '-' .. (position == 0 and ARGV[10] or string.format('%.0f', number + position))
   local reply, has_next
   if is_quick then reply, has_next = claim_quickly(token, position >= runs_count) end
   if not reply then
     if not claim_other then prepare() end
+    top = nil
     reply, has_next = claim_other(token, position >= runs_count, position > 0)
     is_quick = is_quick or is_known and names_count == 1 and keys_end == #ARGV and ARGV[6] == '0'
   end

@@ -79,7 +79,7 @@ def test_an_age_is_shown_in_two_units(seconds: float | None, expected: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("count", "expected"), [(None, ""), (512, "512 B"), (3_565_158, "3.4 MiB"), (10**15, "909.5 TiB")]
+    ("count", "expected"), [(None, ""), (512, "512 bytes"), (3_565_158, "3.4 MiB"), (10**15, "909.5 TiB")]
 )
 def test_a_size_is_shown_in_its_unit(count: int | None, expected: str) -> None:
     assert show_size(count) == expected

@@ -132,6 +132,7 @@ def test_the_command_uses_of_ours_what_is_for_it_only() -> None:
         "modules",
         "utils",
         "version",
+        "wording",
         "workers.config",
     }
     found = set()

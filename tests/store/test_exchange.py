@@ -394,6 +394,18 @@ def test_ok_of_a_running_job_and_of_one_claimed_ahead(way: str) -> None:
 
 
 @in_both_ways
+def test_a_job_that_is_not_in_the_index_of_its_status_comes_to_that_of_the_next_one(way: str) -> None:
+    (job,) = add(1)
+    client().delete(f"{ExchangeJob._name}:status:w")
+    held = claim_all(made_for=way)
+    assert client().smembers(f"{ExchangeJob._name}:status:r") == {job.pk.get()}
+    client().delete(f"{ExchangeJob._name}:status:r")
+
+    exchange(ends_of(held), 0, made_for=way)
+
+    assert client().smembers(f"{ExchangeJob._name}:status:s") == {job.pk.get()}
+
+
 def test_lost_the_end_of_a_job_that_somebody_else_holds_is_not_written_and_nothing_is_claimed(way: str) -> None:
     jobs = add(3)
     held = claim_all(2)
