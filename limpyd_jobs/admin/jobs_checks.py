@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -53,7 +54,7 @@ def unheard_queues(patient: Patient) -> Iterator[Finding]:
     for name in unheard[:NAMED]:
         count = sum(queue.queued for queue in patient.queues if queue.name == name)
         text = f"{counted(count, 'job')} to be run in {name!r}, and no worker listens on it."
-        yield Finding("error", "queues", text, f"limpyd-jobs-worker --queues={name}")
+        yield Finding("error", "queues", text, f"limpyd-jobs-worker --queues={shlex.quote(name)}")
     if unheard[NAMED:]:
         text = f"{counted(len(unheard) - NAMED, 'more queue')} with jobs, and no worker."
         yield Finding("error", "queues", text, "limpyd-jobs status")
@@ -70,7 +71,7 @@ def paused_queues(patient: Patient) -> Iterator[Finding]:
         reason = f": {pause.reason}" if pause.reason else ""
         is_old = pause.since < utc(now - LONG_PAUSE_DAYS * 86400)
         text = f"{name!r} is paused since {pause.since} UTC{by}{reason}."
-        yield Finding("warning" if is_old else "info", "pauses", text, f"limpyd-jobs resume {name}")
+        yield Finding("warning" if is_old else "info", "pauses", text, f"limpyd-jobs resume {shlex.quote(name)}")
     if not found:
         yield Finding("ok", "pauses", "No queue is paused.")
 

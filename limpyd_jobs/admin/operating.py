@@ -183,9 +183,10 @@ def resume_operation(id: str, queue_model: Any = Queue) -> Operation:
         InvalidArgument: there is none of this id: it has ended, or was dropped.
     """
     text = client_of(queue_model).hget(_key(queue_model), id)
-    if text is None:
+    operation = None if text is None else _from_json(id, text)
+    if operation is None:
         raise InvalidArgument("id", id, "the id of an operation that has not ended")
-    return _of_model(_from_json(id, text), queue_model)
+    return _of_model(operation, queue_model)
 
 
 def drop_operation(id: str, queue_model: Any = Queue) -> bool:
@@ -196,7 +197,8 @@ def drop_operation(id: str, queue_model: Any = Queue) -> bool:
 def operations(queue_model: Any = Queue) -> list[Operation]:
     """Those that were started and have not ended, oldest first."""
     found = client_of(queue_model).hgetall(_key(queue_model))
-    all_of_them = [_of_model(_from_json(id, text), queue_model) for id, text in found.items()]
+    readable = filter(None, (_from_json(id, text) for id, text in found.items()))
+    all_of_them = [_of_model(operation, queue_model) for operation in readable]
     return sorted(all_of_them, key=lambda operation: operation.cut_off)
 
 
@@ -215,10 +217,14 @@ def _to_json(operation: Operation) -> str:
     return json.dumps(values)
 
 
-def _from_json(id: str, text: str) -> Operation:
-    values = json.loads(text)
-    kind = ErrorFilter if values["kind"] == "purge_errors" else JobFilter
-    return Operation(id, **{**values, "wanted": kind(**values["wanted"])})
+def _from_json(id: str, text: str) -> Operation | None:
+    """An operation as it is kept; None: it cannot be read, being broken or of another version."""
+    try:
+        values = json.loads(text)
+        kind = ErrorFilter if values["kind"] == "purge_errors" else JobFilter
+        return Operation(id, **{**values, "wanted": kind(**values["wanted"])})
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _server_time(queue_model: Any) -> datetime:

@@ -145,8 +145,11 @@ def _names_of(queue_model: Any) -> tuple[str, str]:
 
 
 def _pause(queue: str, note: str) -> Pause:
-    said = json.loads(note)
-    return Pause(queue, said["since"], said.get("reason", ""), said.get("by", ""))
+    try:
+        said = json.loads(note)
+        return Pause(queue, said["since"], said.get("reason", ""), said.get("by", ""))
+    except (ValueError, KeyError, TypeError, AttributeError):  # of nobody of ours; it is paused all the same
+        return Pause(queue, "", f"unreadable: {note}", "")
 
 
 def _count_parked(client: Any, namespace: str, queue_keys: set[str]) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -194,8 +194,8 @@ def run_operation(given: Given, operation: Operation, request: Request) -> int:
     """Ask, then do it, with a bar that shows how far it is."""
     from .. import admin
 
-    which = in_words(request.wanted)
-    question = f"{request.kind.capitalize()} {_what(operation, operation.count)}" + (f" ({which})" if which else "")
+    which = in_words(operation.wanted) or "all that there are"
+    question = f"{request.kind.capitalize()} {_what(operation, operation.count)} ({which})"
     if request.is_dry or not operation.count:
         if request.resume_id is None:
             admin.drop_operation(operation.id, **given.scope)
@@ -399,7 +399,6 @@ def purge(
 
     if (older_than is None) == (resume_id is None):
         raise click.UsageError("Say how old: --older-than DURATION (0 for all); or give --resume.")
-    letters = tuple(STATUSES[name.upper()] for name in statuses) or ENDS
     wanted = admin.JobFilter(queues=joined(queues), job_class=job_class)
     if resume_id is not None:
         operation = _resumed(given, resume_id, "purge")
@@ -407,9 +406,9 @@ def purge(
         errors = admin.ErrorFilter(queues=wanted.queues, job_class=job_class)
         operation = admin.start_purge_of_errors(older_than or 0, errors, **given.scope)
     else:
+        letters = tuple(STATUSES[name.upper()] for name in statuses) or ENDS
         operation = admin.start_purge(letters, older_than or 0, wanted, **given.scope)
-    shown = wanted if only_errors else replace(wanted, statuses=letters)
-    request = Request("purge", (), shown, {}, rate, resume_id, False, is_answered, is_dry)
+    request = Request("purge", (), wanted, {}, rate, resume_id, False, is_answered, is_dry)
     return run_operation(given, operation, request)
 
 

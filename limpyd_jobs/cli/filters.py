@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,8 +14,9 @@ from .common import Duration, Moment, Names, Status, joined
 from .output import clean, show_age
 
 if TYPE_CHECKING:
-    from ..admin import JobFilter
+    from ..admin import ErrorFilter, JobFilter
 
+SECOND = len("2026-11-21 18:30:00")
 QUEUES = click.option(
     "--queues",
     "--queue",
@@ -67,16 +70,18 @@ def read_filter(values: dict[str, Any]) -> JobFilter:
     )
 
 
-def in_words(wanted: JobFilter) -> str:
-    """A filter as it is said in a question: `status error, queue mail`; an empty text for all jobs."""
+def in_words(wanted: JobFilter | ErrorFilter) -> str:
+    """A filter as it is said in a question: `status error, queue mail`; an empty text for all."""
+    values = defaultdict(lambda: None, asdict(wanted))
     said = [
-        ("status", " or ".join(STATUSES.by_value(value).lower() for value in wanted.statuses)),
-        ("queue", " or ".join(wanted.queues)),
-        ("identifier", wanted.identifier),
-        ("class", wanted.job_class),
-        ("task", wanted.task),
-        ("older than", show_age(wanted.older_than)),
-        ("newer than", show_age(wanted.newer_than)),
-        ("ended before", wanted.ended_before),
+        ("status", " or ".join(STATUSES.by_value(value).lower() for value in values["statuses"] or ())),
+        ("queue", " or ".join(values["queues"])),
+        ("identifier", values["identifier"]),
+        ("class", values["job_class"]),
+        ("task", values["task"]),
+        ("older than", show_age(values["older_than"])),
+        ("newer than", show_age(values["newer_than"])),
+        ("ended before", (values["ended_before"] or "")[:SECOND]),
+        ("before", (values["until"] or "")[:SECOND]),
     ]
     return ", ".join(f"{name} {clean(value)}" for name, value in said if value)

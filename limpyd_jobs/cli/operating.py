@@ -40,6 +40,16 @@ FIELD_COLUMNS = (Column("name"), Column("value", shrinks=True))
 # --- queues
 
 
+def _tell_of_unknown(given: Given, names: Sequence[str]) -> None:
+    """Say which names are no queue's: most often mistyped, but one may be paused or drained before its first job."""
+    from .. import admin
+
+    known = {queue.name for queue in admin.status(names, **given.scope).queues}
+    for name in names:
+        if name not in known:
+            say(f"There is no queue {clean(name)!r} yet: was it mistyped?")
+
+
 @click.command(cls=Command)
 @click.argument("queues", nargs=-1, required=True, metavar="QUEUE...")
 @click.option("--reason", default="", metavar="TEXT", help="Why, for who asks later.")
@@ -52,6 +62,7 @@ def pause(given: Given, queues: tuple[str, ...], reason: str) -> None:
     from .. import admin
 
     pauses = [admin.pause(queue, reason, **given.scope) for queue in queues]
+    _tell_of_unknown(given, queues)
     if given.wants_json:
         print_json({"paused": pauses})
         return
@@ -90,6 +101,7 @@ def drain(given: Given, queues: tuple[str, ...], timeout: float | None, delayed:
     from .. import admin
 
     total = admin.left(queues, delayed, **given.scope).count
+    _tell_of_unknown(given, queues)
     with progress("drain", total) as advance:
 
         def show(left: Left) -> None:

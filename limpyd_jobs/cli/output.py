@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,8 @@ BATCH = 500  # rows of which a table is made at a time, when there are many
 GAP = 2  # between columns
 READABLE = 16  # what a column is shortened to before others are left out
 SMALLEST = 8  # what it is shortened to at least
+# What JSON takes as it is, and terminals as a command; half a pair of surrogates, which no encoding has.
+UNSEEN = re.compile("[\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -198,7 +201,8 @@ def _fit(columns: Sequence[Column], needed: Sequence[int], room: int) -> dict[in
 def as_json(value: Any, indent: int | None = None) -> str:
     """A value as JSON: dataclasses are objects; what JSON does not have is a text."""
     is_ascii = "utf" not in (sys.stdout.encoding or "").lower()  # what it cannot encode is no escape of JSON
-    return json.dumps(_plain(value), ensure_ascii=is_ascii, indent=indent, default=str)
+    text = json.dumps(_plain(value), ensure_ascii=is_ascii, indent=indent, default=str)
+    return UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _plain(value: Any) -> Any:

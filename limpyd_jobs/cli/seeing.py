@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..exceptions import JobNotFound
 from .common import Command, Given, Moment, Whole, joined
 from .filters import QUEUES, STATUS_FILTER, filter_options, read_filter
 from .output import (
@@ -227,6 +228,8 @@ def _lines(pairs: Iterable[tuple[str, Any]]) -> str:
 @click.option("--type", metavar="NAME", help="Of this class of exceptions, like ValueError.")
 @click.option("--code", metavar="CODE", help="With this code.")
 @click.option("--identifier", metavar="TEXT", help="Of jobs with this identifier; may hold * and ?.")
+@click.option("--job", metavar="IDENT", help="Of this job, named as for show.")
+@click.option("--group", metavar="FINGERPRINT", help="Of this group, as --groups tells it.")
 @click.option("--since", type=Moment(), metavar="TIME", help="Not before: UTC, or how long ago, like 2h or 7d.")
 @click.option("--until", type=Moment(), metavar="TIME", help="Before this.")
 @paged
@@ -244,6 +247,7 @@ def errors(
     groups: bool,
     by: str | None,
     wants_csv: bool,
+    job: str | None,
     **values: Any,
 ) -> None:
     """Find errors, the newest first; or group and count them."""
@@ -251,7 +255,7 @@ def errors(
 
     if sum([groups, by is not None]) > 1 or (wants_csv and given.wants_json):
         raise click.UsageError("Only one of --groups and --by, and of --csv and --json, can be given.")
-    wanted = admin.ErrorFilter(queues=joined(queues), **values)
+    wanted = admin.ErrorFilter(queues=joined(queues), job=_ident_of(given, job), **values)
     if groups:
         _print_groups(given, wanted, wants_csv)
     elif by is not None:
@@ -263,6 +267,18 @@ def errors(
         _print_errors(given, page.items, page.next, wants_csv)
         if not given.wants_json:
             _tell_of_next(page)
+
+
+def _ident_of(given: Given, job: str | None) -> str | None:
+    """The ident of a job that is named; its Errors may still be there when it is not."""
+    from .. import admin
+
+    try:
+        return None if job is None else admin.get_job(job, **given.scope).ident
+    except JobNotFound:
+        if job is None or ":" not in job:
+            raise
+        return job
 
 
 def _print_errors(given: Given, found: Iterable[ErrorRecord], following: str | None, wants_csv: bool) -> None:
@@ -318,7 +334,7 @@ def _histogram(counts: Sequence[tuple[str, int]], width: int) -> Iterable[tuple[
 def _print_csv(titles: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(titles)
-    writer.writerows(rows)
+    writer.writerows([clean(cell) for cell in row] if sys.stdout.isatty() else row for row in rows)
 
 
 # --- explain

@@ -145,11 +145,13 @@ def _summary(given: Given, found: Status) -> str:
     queues = found.queues
     waiting, running = sum(one.waiting for one in queues), sum(one.running for one in queues)
     oldest = max((one.oldest_age for one in queues if one.oldest_age is not None), default=None)
+    paused = sum(one.paused for one in queues)
     parts = [
         found.time[:19],
         f"{counted(waiting, 'job')} waiting",
         f"{running:,} running",
         counted(len(found.workers), "worker"),
+        *([f"{paused:,} paused"] if paused else []),
         *([f"oldest {show_age(oldest)}"] if oldest is not None else []),
         given.database_name,
     ]

@@ -78,15 +78,15 @@ def test_leases_that_nobody_looks_after_are_told_of() -> None:
 def test_jobs_in_a_queue_that_nobody_listens_to_are_told_of_with_the_command() -> None:
     see_worker("one", "mails")
     for number in range(7):
-        DiagnosedJob.add_job(f"a:{number}", f"unheard:{number}")
-    DiagnosedJob.add_job("b", "unheard:0", 3)
-    DiagnosedJob.add_job("c", "unheard:0", delayed_for=100)
+        DiagnosedJob.add_job(f"a:{number}", f"un heard:{number}")
+    DiagnosedJob.add_job("b", "un heard:0", 3)
+    DiagnosedJob.add_job("c", "un heard:0", delayed_for=100)
     DiagnosedJob.add_job("d", "mails")
 
     first, *others = found(jobs_checks.unheard_queues)
 
-    assert first.text == "3 jobs to be run in 'unheard:0', and no worker listens on it."
-    assert first.fix == "limpyd-jobs-worker --queues=unheard:0"
+    assert first.text == "3 jobs to be run in 'un heard:0', and no worker listens on it."
+    assert first.fix == "limpyd-jobs-worker --queues='un heard:0'"
     assert others[-1].text == "2 more queues with jobs, and no worker."
 
 

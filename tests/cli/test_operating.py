@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import threading
 import urllib.request
@@ -13,7 +14,7 @@ import pytest
 
 from limpyd_jobs import Job, Queue, Worker, admin, embedded
 
-from ..base import wait_until
+from ..base import ROOT, RedisServer, wait_until
 from .support import Command
 
 
@@ -46,6 +47,15 @@ def test_a_queue_is_paused_and_resumed(command: Command) -> None:
     assert admin.paused() == {}
 
 
+@pytest.mark.parametrize("arguments", ["pause mial", "drain mial mail"])
+def test_a_queue_that_there_is_not_is_told_of(command: Command, arguments: str) -> None:
+    Queue.get_queue("mail")
+
+    outcome = command(*arguments.split())
+
+    assert (outcome.code, outcome.err) == (0, "There is no queue 'mial' yet: was it mistyped?\n")
+
+
 def test_a_drain_ends_when_nothing_is_left(command: Command, worker: Worker) -> None:
     Job.add_jobs([{"identifier": str(number)} for number in range(20)], queue_name="mail")
 
@@ -62,6 +72,39 @@ def test_a_drain_whose_time_is_over_says_what_is_left(command: Command) -> None:
     assert command("drain", "mail", "--timeout=0.1").out.endswith("1 job left: 1 waiting, 0 delayed, 0 running\n")
     outcome = command("drain", "mail", "--timeout=0.1", "--delayed", "--json")
     assert (outcome.code, outcome.json["count"], outcome.json["delayed"]) == (1, 2, 1)
+
+
+def test_what_is_broken_in_redis_keeps_nobody_from_seeing_the_rest(command: Command) -> None:
+    Job.add_job("a", "mail")
+    client = Queue.get_connection()
+    client.hset("jobs:paused", "queue:mail", "no JSON")
+    client.hset("jobs:models", "broken.Model", "{no JSON")
+    client.hset("jobs:operations", "broken", "[]")
+
+    assert command("status").rows[0][-1] == "paused"
+    assert command("explain", "a").code == 0
+    assert "None was interrupted." in command("doctor").out
+    assert command("requeue", "--resume=broken").code == 2
+    assert command("drain", "mail", "--timeout=0").out.startswith("The time is over: 1 job left")
+
+
+# --- rights
+
+
+def test_a_user_that_can_only_look_sees_all_and_changes_nothing(command: Command, redis_server: RedisServer) -> None:
+    [line] = re.findall(r"^user (viewer .*)$", (ROOT / "docs" / "deployment.md").read_text(), re.MULTILINE)
+    job = Job.add_job("a", "mail")
+    Queue.get_connection().execute_command("ACL", "SETUSER", *line.split())
+    try:
+        database = "--database=" + redis_server.url.replace("://", "://viewer:secret@", 1)
+        for arguments in ("status", "jobs", "errors --groups", "show a", "explain a", "workers", "drain other"):
+            assert command(*arguments.split(), database).code == 0
+        for arguments in ("pause mail", "cancel a", "delete --all --yes"):
+            assert command(*arguments.split(), database).code == 3
+    finally:
+        command("status", "--database=" + redis_server.url)
+        Queue.get_connection().execute_command("ACL", "DELUSER", "viewer")
+    assert job.status.hget() == "w"
 
 
 # --- workers

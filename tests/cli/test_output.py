@@ -190,6 +190,13 @@ def test_json_is_json_where_not_all_can_be_encoded(monkeypatch: pytest.MonkeyPat
     assert as_json("é🎉") == '"\\u00e9\\ud83c\\udf89"'
 
 
+def test_nothing_in_json_is_a_command_to_the_terminal() -> None:
+    text = as_json(["日本", "\x9b2J\x1b[2J\u202e\udc80"])
+
+    assert "日本" in text and text.isprintable()
+    assert json.loads(text) == ["日本", "\x9b2J\x1b[2J\u202e\udc80"]
+
+
 def test_a_dataclass_is_an_object_of_json() -> None:
     text = as_json(Outer(Inner(("a",)), {0.5: 1, float("inf"): 2}))
 

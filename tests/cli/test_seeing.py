@@ -169,6 +169,10 @@ def test_errors_are_listed(command: Command, failed: Job) -> None:
         ("--until=1h", 0),
         ("--since=2020 --until=2021-01-01", 0),
         ("--all", 1),
+        ("--job=user:12:mail", 1),
+        ("--job=waiting", 0),
+        ("--job=gone.jobs.Job:5", 0),
+        ("--group=000000000000", 0),
     ],
 )
 def test_errors_are_found_by_what_is_asked(command: Command, failed: Job, arguments: str, count: int) -> None:
@@ -180,6 +184,9 @@ def test_errors_are_grouped_by_where_they_come_from(command: Command, failed: Jo
 
     assert (group["type"], group["code"], group["count"], group["trend"]) == ("SeeingRefused", "452", 1, "up")
     assert group["place"].endswith("test_seeing.py:refuse")
+    Error.add_error("photos", failed, OSError("another"))
+    assert [row[1] for row in command("errors", f"--group={group['fingerprint']}").rows] == ["SeeingRefused"]
+    Error.collection(type="OSError").instances()[0].delete()
     [row] = command("errors", "--groups").rows
     assert row[:4] == [group["fingerprint"], "1", "SeeingRefused", "452"]
 

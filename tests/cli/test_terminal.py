@@ -76,7 +76,7 @@ def test_no_changes_nothing_and_yes_does_it(redis_server: RedisServer) -> None:
     add_failed(3)
 
     with Terminal("requeue", "--queue=mail", database=redis_server.url) as terminal:
-        terminal.wait_for("Requeue 3 jobs (queue mail)? [y/N]:")
+        terminal.wait_for("Requeue 3 jobs (status error, queue mail)? [y/N]:")
         terminal.press("n\n")
         assert terminal.wait() == 1
         assert "Nothing was done." in terminal.text
