@@ -555,3 +555,20 @@ def _read_settings(database: str | None, settings: Settings) -> Settings:
 def _cache_key(settings: Settings) -> tuple[tuple[str, str], ...]:
     """The key of a client in limpyd's cache; with the names, so that two different settings never share a client."""
     return tuple((name, repr(settings[name])) for name in sorted(settings))
+
+
+def connect_to(database: Any, settings: Mapping[str, Any]) -> None:
+    """Bring the database of some models, which may be one of limpyd's own, to other settings, and look at its server.
+
+    Args:
+        settings: as `parse_database` gives them; empty: it stays where it is.
+    Raises:
+        DatabaseException: the server cannot be used.
+    """
+    if isinstance(database, JobsDatabase):
+        database.connect(**settings)
+        return
+    # one of limpyd's own, given to `use_database`: its `connect` moves nothing
+    check_server(settings or database.connection_settings)
+    if settings:
+        database.reset(**client_settings(settings))

@@ -67,6 +67,13 @@ class Instrument:
         """
         return nullcontext()
 
+    def in_thread(self, worker: Any) -> AbstractContextManager[Any]:
+        """Entered in a thread, around a plain function that an event loop has called there: a job, or a hook.
+
+        `around` is entered in the loop, then, and cannot look after what belongs to that thread.
+        """
+        return nullcontext()
+
 
 instruments: list[Instrument] = []
 _is_adding: ContextVar[bool] = ContextVar("is_adding", default=False)
@@ -152,6 +159,16 @@ def around(
     """
     chosen = [one for one in (*before, *instruments) if is_outside is None or one.stays_outside == is_outside]
     return Around([(one, lambda one=one: one.around(job, queue, worker)) for one in chosen])  # type: ignore[misc]
+
+
+class _InThread(Around):
+    _name = "in_thread"
+
+
+def called_in_thread(worker: Any, work: Callable[[], Any]) -> Any:
+    """Call something in this thread, within what instruments put around that."""
+    with _InThread([(one, lambda one=one: one.in_thread(worker)) for one in instruments]):  # type: ignore[misc]
+        return work()
 
 
 class _Adding(Around):

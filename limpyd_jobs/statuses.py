@@ -43,6 +43,8 @@ class Statuses(dict[str, str]):
 
 
 STATUSES = Statuses()
+"""Which letter stands for which status: `STATUSES.SUCCESS`."""
+
 ENDS = (STATUSES.SUCCESS, STATUSES.ERROR, STATUSES.CANCELED)  # of a job that is not queued any more
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import getpass
+import os
 import random
 import re
+import socket
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
@@ -14,6 +17,8 @@ from .exceptions import ConfigurationException, InvalidArgument
 
 T = TypeVar("T")
 EPOCH = datetime(1970, 1, 1)
+MOMENT = re.compile(r"\d{4}(-\d\d(-\d\d( \d\d(:\d\d(:\d\d(\.\d{1,6})?)?)?)?)?)?")
+FIRST_MOMENT = "0001-01-01 00:00:00"
 LISTEN = re.compile(r"((\[(?P<address>[0-9a-fA-F:.%]+)\]|(?P<name>[^\s:\[\]/]+)):)?(?P<port>[0-9]{1,5})")
 Keep: TypeAlias = "int | timedelta"  # of a history: a number of jobs, or for how long
 
@@ -80,6 +85,27 @@ def parse_datetime(text: str) -> datetime:
         ValueError: the text is not the representation of a datetime.
     """
     return to_naive_utc(datetime.fromisoformat(text[:-1] + "+00:00" if text.endswith("Z") else text))
+
+
+def parse_moment(text: str) -> str:
+    """A time in UTC, or the beginning of one (`2026-11-21 18`), as fields hold it; `T` and `Z` may be in it.
+
+    Raises:
+        ValueError: it is none, or there is no such day.
+    """
+    moment = text.strip().replace("T", " ").removesuffix("Z")
+    if not MOMENT.fullmatch(moment):
+        raise ValueError(text)
+    parse_datetime((moment + FIRST_MOMENT[len(moment) :])[: len(FIRST_MOMENT)])
+    return moment
+
+
+def seconds_of(text: str | None) -> float | None:
+    """The time that a field holds, in seconds since the epoch; None: none, or a program has written something else."""
+    try:
+        return datetime_to_score(parse_datetime(text)) if text else None
+    except ValueError:
+        return None
 
 
 def datetime_to_score(value: datetime) -> float:
@@ -179,6 +205,15 @@ def check_on(owner: str, check: Callable[[str, Any], T], name: str, value: Any) 
         return check(name, value)
     except InvalidArgument as error:
         raise ConfigurationException(f"Invalid {owner}.{name}: {value!r}: must be {error.accepted}") from error
+
+
+def this_user() -> str:
+    """Who runs this process, and where: `user@host`."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError, ImportError):  # in a container there may be none of this number
+        name = str(os.getuid())
+    return f"{name}@{socket.gethostname()}"
 
 
 def import_class(class_uri: str) -> Any:

@@ -2,14 +2,13 @@
 
 from .acting import add, cancel, delete, move, requeue
 from .bench import BenchResult, bench
-from .books import Problem, check
+from .books import Problem
 from .connecting import connect
 from .details import JobDetails, Lease, Moment, Relative, SavedResult, show
 from .doctor import diagnose
 from .errors import ErrorGroup, count_errors, each_error, find_errors, group_errors
 from .explaining import Explanation, explain
 from .finding import count_jobs, each_job, find_jobs, get_job
-from .findings import Finding
 from .health import health
 from .numbers import Histogram, Numbers, Rates, by_hour, rates, series, totals
 from .operating import (
@@ -22,9 +21,10 @@ from .operating import (
     start_purge_of_errors,
 )
 from .overview import QueueStatus, Status, status
+from .patient import Finding, Patient
 from .pausing import Left, Pause, drain, left, pause, paused, resume
 from .records import ErrorFilter, ErrorRecord, JobFilter, JobRecord, Page
-from .repairing import Repair, repair
+from .repairing import Repair, check, repair
 from .server import ServerStatus, server_status, start_server, stop_server
 from .workers import CurrentJob, WorkerRecord, listeners, workers
 
@@ -46,6 +46,7 @@ __all__ = [
     "Numbers",
     "Operation",
     "Page",
+    "Patient",
     "Pause",
     "Problem",
     "QueueStatus",

@@ -15,6 +15,7 @@ from typing import Any
 from limpyd.exceptions import DoesNotExist
 
 from .. import recipes, transitions
+from ..additions import OPTIONS as ADDING
 from ..additions import to_delay
 from ..exceptions import InvalidArgument, JobChanged, JobClassError, JobNotFound, JobNotInStatus
 from ..models import Job, Queue, _parse_until, _tell_children, all_job_models, repair_indexes
@@ -38,6 +39,9 @@ ACCEPTED: dict[str, tuple[str, ...]] = {
     "delete": tuple(STATUSES.values()),
     "purge": ENDS,
 }
+
+# What `fields` of a new job may not hold: what each job has, but for its one option, and what `add` has arguments for.
+NOT_GIVEN = {*Job._fields, *ADDING} - {"cancel_on_error"}
 
 
 class Actor:
@@ -265,11 +269,16 @@ def add(
     Args:
         job_class: the ident of a class that can be had here (`my.module.MailJob`), or its name alone.
         queue: the class' own when None.
-        fields, and the others: as for `Job.add_job`.
+        fields: further ones of its class, and options of its runs.
+        the others: as for `Job.add_job`.
         queue_model: the class' own when None.
     Raises:
-        JobClassError: the class cannot be had. Others: as `Job.add_job`.
+        JobClassError: the class cannot be had. InvalidArgument: a field is none that may be given. Others: as
+            `Job.add_job`.
     """
+    for name, value in (fields or {}).items():
+        if name in NOT_GIVEN:
+            raise InvalidArgument(name, value, "a field of its class: this is one that each job has, and is not given")
     model = _class_named(job_class)
     delays = {"delayed_for": delayed_for, "delayed_until": delayed_until}
     job = model.add_job(identifier, queue, priority, queue_model, prepend, **delays, **(fields or {}))
@@ -278,7 +287,10 @@ def add(
 
 def _class_named(name: str) -> Any:
     if "." in name:
-        return Job.class_of(f"{name}:1")
+        try:
+            return Job.class_of(f"{name}:1")
+        except JobClassError as error:
+            raise JobClassError(name, error.reason) from error
     found = [model for model in all_job_models() if model.__name__ == name and not model.abstract]
     if len(found) != 1:
         which = ", ".join(model.get_model_repr() for model in found)

@@ -12,7 +12,7 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +22,7 @@ from typing import Any
 from ..exceptions import InvalidArgument, LimpydJobsException
 from ..models import Error, Job, Queue
 from ..workers.blocking import Worker
+from .reading import chunks, escaped
 
 PLACES = 16  # in which somebody may measure, each at the same time as the others
 OWNED_SECONDS = 3600  # after which a place is free again: whoever measured there was killed
@@ -206,26 +207,26 @@ def _find_place(queue_model: Any, client: Any) -> tuple[_Place, str]:
     """A free place, and the key that says that it is taken."""
     for number in random.sample(range(PLACES), PLACES):
         place = _place(number, queue_model)
-        if place is None:
-            continue
         owner = f"{place.namespace}-owner"
         if client.set(owner, f"{os.getpid()}", nx=True, ex=OWNED_SECONDS):
             return place, owner
     raise LimpydJobsException(f"{PLACES} others measure this Redis at this moment")
 
 
-_places: dict[int, _Place] = {}
+_places: dict[tuple[int, str, Any], _Place] = {}
 
 
-def _place(number: int, queue_model: Any) -> _Place | None:
-    """One of the places; None when this process knows it in another database or namespace."""
-    namespace = ":".join(part for part in (queue_model.namespace, f"bench-{number}") if part)
-    place = _places.get(number) or _places.setdefault(number, _new_place(number, namespace, queue_model.database))
-    is_here = place.namespace == namespace and place.database is queue_model.database
-    return place if is_here else None
+def _place(number: int, queue_model: Any) -> _Place:
+    """One of the places of a namespace of a database; its classes are made once."""
+    namespace, database = ":".join(filter(None, (queue_model.namespace, f"bench-{number}"))), queue_model.database
+    if (number, namespace, database) not in _places:
+        others = sum(number == one for one, *_ in _places)  # in this process, of another database or namespace
+        suffix = f"{number}_{others}" if others else f"{number}"
+        _places[number, namespace, database] = _new_place(suffix, namespace, database)
+    return _places[number, namespace, database]
 
 
-def _new_place(number: int, namespace: str, database: Any) -> _Place:
+def _new_place(suffix: str, namespace: str, database: Any) -> _Place:
     shared = {"namespace": namespace, "database": database, "__module__": __name__}
     started: queue.SimpleQueue[float] = queue.SimpleQueue()
 
@@ -233,7 +234,7 @@ def _new_place(number: int, namespace: str, database: Any) -> _Place:
         started.put(time.perf_counter())
 
     def subclass(base: Any, **more: Any) -> Any:
-        return type(base)(f"Bench{base.__name__}{number}", (base,), {**shared, **more})
+        return type(base)(f"Bench{base.__name__}{suffix}", (base,), {**shared, **more})
 
     own_queue = subclass(Queue)
     job_model = subclass(Job, queue_model=own_queue, queue_name=QUEUE_NAME, run=run)
@@ -241,17 +242,5 @@ def _new_place(number: int, namespace: str, database: Any) -> _Place:
 
 
 def _remove_keys(place: _Place, client: Any) -> None:
-    pattern = "".join(f"[{one}]" if one in "*?[\\" else one for one in place.namespace)
-    for keys in _pages(client.scan_iter(match=f"{pattern}:*", count=KEYS_AT_ONCE)):
+    for keys in chunks(client.scan_iter(match=f"{escaped(place.namespace)}:*", count=KEYS_AT_ONCE), KEYS_AT_ONCE):
         client.unlink(*keys)
-
-
-def _pages(keys: Iterable[str]) -> Iterator[list[str]]:
-    page: list[str] = []
-    for key in keys:
-        page.append(key)
-        if len(page) == KEYS_AT_ONCE:
-            yield page
-            page = []
-    if page:
-        yield page

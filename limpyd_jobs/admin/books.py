@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any
+from itertools import tee
+from typing import Any, TypeVar
+
+from redis.exceptions import ResponseError
 
 from .. import recipes
 from ..exceptions import JobClassError
 from ..models import BaseJobsModel, Job, Queue, WorkerInfo, worker_key
 from ..statuses import STATUSES
+from .reading import MEMBERS, ask, chunks, each_of_list, each_of_set, escaped, hash_of, is_wrong_type, sorted_set_of
 
-CHUNK = 500
+T = TypeVar("T")
+WRONG_TYPE = "something of another type is under it"
 
 
 @dataclass(frozen=True)
@@ -49,25 +53,20 @@ class Problem:
         return f"{self.kind}: {self.subject}: {self.detail}"
 
 
-def check(queue_model: Any = Queue) -> list[Problem]:
-    """Check the books of a namespace: what is wrong in it, nothing when all is well.
+def doubtful(queue_model: Any = Queue) -> list[Problem]:
+    """What seems to be wrong, of which much may be only what has changed while it was read.
 
-    Each job is in exactly one place, and its status says which; each index equals what the records say; each lease has
-    its token; each queue that holds work is known to hold it; no key is without an owner. Reads only.
-
-    Everything is read: time and memory are proportional to the number of records. What workers change meanwhile may
-    be reported although nothing is wrong with it; then ask again.
-
-    Args:
-        queue_model: whose namespace and database are checked, with the models that this process has imported.
+    Most of that is wrong in one reading only, since other jobs have changed in the next one.
     """
-    return list(_Books(queue_model).problems())
+    found = list(_Books(queue_model).problems())
+    if not found:
+        return []
+    again = {_name_of(problem) for problem in _Books(queue_model).problems()}
+    return [problem for problem in found if _name_of(problem) in again]
 
 
-def _chunks(items: Iterable[Any]) -> Iterator[list[Any]]:
-    iterator = iter(items)
-    while chunk := list(islice(iterator, CHUNK)):
-        yield chunk
+def _name_of(problem: Problem) -> tuple[str, ...]:
+    return problem.kind, problem.subject, problem.ident, problem.member
 
 
 def _models(base: Any) -> Iterator[Any]:
@@ -80,7 +79,7 @@ def _models(base: Any) -> Iterator[Any]:
 def models_of(queue_model: Any) -> list[Any]:
     """The models that this process has, or may import, of the records in a namespace."""
     namespace = queue_model.namespace or ""
-    known = queue_model.database.connection.hkeys(f"{namespace}:models")
+    known = dict(hash_of(queue_model.database.connection, f"{namespace}:models"))
     for model_repr in known:
         with suppress(JobClassError):  # the check says so
             Job.class_of(f"{model_repr}:0")
@@ -164,12 +163,13 @@ class _Books:
         self.queue_model = queue_model
         self.client = queue_model.database.connection
         self.namespace = queue_model.namespace or ""
-        self.known: dict[str, str] = self.client.hgetall(f"{self.namespace}:models")
+        self.broken: set[str] = set()
+        self.known = self._hash(f"{self.namespace}:models")
         self.models = models_of(queue_model)
-        self.keys = set(self.client.scan_iter(match=f"{_escaped(self.namespace)}:*", count=1000))
+        self.keys = set(self.client.scan_iter(match=f"{escaped(self.namespace)}:*", count=1000))
         self.sorted_keys = sorted(self.keys)
         self.owned: set[str] = set()
-        self.pks = {model: self.client.smembers(f"{model._name}:collection") for model in self.models}
+        self.pks = {model: self._set(f"{model._name}:collection") for model in self.models}
         self.holders: set[str] = set()
         self.leased: set[str] = set()
         self.places: dict[str, list[tuple[str, str]]] = defaultdict(list)
@@ -190,6 +190,30 @@ class _Books:
         for model in self.models:
             yield from self._check_indexes(model)
         yield from self._check_keys()
+        for key in sorted(self.broken):
+            yield Problem("key", key, WRONG_TYPE)
+
+    # --- Reading, a page of each key at a time
+
+    def _pages(self, key: str, read: Callable[[Any, str], Iterator[T]]) -> Iterator[T]:
+        try:
+            yield from read(self.client, key)
+        except ResponseError as error:
+            if not is_wrong_type(error):
+                raise
+            self.broken.add(key)
+
+    def _list(self, key: str) -> Iterator[str]:
+        return self._pages(key, each_of_list)
+
+    def _set(self, key: str) -> set[str]:
+        return set(self._pages(key, each_of_set))
+
+    def _hash(self, key: str) -> dict[str, str]:
+        return dict(self._pages(key, hash_of))
+
+    def _sorted_set(self, key: str) -> dict[str, float]:
+        return dict(self._pages(key, sorted_set_of))
 
     def _of_job(self, kind: str, ident: str, detail: str, *more: tuple[str, str, str]) -> Problem:
         return Problem(kind, ident, detail, ident, (*self.found.get(ident, ()), *more))
@@ -197,12 +221,14 @@ class _Books:
     def _where(self, ident: str) -> str:
         return " and ".join(f"{place} ({key})" for place, key in self.places[ident]) or "no place"
 
-    def _ask(self, command: str, keys: Iterable[Any]) -> Iterator[Any]:
-        for chunk in _chunks(keys):
-            pipeline = self.client.pipeline(transaction=False)
-            for key in chunk:
-                getattr(pipeline, command)(*key) if isinstance(key, tuple) else getattr(pipeline, command)(key)
-            yield from pipeline.execute()
+    def _ask(self, commands: Iterable[Sequence[Any]]) -> Iterator[Any]:
+        """The replies to commands; of a key of another type it is noted, and nothing is in it."""
+        asked, noted = tee(commands)
+        for (name, key, *rest), reply in zip(noted, ask(self.client, asked), strict=True):
+            if is_wrong_type(reply):
+                self.broken.add(key)
+                reply = [None] * len(rest) if name == "HMGET" else None
+            yield reply
 
     def _check_classes(self) -> Iterator[Problem]:
         """Of a class that cannot be had here only the registry knows where its jobs are: they are left as they are."""
@@ -229,23 +255,23 @@ class _Books:
 
     def _check_queue(self, model: Any, pk: str) -> Iterator[Problem]:
         key = f"{model._name}:{pk}"
-        waiting = self.client.lrange(f"{key}:waiting", 0, -1)
-        delayed = self.client.zrange(f"{key}:delayed", 0, -1, withscores=True)
+        waiting = list(self._list(f"{key}:waiting"))
+        delayed = self._sorted_set(f"{key}:delayed")
         for ident in waiting:
             self.places[ident].append(("waiting", key))
             self.found[ident].append(("waiting", key, ""))
-        for ident, _ in delayed:
+        for ident in delayed:
             self.places[ident].append(("delayed", key))
             self.found[ident].append(("delayed", key, ""))
-        name, priority = self.client.hmget(f"{key}:hash", "name", "priority")
+        [(name, priority)] = self._ask([("HMGET", f"{key}:hash", "name", "priority")])
         if name is None:
             return
-        ready = self.client.zscore(self._side("ready", model, name), pk)
+        ready, due = self._ask([("ZSCORE", self._side(kind, model, name), pk) for kind in ("ready", "due")])
         if waiting and ready != float(priority or 0):
             yield Problem("queue", key, f"jobs wait, and it is noted as ready with {ready}, not {priority}")
-        due = self.client.zscore(self._side("due", model, name), pk)
-        if delayed and (due is None or due > delayed[0][1] + 0.001):
-            yield Problem("queue", key, f"its first job is due at {delayed[0][1]}, and it is noted as due at {due}")
+        first = min(delayed.values(), default=0)
+        if delayed and (due is None or due > first + 0.001):
+            yield Problem("queue", key, f"its first job is due at {first}, and it is noted as due at {due}")
 
     def _check_pauses(self) -> Iterator[Problem]:
         """A name is marked as paused where claims look if it is noted in `paused`, and only then."""
@@ -254,11 +280,11 @@ class _Books:
                 prefix = self._side("ready", model, "")
                 model_name = model._name[len(self.namespace) + 1 :]
                 keys = [key for key in self._keys_below(prefix[:-1]) if self.client.type(key) == "zset"]
-                scores = self._ask("zscore", ((key, "") for key in keys))
+                scores = self._ask(("ZSCORE", key, "") for key in keys)
                 marked = {
                     key.removeprefix(prefix) for key, score in zip(keys, scores, strict=True) if score is not None
                 }
-                fields = self.client.hkeys(f"{self.namespace}:paused")
+                fields = self._hash(f"{self.namespace}:paused")
                 noted = {field.partition(":")[2] for field in fields if field.partition(":")[0] == model_name}
                 self.owned |= {f"{prefix}{name}" for name in marked & noted}
                 for name in sorted(marked ^ noted):
@@ -271,10 +297,10 @@ class _Books:
         return f"{self.namespace}:{kind}:{model._name[len(self.namespace) + 1 :]}:{name}"
 
     def _check_leases(self) -> Iterator[Problem]:
-        claims = self.client.hgetall(f"{self.namespace}:claims")
+        claims = self._hash(f"{self.namespace}:claims")
         self.holders = {name[1:] for name in claims if name.startswith("*")}
         claims = {name: value for name, value in claims.items() if not name.startswith("*")}
-        self.leased = set(self.client.zrange(f"{self.namespace}:leases", 0, -1))
+        self.leased = set(self._sorted_set(f"{self.namespace}:leases"))
         for ident in sorted(self.leased):
             self.places[ident].append(("leased", f"{self.namespace}:leases"))
             token = claims.pop(ident, None)
@@ -293,21 +319,21 @@ class _Books:
 
     def _check_limits(self) -> Iterator[Problem]:
         noted = {}
-        for ident, text in self.client.hgetall(f"{self.namespace}:limits:jobs").items():
+        for ident, text in self._hash(f"{self.namespace}:limits:jobs").items():
             place = json.loads(text)
             noted[ident] = (place["state"], place["key"])
-        due = set(self.client.zrange(f"{self.namespace}:limits:due", 0, -1))
+        due = self._sorted_set(f"{self.namespace}:limits:due").keys()
         found = {}
         for limit in sorted({key for _, key in noted.values()} | due):
             prefix = f"{self.namespace}:limit:{limit}"
-            for name in self.client.zrange(f"{prefix}:parked", 0, -1):
+            for name in self._sorted_set(f"{prefix}:parked"):
                 ident = name.partition(" ")[2]
                 self.places[ident].append(("parked", f"{prefix}:parked"))
                 self.found[ident].append(("parked", limit, name))
                 found[ident] = ("parked", limit)
                 if limit not in due:
                     yield self._of_job("limit", ident, f"it is parked under {limit!r}, and nobody looks at that")
-            for ident in self.client.zrange(f"{prefix}:held", 0, -1):
+            for ident in self._sorted_set(f"{prefix}:held"):
                 found[ident] = ("held", limit)
                 self.found[ident].append(("held", limit, ""))
             self.owned |= {f"{prefix}:parked", f"{prefix}:held"}
@@ -332,10 +358,11 @@ class _Books:
         names = ("status", "queued", "queue_key", "identifier")
         pks = sorted(self.pks[model])
         queued: dict[tuple[str, bool], str] = {}
-        hashes = self._ask("hmget", ((f"{model._name}:{pk}:hash", names) for pk in pks))
+        hashes = self._ask(("HMGET", f"{model._name}:{pk}:hash", *names) for pk in pks)
         for pk, (status, is_queued, queue_key, identifier) in zip(pks, hashes, strict=True):
             ident = f"{model.get_model_repr()}:{pk}"
-            yield from self._check_job(ident, status, is_queued, queue_key)
+            if f"{model._name}:{pk}:hash" not in self.broken:
+                yield from self._check_job(ident, status, is_queued, queue_key)
             self.places.pop(ident, None)
             if is_queued and identifier is not None:
                 name = (identifier, status == STATUSES.BLOCKED)  # one may wait for the end of the one that runs
@@ -372,11 +399,11 @@ class _Books:
         if not recipes.has_edges(model):
             return
         pks, names = sorted(self.pks[model]), ("status", "run_options")
-        hashes = self._ask("hmget", ((f"{model._name}:{pk}:hash", names) for pk in pks))
+        hashes = self._ask(("HMGET", f"{model._name}:{pk}:hash", *names) for pk in pks)
         blocked = [
             (pk, text or "") for pk, (status, text) in zip(pks, hashes, strict=True) if status == STATUSES.BLOCKED
         ]
-        found = self._ask("smembers", (f"{model._name}:{pk}:waits_for" for pk, _ in blocked))
+        found = self._read_sets([f"{model._name}:{pk}:waits_for" for pk, _ in blocked])
         edges: list[_Edge] = []
         for (pk, run_options), parents in zip(blocked, found, strict=True):
             ident = f"{model.get_model_repr()}:{pk}"
@@ -389,12 +416,12 @@ class _Books:
 
     def _untold(self, edges: list[_Edge]) -> Iterator[tuple[_Edge, str]]:
         """The jobs that will not hear of the end of one that they wait for, and why."""
-        telling = set(self.client.zrange(f"{self.namespace}:followups", 0, -1))
+        telling = self._sorted_set(f"{self.namespace}:followups").keys()
         keys = {parent: _key_of(parent) for parent in {edge.parent for edge in edges} - telling}
         known = [edge for edge in edges if keys.get(edge.parent)]
         names = ("status", "queued", "follow_up")
-        hashes = self._ask("hmget", ((f"{keys[edge.parent]}:hash", names) for edge in known))
-        children = self._ask("sismember", ((f"{keys[edge.parent]}:children", edge.child) for edge in known))
+        hashes = self._ask(("HMGET", f"{keys[edge.parent]}:hash", *names) for edge in known)
+        children = self._ask(("SISMEMBER", f"{keys[edge.parent]}:children", edge.child) for edge in known)
         yield from ((edge, "has a class that cannot be had") for edge in edges if keys.get(edge.parent, "") is None)
         for edge, values, is_child in zip(known, hashes, children, strict=True):
             reason = _why_not_told(edge, values, bool(is_child))
@@ -404,42 +431,51 @@ class _Books:
     # --- Indexes and keys
 
     def _check_indexes(self, model: Any) -> Iterator[Problem]:
-        wanted: dict[str, dict[str, dict[str, float]]] = {}
-        for field in model.get_fields():
-            if getattr(field, "indexable", False):
-                wanted[field.name] = self._collect_entries(model, field)
+        wanted = self._collect_entries(model)
         field_of = {key: field for field, keys in self._index_keys(model).items() for key in keys}
         field_of |= {key: field for field, of_field in wanted.items() for key in of_field}
         scores = {key: members for of_field in wanted.values() for key, members in of_field.items()}
         keys = sorted(field_of)
         self.owned.update(keys)
+        unreadable = tuple(pk for pk in self.pks[model] if f"{model._name}:{pk}:hash" in self.broken)
         for key, found in zip(keys, self._read_sets(keys), strict=True):
             for member, detail in _differences(scores.get(key, {}), found):
-                where = {"model": model._name, "field": field_of[key], "member": member}
-                yield Problem("index", key, f"{member} {detail}", **where)
+                if not member.endswith(unreadable):  # nobody knows what that record says
+                    where = {"model": model._name, "field": field_of[key], "member": member}
+                    yield Problem("index", key, f"{member} {detail}", **where)
 
     def _read_sets(self, keys: list[str]) -> Iterator[dict[str, float]]:
         """The members of sets and sorted sets, with their scores; without these, 0."""
-        for chunk in _chunks(keys):
-            pipeline = self.client.pipeline(transaction=False)
-            for key, kind in zip(chunk, self._ask("type", chunk), strict=True):
-                pipeline.zrange(key, 0, -1, withscores=True) if kind == "zset" else pipeline.smembers(key)
-            for members in pipeline.execute():
-                yield dict.fromkeys(members, 0.0) if isinstance(members, set) else dict(members)
+        for chunk in chunks(keys):
+            replies = ask(self.client, (("SSCAN", key, 0, "COUNT", MEMBERS) for key in chunk))
+            for key, reply in zip(chunk, replies, strict=True):
+                if is_wrong_type(reply):
+                    yield self._sorted_set(key)
+                else:
+                    is_whole = int(reply[0]) == 0  # else a large one, read in pages of its own
+                    yield dict.fromkeys(reply[1] if is_whole else self._set(key), 0.0)
 
-    def _collect_entries(self, model: Any, field: Any) -> dict[str, dict[str, float]]:
-        """By the key of an index, its members with their scores."""
-        wanted: dict[str, dict[str, float]] = defaultdict(dict)
-        pks = sorted(self.pks[model])
-        if field.name in model._instancehash_fields:
-            values = self._ask("hget", ((f"{model._name}:{pk}:hash", field.name) for pk in pks))
-        else:
-            values = (model.from_pk(pk).get_field(field.name).proxy_get() for pk in pks)
-        for pk, value in zip(pks, values, strict=True):
+    def _collect_entries(self, model: Any) -> dict[str, dict[str, dict[str, float]]]:
+        """By field, and by the key of an index, its members with their scores."""
+        fields = [field for field in model.get_fields() if getattr(field, "indexable", False)]
+        wanted: dict[str, dict[str, dict[str, float]]] = {field.name: defaultdict(dict) for field in fields}
+        for field, pk, value in self._values_of(model, fields):
             for _, key, *more in recipes.index_entries(field, pk, value):
                 score, prefix = more or ("0", "")
-                wanted[key][f"{prefix}{pk}"] = float(score)
+                wanted[field.name][key][f"{prefix}{pk}"] = float(score)
         return wanted
+
+    def _values_of(self, model: Any, fields: list[Any]) -> Iterator[tuple[Any, str, Any]]:
+        """Each of some fields, with each primary key and its value there; what is in a hash is read at once."""
+        pks = sorted(self.pks[model])
+        in_hash = [field for field in fields if field.name in model._instancehash_fields]
+        names = [field.name for field in in_hash]
+        hashes = self._ask(("HMGET", f"{model._name}:{pk}:hash", *names) for pk in pks if names)
+        for pk, values in zip(pks, hashes, strict=False):  # none, where nothing in the hash is indexed
+            yield from ((field, pk, value) for field, value in zip(in_hash, values, strict=True))
+        for field in fields:
+            if field.name not in names:
+                yield from ((field, pk, model.from_pk(pk).get_field(field.name).proxy_get()) for pk in pks)
 
     def _keys_below(self, prefix: str) -> list[str]:
         start = bisect_left(self.sorted_keys, f"{prefix}:")
@@ -459,9 +495,6 @@ class _Books:
         return found
 
     def _check_keys(self) -> Iterator[Problem]:
-        own = ["models", "tasks", "leases", "claims", "expiring", "followups", "operations", "paused", "workers"]
-        own += ["numbers:total"]
-        self.owned |= {f"{self.namespace}:{name}" for name in own}
         self.owned |= {f"{self.namespace}:{name}" for name in OWN_KEYS}
         expiring = tuple(f"{self.namespace}:{kind}:" for kind in ("done", "unique", "numbers"))
         self.owned |= {key for key in self.keys if key.startswith(expiring) and self.client.ttl(key) != -1}
@@ -473,18 +506,13 @@ class _Books:
             if issubclass(model, Queue):
                 names.append("requeue_all_delayed_ready_jobs")  # a lock of version 2
                 hashes = (f"{model._name}:{pk}:hash" for pk in self.pks[model])
-                for name in self._ask("hget", ((key, "name") for key in hashes)):
+                for name in self._ask(("HGET", key, "name") for key in hashes):
                     self.owned |= {self._side(kind, model, name or "") for kind in SIDE_KINDS}
             self.owned |= {f"{model._name}:{pk}:{name}" for pk in self.pks[model] for name in names}
         for key in sorted(self.keys - self.owned):
             is_limpyds = any(part in key for part in LIMPYDS_OWN)
             if not is_limpyds and self.client.exists(key):
                 yield Problem("key", key, "no record and no index owns it")
-
-
-def _escaped(text: str) -> str:
-    """The pattern that matches just this text."""
-    return "".join(f"\\{character}" if character in "*?[]\\^" else character for character in text)
 
 
 def _differences(wanted: dict[str, float], found: dict[str, float]) -> Iterator[tuple[str, str]]:

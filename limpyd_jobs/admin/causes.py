@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..utils import datetime_to_score, parse_datetime
+from ..utils import seconds_of
+from ..wording import duration, local, utc
 from .sight import Sight
-from .wording import duration, local, utc
 
 NAMED = 3  # workers, or jobs, in a sentence
 
@@ -82,19 +82,12 @@ def name_error(error: Mapping[str, Any]) -> str:
     return f"{error['type']}: {lines[0][:200]}" if lines[0] else str(error["type"])
 
 
-def score(text: str | None) -> float:
-    """A time as seconds since the epoch; 0 for what is none."""
-    try:
-        return datetime_to_score(parse_datetime(text or ""))
-    except ValueError:  # programs may write to it
-        return 0.0
-
-
-def seconds_of(text: str | None) -> str:
+def to_the_second(text: str | None) -> str:
     """A time without fractions of a second."""
     return (text or "some time").partition(".")[0]
 
 
 def ago(text: str, now: float) -> str:
     """How long ago a time was."""
-    return f"{duration(now - score(text))} ago"
+    seconds = seconds_of(text)
+    return "some time ago" if seconds is None else f"{duration(now - seconds)} ago"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..database import JobsDatabase, check_server, client_settings, parse_database, show_database
+from ..database import JobsDatabase, connect_to, parse_database, show_database
 from ..exceptions import InvalidArgument
 from ..models import BaseJobsModel, Queue
 
@@ -26,19 +26,6 @@ def connect(database: str | None = None, queue_model: Any = Queue) -> str:
     used = [BaseJobsModel.database]
     used += [queue_model.database] if queue_model.database is not BaseJobsModel.database else []
     for one in used:
-        _connect(one, settings)
-    return _show(queue_model.database)
-
-
-def _connect(database: Any, settings: dict[str, Any]) -> None:
-    if isinstance(database, JobsDatabase):
-        database.connect(**settings)
-        return
-    # one of limpyd's own, given to `use_database`: its `connect` moves nothing
-    check_server(settings or database.connection_settings)
-    if settings:
-        database.reset(**client_settings(settings))
-
-
-def _show(database: Any) -> str:
-    return str(database) if isinstance(database, JobsDatabase) else show_database(database.connection_settings)
+        connect_to(one, settings)
+    meant = queue_model.database
+    return str(meant) if isinstance(meant, JobsDatabase) else show_database(meant.connection_settings)

@@ -12,6 +12,7 @@ from ..statuses import STATUSES
 from ..utils import score_to_datetime, server_seconds
 from .errors import find_errors
 from .finding import get_job
+from .leases import worker_of
 from .reading import MEMBERS, ask, client_of, is_wrong_type, job_kinds, kind_of
 from .records import ErrorFilter, ErrorRecord, JobRecord
 
@@ -169,7 +170,9 @@ class _Reading:
             until, token = ask(self.client, commands)
             if until is not None and not is_wrong_type(until):
                 left = until - server_seconds(self.client.time())
-                return Lease(worker_of(token), str(score_to_datetime(until)), left)
+                return Lease(
+                    worker_of(token if isinstance(token, str) else None) or None, str(score_to_datetime(until)), left
+                )
         return None
 
     def _result(self) -> SavedResult | None:
@@ -210,9 +213,3 @@ class _Reading:
             yield Moment(record.end, "canceled", reason)
         elif record.end:
             yield Moment(record.end, "ended", STATUSES.by_value(record.status, record.status).lower())
-
-
-def worker_of(token: Any) -> str | None:
-    """The id of the worker whose claim has this token; None: it is none of a worker."""
-    worker, separator, number = token.rpartition("-") if isinstance(token, str) else ("", "", "")
-    return worker if separator and worker and number.isdigit() else None

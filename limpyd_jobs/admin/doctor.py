@@ -9,7 +9,7 @@ from redis.exceptions import ResponseError
 
 from ..models import Queue
 from . import jobs_checks, redis_checks
-from .findings import Check, Finding, Patient
+from .patient import Check, Finding, Patient
 
 CHECKS: list[Check] = [*redis_checks.CHECKS, *jobs_checks.CHECKS]  # add yours
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from ..models import Queue
 from ..statuses import STATUSES
+from ..utils import seconds_of
+from ..wording import counted, duration, utc
 from .causes import (
     Cause,
     ago,
@@ -18,8 +20,7 @@ from .causes import (
     named_jobs,
     pace,
     queue_evidence,
-    score,
-    seconds_of,
+    to_the_second,
 )
 from .errors import find_errors
 from .finding import get_job
@@ -27,7 +28,6 @@ from .limiting import what_limits
 from .reading import ask, is_wrong_type, kind_of
 from .records import ErrorFilter, ErrorRecord, JobRecord
 from .sight import DEEPEST, Sight, Surroundings
-from .wording import duration, number_of, utc
 
 LONGEST_CHAIN = 20  # jobs of which each waits for the next one
 PARENTS_LOOKED_AT = 100
@@ -137,7 +137,7 @@ class _Explainer:
         if lost is not None:
             return lost
         start = sight.fields.get("start")
-        since = f"since {seconds_of(start)} UTC ({ago(start, sight.now)})" if start else "since a moment"
+        since = f"since {to_the_second(start)} UTC ({ago(start, sight.now)})" if start else "since a moment"
         evidence = {"since": start, "lease_until": utc(sight.lease_until), **self._worker_evidence(sight)}
         if sight.is_at_once:
             return Cause("running", f"has been running {since}, executed at once by the process that made it", evidence)
@@ -281,7 +281,7 @@ class _Explainer:
         rate = self.around.started_per_second(sight.queue.name)
         evidence |= {"higher": before, "started_per_second": rate}
         if sight.ahead is None:
-            clause = f"is behind more than {number_of(DEEPEST, 'job')} in {sight.queue.name!r}, {pace(rate)}"
+            clause = f"is behind more than {counted(DEEPEST, 'job')} in {sight.queue.name!r}, {pace(rate)}"
             return Cause("behind", clause, {**evidence, "ahead": None})
         count = before + sight.ahead
         evidence["ahead"] = count
@@ -292,7 +292,7 @@ class _Explainer:
         about = (
             f"it starts in about {duration(starts_in)}" if starts_in is not None else "nobody can say when it starts"
         )
-        clause = f"is behind {number_of(count, 'job')} {of}in {sight.queue.name!r}, {pace(rate)}: {about}"
+        clause = f"is behind {counted(count, 'job')} {of}in {sight.queue.name!r}, {pace(rate)}: {about}"
         return Cause("behind", clause, evidence, starts_in)
 
     def _first_in_line(self, sight: Sight, evidence: dict[str, Any]) -> Cause:
@@ -364,7 +364,7 @@ class _Explainer:
 
     def _waits_for(self, ident: str, others: int, evidence: dict[str, Any]) -> Cause:
         """Follow the first one that has not ended, to what keeps it."""
-        more = f" and {number_of(others, 'other')}" if others else ""
+        more = f" and {counted(others, 'other')}" if others else ""
         if ident in self.seen or len(self.seen) >= LONGEST_CHAIN:
             clause = f"waits for {ident}{more}, at the end of a chain of {len(self.seen)} jobs"
             return Cause("waits-for", clause, {**evidence, "chain": [ident]})
@@ -374,7 +374,7 @@ class _Explainer:
         if len(chain) == 1:
             clause = f"waits for {ident}{more}, which {last['clause']}"
         else:
-            by = f", through {number_of(len(chain) - 2, 'more job')}," if len(chain) > 2 else ""
+            by = f", through {counted(len(chain) - 2, 'more job')}," if len(chain) > 2 else ""
             clause = f"waits for {ident}{more}, and so{by} for {chain[-1]}, which {last['clause']}"
         return Cause("waits-for", clause, {**evidence, "chain": chain, "last": last})
 
@@ -395,7 +395,7 @@ class _Explainer:
         error = self._last_error(sight.ident)
         why = f" with {name_error(error)}" if error else ""
         evidence = {"tries": sight.fields.get("tries"), "error": error, "end": sight.fields.get("end")}
-        when = f"at {seconds_of(sight.fields['end'])} UTC" if "end" in sight.fields else "at some time"
+        when = f"at {to_the_second(sight.fields['end'])} UTC" if "end" in sight.fields else "at some time"
         tries = f", in try {sight.fields['tries']}" if "tries" in sight.fields else ""
         return Cause("failed", f"failed {when}{tries}{why}, and is not tried again", evidence)
 
@@ -438,8 +438,9 @@ _ENDED_BADLY = (STATUSES.ERROR, STATUSES.CANCELED)
 
 def _succeeded(sight: Sight) -> Cause:
     start, end = sight.fields.get("start"), sight.fields.get("end")
-    lasted = f", after a run of {duration(score(end) - score(start))}" if start and end else ""
-    return Cause("succeeded", f"ended well at {seconds_of(end)} UTC{lasted}", {"start": start, "end": end})
+    begun, ended = seconds_of(start), seconds_of(end)
+    lasted = "" if begun is None or ended is None else f", after a run of {duration(ended - begun)}"
+    return Cause("succeeded", f"ended well at {to_the_second(end)} UTC{lasted}", {"start": start, "end": end})
 
 
 def _without_status(sight: Sight) -> Cause:

@@ -8,19 +8,18 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from .. import recipes
 from ..exceptions import DatabaseException, InvalidArgument
 from ..models import Queue
-from ..utils import datetime_to_score, parse_datetime, server_seconds
-from .leases import keys_of_classes
+from .overview import oldest_ages
 from .pausing import paused
+from .reading import client_of, queue_names
 from .workers import listeners, workers
 
 WRITE_MILLISECONDS = 1000  # after which what is written as a trial is gone
 
 
 def health(
-    queues: Sequence[str] = (),
+    queues: str | Sequence[str] = (),
     min_workers: int = 0,
     max_oldest_age: float | None = None,
     queue_model: Any = Queue,
@@ -36,7 +35,7 @@ def health(
     Raises:
         InvalidArgument: an argument is not accepted.
     """
-    names = [recipes.to_queue_name(name) for name in queues]
+    names = queue_names(queues)
     _check_number("min_workers", min_workers)
     _check_number("max_oldest_age", max_oldest_age or 0)
     try:
@@ -57,7 +56,7 @@ def _check_number(argument: str, value: Any) -> None:
 def _write(queue_model: Any) -> None:
     """Write something that goes by itself: a full memory, a replica, a disk that cannot be written refuse it."""
     key = f"{queue_model.namespace or ''}:done:health-{os.urandom(4).hex()}"
-    queue_model.get_connection().set(key, "", px=WRITE_MILLISECONDS)
+    client_of(queue_model).set(key, "", px=WRITE_MILLISECONDS)
 
 
 def _too_few_workers(names: Sequence[str], wanted: int, queue_model: Any) -> Iterator[str]:
@@ -77,49 +76,8 @@ def _workers(count: int) -> str:
 
 
 def _too_old_jobs(names: Sequence[str], longest: float, queue_model: Any) -> Iterator[str]:
-    left_alone = paused(queue_model)
-    for (name, priority), age in sorted(_oldest_ages(names, queue_model).items()):
-        if age > longest and name not in left_alone:
-            yield f"the first job of the queue {name!r} with priority {priority} has waited for {age:.0f} seconds"
-
-
-def _oldest_ages(names: Sequence[str], queue_model: Any) -> dict[tuple[str, str], float]:
-    """How long the first job of each queue has waited, in seconds, by name and priority."""
-    client = queue_model.get_connection()
-    pks = [queue.pk.get() for queue in queue_model.get_all(names)] if names else sorted(queue_model.collection())
-    pipeline = client.pipeline(transaction=False)
-    for pk in pks:
-        pipeline.hmget(f"{queue_model._name}:{pk}:hash", "name", "priority")
-        pipeline.lindex(f"{queue_model._name}:{pk}:waiting", 0)
-    replies = pipeline.execute(raise_on_error=False)
-    heads = [
-        ((values[0], values[1] or "0"), ident)
-        for values, ident in zip(replies[::2], replies[1::2], strict=True)
-        if isinstance(values, list) and values[0] is not None and isinstance(ident, str)
-    ]
-    since = _waiting_since(client, queue_model.namespace or "", [ident for _, ident in heads])
-    now = server_seconds(client.time())
-    return {key: now - since[ident] for key, ident in heads if ident in since}
-
-
-def _waiting_since(client: Any, namespace: str, idents: Sequence[str]) -> dict[str, float]:
-    """When some jobs have begun to wait, as their records say it."""
-    keys, pipeline = keys_of_classes(client, namespace), client.pipeline(transaction=False)
-    known = [ident for ident in idents if ident.partition(":")[0] in keys]
-    for ident in known:
-        model_repr, _, pk = ident.partition(":")
-        pipeline.hmget(f"{keys[model_repr]}:{pk}:hash", "waiting_since", "added")
-    found: dict[str, float] = {}
-    for ident, values in zip(known, pipeline.execute(raise_on_error=False), strict=True):
-        for text in values if isinstance(values, list) else ():
-            seconds = _seconds(text)
-            if seconds is not None:
-                found.setdefault(ident, seconds)
-    return found
-
-
-def _seconds(text: str | None) -> float | None:
-    try:
-        return datetime_to_score(parse_datetime(text)) if text else None
-    except ValueError:  # programs may write to it
-        return None
+    left_alone, found = paused(queue_model), oldest_ages(names, queue_model)
+    for queue in sorted(found, key=lambda queue: (queue.name, -queue.priority)):
+        if found[queue] > longest and queue.name not in left_alone:
+            which = f"the queue {queue.name!r} with priority {queue.priority}"
+            yield f"the first job of {which} has waited for {found[queue]:.0f} seconds"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,11 +10,12 @@ from typing import Any
 from ..exceptions import InvalidArgument
 from ..utils import Keep, parse_keep, server_seconds
 from ..version import EXACT_VERSION
-from .findings import HISTORIES, Finding, Patient, QueueSeen
+from ..wording import counted, duration, size, utc
 from .numbers import rates
 from .operating import operations
+from .patient import HISTORIES, Check, Finding, Patient, QueueSeen
 from .pausing import paused
-from .wording import duration, number_of, size, utc
+from .reading import JobKind, job_kinds
 
 LONG_HISTORY = 10_000
 VERY_LONG_HISTORY = 100_000
@@ -34,12 +34,12 @@ def dead_leases(patient: Patient) -> Iterator[Finding]:
     late = int(patient.client.zcount(leases, "-inf", now - LATE_SECONDS))
     if not late:
         yield Finding(
-            "ok", "leases", f"{number_of(patient.client.zcard(leases), 'lease')}, none of a worker that is gone."
+            "ok", "leases", f"{counted(patient.client.zcard(leases), 'lease')}, none of a worker that is gone."
         )
         return
     [(ident, until)] = patient.client.zrange(leases, 0, 0, withscores=True)
     text = (
-        f"{number_of(late, 'job')} of workers that are gone must be given back, which any worker of this namespace"
+        f"{counted(late, 'job')} of workers that are gone must be given back, which any worker of this namespace"
         f" does; the lease of {ident} lapsed {duration(now - until)} ago."
     )
     fix = "start a worker" if not patient.workers else "look at the logs of the workers"
@@ -52,13 +52,13 @@ def unheard_queues(patient: Patient) -> Iterator[Finding]:
     unheard = sorted(name for name in names if not patient.listeners_of(name))
     for name in unheard[:NAMED]:
         count = sum(queue.queued for queue in patient.queues if queue.name == name)
-        text = f"{number_of(count, 'job')} to be run in {name!r}, and no worker listens on it."
+        text = f"{counted(count, 'job')} to be run in {name!r}, and no worker listens on it."
         yield Finding("error", "queues", text, f"limpyd-jobs-worker --queues={name}")
     if unheard[NAMED:]:
-        text = f"{number_of(len(unheard) - NAMED, 'more queue')} with jobs, and no worker."
+        text = f"{counted(len(unheard) - NAMED, 'more queue')} with jobs, and no worker."
         yield Finding("error", "queues", text, "limpyd-jobs status")
     if not unheard:
-        yield Finding("ok", "queues", f"{number_of(len(names), 'queue')} with jobs to be run, and workers for each.")
+        yield Finding("ok", "queues", f"{counted(len(names), 'queue')} with jobs to be run, and workers for each.")
 
 
 def paused_queues(patient: Patient) -> Iterator[Finding]:
@@ -79,10 +79,10 @@ def versions(patient: Patient) -> Iterator[Finding]:
     """Do all workers run the same version?"""
     others = [worker for worker in patient.workers if worker.version != EXACT_VERSION]
     if not others:
-        yield Finding("ok", "workers", f"{number_of(len(patient.workers), 'worker')}, all of version {EXACT_VERSION}.")
+        yield Finding("ok", "workers", f"{counted(len(patient.workers), 'worker')}, all of version {EXACT_VERSION}.")
         return
     named = ", ".join(f"{worker.host}:{worker.pid} ({worker.version})" for worker in others[:NAMED])
-    many = f"{len(others)} of {number_of(len(patient.workers), 'worker')}"
+    many = f"{len(others)} of {counted(len(patient.workers), 'worker')}"
     text = f"Of another version than {EXACT_VERSION}: {many}, {named}."
     yield Finding("warning", "workers", text, "deploy, and start these workers again")
 
@@ -92,7 +92,7 @@ def operations_left(patient: Patient) -> Iterator[Finding]:
     found = operations(queue_model=patient.queue_model)
     for one in found:
         text = (
-            f"{one.kind} of {number_of(one.count, 'job')}, started at {one.cut_off} UTC by {one.who}, has not ended:"
+            f"{one.kind} of {counted(one.count, 'job')}, started at {one.cut_off} UTC by {one.by}, has not ended:"
             f" {one.done:,} done."
         )
         command = one.kind.partition("_")[0]  # `purge` does `purge_errors`, too
@@ -114,7 +114,7 @@ def histories(patient: Patient) -> Iterator[Finding]:
     ]
     for queue, name in sorted(found, key=lambda one: -one[0].lengths[one[1]])[:NAMED]:
         level = "warning" if queue.lengths[name] >= VERY_LONG_HISTORY else "info"
-        kept = f"{number_of(queue.lengths[name], 'job')} in `{name}`"
+        kept = f"{counted(queue.lengths[name], 'job')} in `{name}`"
         text = f"{queue.name!r} (priority {queue.priority}) keeps everything, {kept}."
         yield Finding(level, "histories", text, f"--keep-{name}=1000 (or 7d) for its workers")
     if not found:
@@ -141,7 +141,7 @@ def records(patient: Patient) -> Iterator[Finding]:
         yield Finding("info", "records", "There are no jobs to be weighed.")
     for one in sorted(weights, key=lambda one: -one.count * one.each)[:NAMED]:
         total = size(one.count * one.each)
-        text = f"{number_of(one.count, 'record')} of {one.model_repr}: about {size(one.each)} each, {total} in all."
+        text = f"{counted(one.count, 'record')} of {one.model_repr}: about {size(one.each)} each, {total} in all."
         yield Finding("info", "records", text)
 
 
@@ -200,38 +200,32 @@ class Weight:
 
 
 def _weights(patient: Patient) -> list[Weight]:
-    known = patient.client.hgetall(f"{patient.namespace}:models")
-    found = {}
-    for text in known.values():
-        recipe = json.loads(text)
-        found[recipe["repr"]] = recipe
-    weights = (_weight(patient.client, recipe) for recipe in found.values())
+    weights = (_weight(patient.client, kind) for kind in job_kinds(patient.queue_model))
     return [weight for weight in weights if weight is not None]
 
 
-def _weight(client: Any, recipe: dict[str, Any]) -> Weight | None:
+def _weight(client: Any, kind: JobKind) -> Weight | None:
     """Some records are weighed; of the sets that index them, the part of one member."""
-    collection, names = f"{recipe['key']}:collection", list(recipe["indexes"])
+    collection, names = f"{kind.key}:collection", list(kind.sets)
     pks = client.srandmember(collection, SAMPLE)
     if not pks:
         return None
     pipeline = client.pipeline(transaction=False)
     for pk in pks:
-        pipeline.memory_usage(f"{recipe['key']}:{pk}:hash")
-        pipeline.hmget(f"{recipe['key']}:{pk}:hash", names) if names else pipeline.echo("")
+        pipeline.memory_usage(kind.hash_key(pk))
+        pipeline.hmget(kind.hash_key(pk), names) if names else pipeline.echo("")
     pipeline.memory_usage(collection).scard(collection)
     *replies, collection_bytes, count = pipeline.execute()
     sizes, values = replies[::2], replies[1::2]
     sets = [
-        f"{index[1]}{value}"
+        f"{kind.sets[name]}{value}"
         for row in values
-        for name, value in zip(names, row, strict=False)
-        for index in recipe["indexes"][name]
-        if index[0] == "equal" and value is not None
+        for name, value in zip(names, row, strict=False)  # '' where there are no names
+        if value is not None
     ]
     shares = sum(_shares(client, sets))
     total = sum(one or 0 for one in sizes) + shares
-    return Weight(recipe["repr"], count, total / len(pks) + (collection_bytes or 0) / max(count, 1))
+    return Weight(kind.name, count, total / len(pks) + (collection_bytes or 0) / max(count, 1))
 
 
 def _shares(client: Any, keys: list[str]) -> Iterator[float]:
@@ -250,7 +244,7 @@ def _mean_weight(weights: list[Weight]) -> float:
     return sum(weight.count * weight.each for weight in weights) / count if count else 0.0
 
 
-CHECKS = (
+CHECKS: tuple[Check, ...] = (
     dead_leases,
     unheard_queues,
     paused_queues,

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from itertools import islice
 from typing import Any, NamedTuple
 
-PAGE = 500
+from .reading import AT_ONCE, JobKind, ask, chunks, client_of, is_wrong_type, job_kinds, kind_of
 
 
 class Leased(NamedTuple):
@@ -26,33 +24,26 @@ class Leased(NamedTuple):
 
     @property
     def worker(self) -> str:
-        """The key of the worker that holds it."""
-        return self.token.rpartition("-")[0]
+        """The key of the worker that holds it; '': no worker does."""
+        return worker_of(self.token)
 
 
 def leased_jobs(queue_model: Any) -> Iterator[Leased]:
     """All jobs of a namespace that are leased, each once."""
-    client, namespace = queue_model.get_connection(), queue_model.namespace or ""
-    keys = keys_of_classes(client, namespace)
+    client, namespace, kinds = client_of(queue_model), queue_model.namespace or "", job_kinds(queue_model)
     seen: set[str] = set()
-    entries = (ident for ident, _ in client.zscan_iter(f"{namespace}:leases", count=PAGE))
-    while page := list(islice(entries, PAGE)):
+    for page in chunks(ident for ident, _ in client.zscan_iter(f"{namespace}:leases", count=AT_ONCE)):
         idents = [ident for ident in dict.fromkeys(page) if ident not in seen]  # a scan may come to some again
         seen.update(idents)
-        yield from _read_page(client, namespace, keys, idents)
+        if idents:
+            yield from _read_page(client, f"{namespace}:claims", kinds, idents)
 
 
-def _read_page(client: Any, namespace: str, keys: dict[str, str], idents: list[str]) -> Iterator[Leased]:
-    if not idents:
-        return
-    pipeline = client.pipeline(transaction=False)
-    pipeline.hmget(f"{namespace}:claims", idents)
-    known = [ident for ident in idents if ident.partition(":")[0] in keys]
-    for ident in known:
-        model_repr, _, pk = ident.partition(":")
-        pipeline.hmget(f"{keys[model_repr]}:{pk}:hash", "status", "start", "queue_key")
-    tokens, *records = pipeline.execute(raise_on_error=False)
-    if isinstance(tokens, Exception):
+def _read_page(client: Any, claims: str, kinds: list[JobKind], idents: list[str]) -> Iterator[Leased]:
+    known = {ident: found for ident in idents if (found := kind_of(kinds, ident)) is not None}
+    hashes = [("HMGET", kind.hash_key(pk), "status", "start", "queue_key") for kind, pk in known.values()]
+    tokens, *records = ask(client, [("HMGET", claims, *idents), *hashes])
+    if is_wrong_type(tokens):
         raise tokens
     values = dict(zip(known, records, strict=True))
     for ident, token in zip(idents, tokens, strict=True):
@@ -61,7 +52,7 @@ def _read_page(client: Any, namespace: str, keys: dict[str, str], idents: list[s
             yield Leased(ident, token, *(found if isinstance(found, list) else (None, None, None)))
 
 
-def keys_of_classes(client: Any, namespace: str) -> dict[str, str]:
-    """What the keys of the jobs of each class begin with, as the registry says it."""
-    known = client.hgetall(f"{namespace}:models")
-    return {model_repr: json.loads(text)["key"] for model_repr, text in known.items()}
+def worker_of(token: str | None) -> str:
+    """The key of the worker whose claim has this token; '': it is that of no worker."""
+    worker, _, number = (token or "").rpartition("-")
+    return worker if number.isdigit() else ""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ..wording import counted, duration
 from .causes import Cause, ago, named, queue_evidence
+from .leases import worker_of
 from .sight import Sight, Surroundings
-from .wording import duration, number_of
 
 HOLDERS_LOOKED_AT = 10
 LOOK_SECONDS = 30  # after which parked jobs are looked at again, at the latest
@@ -41,7 +42,7 @@ def _limit_full(around: Surroundings, sight: Sight, key: str, most: int, held: i
     holders = list(_holders(around, idents))
     who = named([_name_holder(holder, sight.now) for holder in holders], held)
     before = evidence["parked_before"]
-    behind = f", behind {number_of(before, 'job')} that came before it" if before else ""
+    behind = f", behind {counted(before, 'job')} that came before it" if before else ""
     clause = f"waits for room under the limit {key!r}{behind}: {most} may run at the same time, and {who} do"
     return Cause("limit", clause, {**evidence, "max_concurrency": most, "held": held, "holders": holders})
 
@@ -52,7 +53,7 @@ def _holders(around: Surroundings, idents: list[str]) -> Iterator[dict[str, Any]
     records = around.records(idents)
     for ident, token in zip(idents, tokens, strict=True):
         record = records[ident]
-        worker = around.workers.get((token or "").rpartition("-")[0])
+        worker = around.workers.get(worker_of(token))
         yield {
             "ident": ident,
             "worker": f"{worker.host}:{worker.pid}" if worker else None,
@@ -68,9 +69,9 @@ def _wait_for_rate(around: Surroundings, key: str, count: int, seconds: float, n
 
 def _rate_used_up(key: str, rate: Any, wait: float, before: int, evidence: dict[str, Any]) -> Cause:
     count, seconds = int(rate[0]), float(rate[1])
-    behind = f", behind {number_of(before, 'job')} that came before it" if before else ""
+    behind = f", behind {counted(before, 'job')} that came before it" if before else ""
     clause = (
-        f"waits for the rate of {key!r}{behind}: it allows {number_of(count, 'start')} in {duration(seconds)},"
+        f"waits for the rate of {key!r}{behind}: it allows {counted(count, 'start')} in {duration(seconds)},"
         f" and the next one in {duration(wait)}"
     )
     starts_in = wait + before // count * seconds

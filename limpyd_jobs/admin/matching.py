@@ -7,13 +7,12 @@ from collections.abc import Callable, Collection, Mapping
 from datetime import timedelta
 
 from ..statuses import STATUSES
-from ..utils import parse_datetime, utcnow
+from ..utils import FIRST_MOMENT, parse_datetime, utcnow
 from .fingerprints import fingerprint, place_of
 from .reading import JobKind, QueueNames
 from .records import ErrorFilter, JobFilter
 
 WILDCARDS = {"*": ".*", "?": "."}
-FIRST_MOMENT = "0001-01-01 00:00:00"
 SKEW_SECONDS = 3600  # by which the clocks of two machines differ at most
 ENOUGH = 100  # records in a row, of which all are too old, or too new: those on that side of them are, too
 Values = Mapping[str, "str | None"]
@@ -135,7 +134,7 @@ def _skewed(since: str) -> str | None:
     text = since + FIRST_MOMENT[len(since) :]
     try:
         return str(parse_datetime(text) - timedelta(seconds=SKEW_SECONDS))
-    except (OverflowError, ValueError):  # the 31st of a month that has none
+    except OverflowError:  # the beginning of the year 1
         return None
 
 

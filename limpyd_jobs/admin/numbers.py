@@ -16,6 +16,7 @@ from .. import transitions
 from ..exceptions import InvalidArgument
 from ..models import Queue
 from ..utils import server_seconds
+from .reading import chunks, client_of
 
 MINUTES_KEPT = 26 * 60
 HOURS_KEPT = 31 * 24
@@ -23,6 +24,7 @@ BATCH = 20  # minutes or hours that are read in one round trip
 
 BOUNDS = tuple(2**power / 1000 for power in range(33))  # of all buckets, in seconds: 1 ms, 2 ms, 4 ms ... 49 days
 REST = "*"  # the task and the queue of what is counted where a minute has too many of them
+MOST_OF_TOTAL = 10000  # fields, of which one is `rolled`; see roll_up.lua
 
 
 @dataclass(frozen=True)
@@ -149,16 +151,26 @@ def totals(queue_model: Any = Queue) -> list[Numbers]:
     while True:
         minute = _roll_up(queue_model).minute
         names = ["total", f"{minute}", f"{minute + 1}"]  # the next one may just have begun
-        pipeline = queue_model.get_connection().pipeline(
-            transaction=False
-        )  # which Redis refuses when its memory is full
+        pipeline = client_of(queue_model).pipeline(transaction=False)  # Redis refuses those when its memory is full
         for name in names:
             pipeline.hgetall(_key(queue_model, name))
         pipeline.hget(_key(queue_model, "total"), "rolled")
         total, *minutes, rolled = pipeline.execute()
         if total.pop("rolled", None) == rolled:  # else what is in a minute may be in the total by now, too
-            new = [fields for name, fields in zip(names[1:], minutes, strict=True) if int(name) > int(rolled or 0)]
-            return _numbers([total, *map(_of_minute, new)], None)
+            break
+    found = {name: int(number) for name, number in total.items() if _is_number(name, number)}
+    for name, fields in zip(names[1:], minutes, strict=True):
+        if int(name) > int(rolled or 0):
+            _add_to_total(found, _of_minute(fields))
+    return _numbers([found], None)
+
+
+def _add_to_total(total: dict[str, int], minute: Mapping[str, int]) -> None:
+    """Add a minute as roll_up.lua will do it: else what is of `*` in a full total would be of its task for a minute."""
+    for name, number in minute.items():
+        if name not in total and number and len(total) + 1 >= MOST_OF_TOTAL:
+            name = f"{name.partition(' ')[0]} {REST} {REST}"
+        total[name] = total.get(name, 0) + number
 
 
 def rates(minutes: int = 5, queue_model: Any = Queue) -> dict[str, Rates]:
@@ -170,7 +182,7 @@ def rates(minutes: int = 5, queue_model: Any = Queue) -> dict[str, Rates]:
         InvalidArgument: `minutes` is not accepted.
     """
     _check_count("minutes", minutes, MINUTES_KEPT - 1)
-    now = server_seconds(queue_model.get_connection().time())
+    now = server_seconds(client_of(queue_model).time())
     first = int(now) // 60 - minutes
     seconds = now - first * 60
     found: dict[str, list[Numbers]] = defaultdict(list)
@@ -208,16 +220,15 @@ def _key(queue_model: Any, name: str) -> str:
 def _roll_up(queue_model: Any) -> transitions.RolledUp:
     """Add up all minutes that are over, if no worker has done it."""
     while True:
-        done = transitions.send(queue_model.get_connection(), transitions.roll_up(queue_model.namespace or ""))
+        done = transitions.send(client_of(queue_model), transitions.roll_up(queue_model.namespace or ""))
         if not done.has_more:
             return done
 
 
 def _read(queue_model: Any, names: Iterable[str]) -> Iterator[dict[str, str]]:
-    keys = [_key(queue_model, name) for name in names]
-    for start in range(0, len(keys), BATCH):
-        pipeline = queue_model.get_connection().pipeline(transaction=False)
-        for key in keys[start : start + BATCH]:
+    for page in chunks((_key(queue_model, name) for name in names), BATCH):
+        pipeline = client_of(queue_model).pipeline(transaction=False)
+        for key in page:
             pipeline.hgetall(key)
         yield from pipeline.execute()
 

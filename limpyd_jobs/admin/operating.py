@@ -7,10 +7,8 @@ and what has been added, or has ended, after the cut-off is not meant.
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
-import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,11 +30,19 @@ from ..exceptions import (
 )
 from ..models import Queue, class_name, printable, shortened
 from ..statuses import ENDS, STATUSES, Cancellation
-from ..utils import check_datetime, compute_delayed_until, get_delta, parse_datetime, score_to_datetime, server_seconds
+from ..utils import (
+    check_datetime,
+    compute_delayed_until,
+    get_delta,
+    parse_datetime,
+    score_to_datetime,
+    server_seconds,
+    this_user,
+)
 from .acting import ACCEPTED, Actor
 from .errors import EVERY_ERROR, each_error
 from .finding import EVERY_JOB, count_jobs, each_job, find_jobs
-from .reading import client_of
+from .reading import chunks, client_of
 from .records import ErrorFilter, ErrorRecord, JobFilter, JobRecord
 from .removing import AT_ONCE, Remover
 
@@ -64,7 +70,7 @@ class Operation:
         wanted: which jobs; of `purge_errors`, which Errors.
         options: as the function for one job takes them.
         cut_off: UTC, by the clock of Redis: what was added, or has ended, later is not meant.
-        who: who has started it, `user@host`.
+        by: who has started it, `user@host`.
         count: how many it concerned when it was started.
         done: how many were acted on, as far as that was noted: once a second, and when a run ends.
         skipped: how many were not, by the reason.
@@ -75,7 +81,7 @@ class Operation:
     wanted: JobFilter | ErrorFilter
     options: Mapping[str, Any]
     cut_off: str
-    who: str
+    by: str
     count: int
     done: int = 0
     skipped: Mapping[str, int] = field(default_factory=dict)
@@ -108,7 +114,7 @@ def _say_nothing(done: int, count: int) -> None:
 
 
 def start_operation(
-    kind: str, wanted: JobFilter | ErrorFilter, who: str | None = None, queue_model: Any = Queue, **options: Any
+    kind: str, wanted: JobFilter | ErrorFilter, by: str | None = None, queue_model: Any = Queue, **options: Any
 ) -> Operation:
     """Prepare to act on all jobs that a filter finds; nothing is done to them before `run`.
 
@@ -116,7 +122,7 @@ def start_operation(
         kind: `requeue` (of statuses ERROR if the filter names none; SUCCESS and CANCELED can be named), `cancel` (all
             that have not ended), `move` (WAITING and DELAYED), `delete` (all), `purge` (all that have ended; those that
             ended well stay while their children have yet to run), or `purge_errors`, with an ErrorFilter.
-        who: `user@host` when None.
+        by: who starts it; None for the user and the host.
         options: what the function for one job takes: `queue`, `priority`, `delayed_for`, `delayed_until`, `reason`,
             `is_forced`.
     Raises:
@@ -130,7 +136,7 @@ def start_operation(
     wanted = _fitting(kind, wanted, str(cut_off))
     identity = os.urandom(4).hex()
     count = _count(wanted, queue_model)
-    operation = Operation(identity, kind, wanted, checked, str(cut_off), who or _user(), count)
+    operation = Operation(identity, kind, wanted, checked, str(cut_off), by or this_user(), count)
     client_of(queue_model).hset(_key(queue_model), identity, _to_json(operation))
     return _of_model(operation, queue_model)
 
@@ -212,14 +218,6 @@ def _from_json(id: str, text: str) -> Operation:
     values = json.loads(text)
     kind = ErrorFilter if values["kind"] == "purge_errors" else JobFilter
     return Operation(id, **{**values, "wanted": kind(**values["wanted"])})
-
-
-def _user() -> str:
-    try:
-        name = getpass.getuser()
-    except (KeyError, OSError):  # a container whose user has no name
-        name = str(os.getuid())
-    return f"{name}@{socket.gethostname()}"
 
 
 def _server_time(queue_model: Any) -> datetime:
@@ -383,14 +381,7 @@ class _Run:
 
     def _batches(self) -> Iterator[list[Any]]:
         most = self._pace.most_at_once if self._kind in IN_BATCHES else 1
-        batch: list[Any] = []
-        for record in self._records():
-            batch.append(record)
-            if len(batch) >= most:
-                yield batch
-                batch = []
-        if batch:
-            yield batch
+        return chunks(self._records(), most)
 
     def _records(self) -> Iterator[Any]:
         wanted, cut_off = self._operation.wanted, self._operation.cut_off

@@ -9,10 +9,22 @@ from typing import Any
 
 from ..models import Queue
 from ..statuses import STATUSES
-from ..utils import datetime_to_score, parse_datetime, score_to_datetime, server_seconds
+from ..utils import score_to_datetime, seconds_of, server_seconds
 from .numbers import Rates, rates
 from .pausing import paused
-from .reading import MEMBERS, JobKind, QueueRef, ask, chunks, client_of, each_queue, is_wrong_type, job_kinds, kind_of
+from .reading import (
+    MEMBERS,
+    JobKind,
+    QueueRef,
+    ask,
+    chunks,
+    client_of,
+    each_queue,
+    is_wrong_type,
+    job_kinds,
+    kind_of,
+    queue_names,
+)
 from .workers import WorkerRecord, workers
 
 
@@ -63,17 +75,26 @@ class Status:
     time: str
 
 
-def status(queues: Sequence[str] = (), queue_model: Any = Queue) -> Status:
+def status(queues: str | Sequence[str] = (), queue_model: Any = Queue) -> Status:
     """What is queued, and who works on it.
 
     Args:
         queues: names; all when there are none. Workers are all of them.
+    Raises:
+        InvalidArgument: a name is none.
     """
     reading, found = _Reading(queue_model), workers(queue_model)
     listening = Counter(name for worker in found for name in set(worker.queues))
     names = _Names(paused(queue_model), rates(queue_model=queue_model), listening)
-    lines = sorted(reading.queues(queues, names), key=lambda line: (line.name, -line.priority))
+    lines = sorted(reading.queues(queue_names(queues), names), key=lambda line: (line.name, -line.priority))
     return Status(lines, found, str(score_to_datetime(reading.now)))
+
+
+def oldest_ages(queues: Sequence[str] = (), queue_model: Any = Queue) -> dict[QueueRef, float]:
+    """For how long the first job of each queue has waited, in seconds; without those of which nobody knows."""
+    reading = _Reading(queue_model)
+    pages = map(reading.ages, chunks(each_queue(queue_model, queues)))
+    return {queue: age for found in pages for queue, age in found.items()}
 
 
 @dataclass(frozen=True)
@@ -111,7 +132,7 @@ class _Reading:
         """The queues, in no order: some hundreds in two round trips."""
         running = self._count_running()
         for page in chunks(each_queue(self._queue_model, names)):
-            ages = self._ages(page)
+            ages = self.ages(page)
             for queue, found in zip(page, self._sizes(page), strict=True):
                 flow = known.rates.get(queue.name, Rates())
                 yield QueueStatus(
@@ -122,7 +143,7 @@ class _Reading:
                     paused=queue.name in known.paused,
                     rate_in=flow.rate_in,
                     rate_out=flow.rate_out,
-                    oldest_age=ages.get(queue.key),
+                    oldest_age=ages.get(queue),
                     listeners=known.listeners.get(queue.name, 0),
                 )
 
@@ -135,17 +156,16 @@ class _Reading:
             found = {name: size for (name, _, _), size in zip(SIZES, sizes, strict=True)}
             yield {**found, "due": replies[len(commands) + position]}
 
-    def _ages(self, queues: list[QueueRef]) -> dict[str, float]:
-        """For how long the first job of each queue has waited, by the key of the queue."""
+    def ages(self, queues: list[QueueRef]) -> dict[QueueRef, float]:
+        """For how long the first job of each queue has waited; without those of which nobody knows."""
         heads = ask(self._client, (("LINDEX", f"{queue.key}:waiting", 0) for queue in queues))
-        found = {queue.key: self._job_of(head) for queue, head in zip(queues, heads, strict=True)}
-        first = {queue_key: job for queue_key, job in found.items() if job is not None}
+        found = {queue: self._job_of(head) for queue, head in zip(queues, heads, strict=True)}
+        first = {queue: job for queue, job in found.items() if job is not None}
         replies = ask(self._client, (("HMGET", kind.hash_key(pk), *WAITED_SINCE) for kind, pk in first.values()))
         ages = {
-            queue_key: self._age(kind, values)
-            for (queue_key, (kind, _)), values in zip(first.items(), replies, strict=True)
+            queue: self._age(kind, values) for (queue, (kind, _)), values in zip(first.items(), replies, strict=True)
         }
-        return {queue_key: age for queue_key, age in ages.items() if age is not None}
+        return {queue: age for queue, age in ages.items() if age is not None}
 
     def _job_of(self, ident: Any) -> tuple[JobKind, str] | None:
         """The class and the primary key of an ident; None: there is none, or its class is not known here."""
@@ -156,11 +176,9 @@ class _Reading:
             return None
         since, delayed_until, added = values
         said = None if kind.owns("waiting_since") else since
-        moments = [said] if said else [moment for moment in (added, delayed_until) if moment]
-        try:
-            return max(self.now - max(datetime_to_score(parse_datetime(moment)) for moment in moments), 0.0)
-        except ValueError:  # none, or no dates
-            return None
+        moments = [seconds_of(moment) for moment in ([said] if said else [added, delayed_until])]
+        known = [moment for moment in moments if moment is not None]
+        return max(self.now - max(known), 0.0) if known else None
 
     def _count_running(self) -> Counter[str]:
         """How many jobs run that were taken from a queue, by its key: those leased, and those of version 2."""

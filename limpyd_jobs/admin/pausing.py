@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import getpass
 import json
-import os
-import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,8 +10,9 @@ from typing import Any
 
 from .. import recipes, transitions
 from ..models import Queue
-from ..utils import server_seconds
-from .leases import PAGE, leased_jobs
+from ..utils import server_seconds, this_user
+from .leases import leased_jobs
+from .reading import AT_ONCE, client_of, queue_names
 
 LOOK_SECONDS = 1.0  # between two looks at what is left
 
@@ -68,7 +66,7 @@ def pause(queue: str, reason: str = "", by: str | None = None, queue_model: Any 
     Redis: pause.lua.
     """
     name = recipes.to_queue_name(queue)
-    why, who = recipes.to_text("reason", reason), _this_user() if by is None else recipes.to_text("by", by)
+    why, who = recipes.to_text("reason", reason), this_user() if by is None else recipes.to_text("by", by)
     return _pause(name, queue_model._send(transitions.pause(*_names_of(queue_model), name, why, who)))
 
 
@@ -85,17 +83,22 @@ def paused(queue_model: Any = Queue) -> dict[str, Pause]:
     """The paused queues, by name."""
     namespace, model = _names_of(queue_model)
     prefix = f"{model[len(namespace) + 1 :]}:"
-    notes = queue_model.get_connection().hgetall(f"{namespace}:paused")
+    notes = client_of(queue_model).hgetall(f"{namespace}:paused")
     found = {field.removeprefix(prefix): note for field, note in notes.items() if field.startswith(prefix)}
     return {name: _pause(name, found[name]) for name in sorted(found)}
 
 
-def left(queues: Sequence[str], delayed: bool = False, queue_model: Any = Queue) -> Left:
-    """What some queues have yet to do; `delayed`: also what is not due yet."""
-    client = queue_model.get_connection()
-    keys = [
-        queue.key.rpartition(":")[0] for queue in queue_model.get_all([recipes.to_queue_name(name) for name in queues])
-    ]
+def left(queues: str | Sequence[str], delayed: bool = False, queue_model: Any = Queue) -> Left:
+    """What some queues have yet to do.
+
+    Args:
+        queues: names.
+        delayed: also what is not due yet.
+    Raises:
+        InvalidArgument: a name is none.
+    """
+    client = client_of(queue_model)
+    keys = [queue.key.rpartition(":")[0] for queue in queue_model.get_all(queue_names(queues))]
     pipeline = client.pipeline(transaction=False)
     until = "+inf" if delayed else server_seconds(client.time())
     for key in keys:
@@ -107,7 +110,7 @@ def left(queues: Sequence[str], delayed: bool = False, queue_model: Any = Queue)
 
 
 def drain(
-    queues: Sequence[str],
+    queues: str | Sequence[str],
     on_progress: Callable[[Left], None] | None = None,
     timeout: float | None = None,
     delayed: bool = False,
@@ -122,6 +125,8 @@ def drain(
         delayed: wait for jobs that are not due yet, too.
     Returns:
         What is left: with a `count` of 0, unless the time was over before.
+    Raises:
+        InvalidArgument: a name is none.
     """
     give_up_at = time.monotonic() + (float("inf") if timeout is None else timeout)
     while True:
@@ -144,15 +149,7 @@ def _pause(queue: str, note: str) -> Pause:
     return Pause(queue, said["since"], said.get("reason", ""), said.get("by", ""))
 
 
-def _this_user() -> str:
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError, ImportError):  # in a container there may be none of this number
-        user = str(os.getuid())
-    return f"{user}@{socket.gethostname()}"
-
-
 def _count_parked(client: Any, namespace: str, queue_keys: set[str]) -> int:
     """How many jobs of some queues their limits do not let start."""
-    places = (json.loads(text) for _, text in client.hscan_iter(f"{namespace}:limits:jobs", count=PAGE))
+    places = (json.loads(text) for _, text in client.hscan_iter(f"{namespace}:limits:jobs", count=AT_ONCE))
     return sum(place["state"] == "parked" and place["queue"] in queue_keys for place in places)

@@ -6,14 +6,19 @@ just started: counters are those of `totals`, which only grow. Needs the extra `
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import socket
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any
+from weakref import WeakSet
 
 from redis.exceptions import RedisError
 
-from ..exceptions import ConfigurationException, DatabaseException
-from ..models import Queue
+from ..exceptions import ConfigurationException, LimpydJobsException
+from ..models import Queue, printable
 from ..utils import parse_listen
 from .numbers import BOUNDS, Histogram, Numbers, totals
 from .overview import Status, status
@@ -54,7 +59,7 @@ class JobsCollector(Collector):
 
         REGISTRY.register(JobsCollector())
 
-    When Redis cannot be read, `limpyd_jobs_up` is 0, and there is nothing else.
+    When Redis cannot be read, `limpyd_jobs_up` is 0, and there is no more than was read until then.
 
     Args:
         queue_model: its namespace and its database are what is meant.
@@ -69,30 +74,34 @@ class JobsCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """The metrics of this moment."""
+        found: list[Metric] = []
+        is_up = False
         try:
-            found = [*_of_status(status(queue_model=self._queue_model)), *_of_numbers(totals(self._queue_model))]
-        except (RedisError, DatabaseException) as error:
+            found.extend(_of_status(status(queue_model=self._queue_model)))
+            found.extend(_of_numbers(totals(self._queue_model)))
+            is_up = True
+        except (RedisError, LimpydJobsException) as error:
             if self._was_up:  # once, and not at each scrape
                 logger.warning("Metrics cannot be read: %s", error)
-            found = []
-        self._was_up = bool(found)
-        yield GaugeMetricFamily("limpyd_jobs_up", "Whether Redis can be read", int(self._was_up))
+        self._was_up = is_up
+        yield GaugeMetricFamily("limpyd_jobs_up", "Whether Redis can be read", int(is_up))
         yield from found
 
 
 def _of_status(now: Status) -> Iterator[Metric]:
-    names = sorted({queue.name for queue in now.queues})
+    oldest: dict[str, float] = defaultdict(float)
     length = GaugeMetricFamily("limpyd_jobs_queue_length", "Jobs in a queue", labels=["queue", "priority", "state"])
     for queue in now.queues:
         delayed = max(queue.delayed - queue.due, 0)
         states = {"waiting": queue.waiting, "due": queue.due, "delayed": delayed, "running": queue.running}
         for state, count in states.items():
-            length.add_metric([queue.name, str(queue.priority), state], count)
+            length.add_metric([printable(queue.name), str(queue.priority), state], count)
+        oldest[queue.name] = max(queue.oldest_age or 0, oldest[queue.name])
     yield length
     yield _by_queue(
         "limpyd_jobs_queue_oldest_age_seconds",
         "For how long the first job that waits could have started; 0: none waits",
-        {name: max(queue.oldest_age or 0 for queue in now.queues if queue.name == name) for name in names},
+        oldest,
     )
     paused = {queue.name: queue.paused for queue in now.queues}
     yield _by_queue("limpyd_jobs_queue_paused", "Whether workers leave a queue alone", paused)
@@ -106,7 +115,7 @@ def _of_status(now: Status) -> Iterator[Metric]:
 def _by_queue(name: str, text: str, values: dict[str, Any]) -> Metric:
     metric = GaugeMetricFamily(name, text, labels=["queue"])
     for queue, value in values.items():
-        metric.add_metric([queue], float(value))
+        metric.add_metric([printable(queue)], float(value))
     return metric
 
 
@@ -114,14 +123,18 @@ def _of_numbers(numbers: list[Numbers]) -> Iterator[Metric]:
     for name, text in COUNTERS.items():
         counter = CounterMetricFamily(f"limpyd_jobs_{name}", text, labels=OF_TASKS)
         for one in numbers:
-            counter.add_metric([one.queue, one.task], getattr(one, name))
+            counter.add_metric(_labels(one), getattr(one, name))
         yield counter
     for name, text in HISTOGRAMS.items():
         histogram = HistogramMetricFamily(f"limpyd_jobs_{name}_seconds", text, labels=OF_TASKS)
         for one in numbers:
             found: Histogram = getattr(one, name)
-            histogram.add_metric([one.queue, one.task], buckets_of(found), found.sum)
+            histogram.add_metric(_labels(one), buckets_of(found), found.sum)
         yield histogram
+
+
+def _labels(one: Numbers) -> list[str]:
+    return [printable(one.queue), printable(one.task)]  # else what is not UTF-8 would spoil all of the answer
 
 
 def buckets_of(histogram: Histogram) -> list[tuple[str, float]]:
@@ -154,8 +167,12 @@ class MetricsServer:
     """
 
     def __init__(self, host: str, port: int, registry: CollectorRegistry) -> None:
-        self._server, self._thread = client.start_http_server(port, host, registry)
+        try:
+            self._server, self._thread = client.start_http_server(port, host, registry)
+        except UnicodeError as error:  # what Python makes of a host like "a..b"
+            raise OSError(f"There is no such host: {host}") from error
         self.host, self.port = host, int(self._server.server_port)
+        _open.add(self)
 
     @property
     def url(self) -> str:
@@ -165,6 +182,8 @@ class MetricsServer:
 
     def stop(self) -> None:
         """Listen no more."""
+        with contextlib.suppress(OSError):  # not every system can
+            self._server.socket.shutdown(socket.SHUT_RDWR)  # wakes the thread, which would look in half a second
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -173,6 +192,18 @@ class MetricsServer:
         """Come back when it was stopped; a signal may raise here meanwhile."""
         while self._thread.is_alive():
             self._thread.join(1)
+
+
+_open: WeakSet[MetricsServer] = WeakSet()
+
+
+def _leave_ports() -> None:
+    """In a process that was forked: as it answers nobody, it must not keep others from the port by living on."""
+    for server in list(_open):
+        server._server.server_close()
+
+
+os.register_at_fork(after_in_child=_leave_ports)
 
 
 def serve(listen: str | int = "127.0.0.1:9808", queue_model: Any = Queue) -> MetricsServer:

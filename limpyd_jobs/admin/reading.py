@@ -16,7 +16,7 @@ from redis.exceptions import ResponseError
 from .. import recipes
 from ..exceptions import ConfigurationException, InvalidArgument
 from ..models import Error, Job, Queue
-from .records import JobRecord
+from .records import JobRecord, texts
 
 T = TypeVar("T")
 AT_ONCE = 500  # records that are read in one round trip
@@ -98,6 +98,11 @@ def chunks(items: Iterable[T], size: int = AT_ONCE) -> Iterator[list[T]]:
         yield chunk
 
 
+def escaped(text: str) -> str:
+    """The pattern, for SCAN, that matches just this text."""
+    return "".join(f"\\{character}" if character in "*?[]\\^" else character for character in text)
+
+
 def client_of(queue_model: Any) -> Any:
     """The client of the database that is meant."""
     return queue_model.database.connection
@@ -118,6 +123,45 @@ def ask(client: Any, commands: Iterable[Sequence[Any]]) -> Iterator[Any]:
 def is_wrong_type(reply: Any) -> bool:
     """Is this the error of something else under a key of ours?"""
     return isinstance(reply, ResponseError) and "WRONGTYPE" in str(reply)
+
+
+# --- Whole keys, in pages
+
+
+def each_of_list(client: Any, key: str) -> Iterator[str]:
+    """The items of a list, from its end on: what is taken at its head meanwhile shifts nothing.
+
+    What is added at its end does, and is passed over; if that is much, some items come twice.
+    """
+    before: list[str] = []
+    first = -1
+    while page := client.lrange(key, first - MEMBERS + 1, first):
+        page.reverse()
+        yield from _unread(page, before)
+        before, first = page, first - MEMBERS
+
+
+def _unread(page: list[str], before: list[str]) -> list[str]:
+    """A page without the items at its start that are the last ones of the page before."""
+    for count in range(1, len(page) + 1):
+        if before and page[count - 1] == before[-1] and page[:count] == before[-count:]:
+            return page[count:]
+    return page
+
+
+def each_of_set(client: Any, key: str) -> Iterator[str]:
+    """The members of a set; some perhaps twice."""
+    yield from client.sscan_iter(key, count=MEMBERS)
+
+
+def sorted_set_of(client: Any, key: str) -> Iterator[tuple[str, float]]:
+    """The members of a sorted set with their scores, in no order; some perhaps twice."""
+    yield from client.zscan_iter(key, count=MEMBERS)
+
+
+def hash_of(client: Any, key: str) -> Iterator[tuple[str, str]]:
+    """The fields of a hash and their values; some perhaps twice."""
+    yield from client.hscan_iter(key, count=MEMBERS)
 
 
 # --- Which models there are
@@ -158,7 +202,7 @@ def job_kinds(queue_model: Any = Queue) -> list[JobKind]:
     """
     found: dict[str, JobKind] = {}
     namespace = queue_model.namespace or ""
-    for name, text in client_of(queue_model).hscan_iter(f"{namespace}:models", count=AT_ONCE):
+    for name, text in hash_of(client_of(queue_model), f"{namespace}:models"):
         kind = _read_kind(name, text)
         if kind is not None:
             found[kind.key] = _merged(found.get(kind.key), kind)
@@ -232,7 +276,7 @@ def each_queue(queue_model: Any, names: Iterable[str] = ()) -> Iterator[QueueRef
             hashes = ask(client, (("HMGET", f"{model._name}:{pk}:hash", "name", "priority") for pk in page))
             for pk, values in zip(page, hashes, strict=True):
                 if not is_wrong_type(values) and values[0] is not None and (not wanted or values[0] in wanted):
-                    yield QueueRef(f"{model._name}:{pk}", values[0], _integer(values[1]))
+                    yield QueueRef(f"{model._name}:{pk}", values[0], to_integer(values[1]))
 
 
 def _queue_pks(client: Any, model: Any, names: set[str]) -> Iterator[str]:
@@ -245,6 +289,15 @@ def _queue_pks(client: Any, model: Any, names: set[str]) -> Iterator[str]:
     for key, size in zip(keys, sizes, strict=True):
         if size and not is_wrong_type(size):
             yield from dict.fromkeys(client.sscan_iter(key, count=MEMBERS))
+
+
+def queue_names(queues: str | Iterable[str]) -> list[str]:
+    """The names of queues, as a user gives them.
+
+    Raises:
+        InvalidArgument: one is none.
+    """
+    return [recipes.to_queue_name(name) for name in texts(queues)]
 
 
 class QueueNames:
@@ -285,8 +338,8 @@ def _job_record(kind: JobKind, pk: str, values: Any, queues: Mapping[str, str | 
         identifier=values.get("identifier", ""),
         queue=queues.get(values.get("queue_key", "")),
         status=values.get("status", ""),
-        priority=_integer(values.get("priority")),
-        tries=_integer(values.get("tries")),
+        priority=to_integer(values.get("priority")),
+        tries=to_integer(values.get("tries")),
         added=values.get("added"),
         start=values.get("start"),
         end=values.get("end"),
@@ -296,7 +349,8 @@ def _job_record(kind: JobKind, pk: str, values: Any, queues: Mapping[str, str | 
     )
 
 
-def _integer(text: str | None) -> int:
+def to_integer(text: str | None) -> int:
+    """A number in a field, without its fraction; 0 for what is none."""
     try:
         return int(float(text or 0))
     except (OverflowError, ValueError):

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from ..exceptions import InvalidArgument
 from ..statuses import STATUSES
+from ..utils import parse_moment
 
 T = TypeVar("T")
-MOMENT = re.compile(r"\d{4}(-\d\d(-\d\d( \d\d(:\d\d(:\d\d(\.\d{1,6})?)?)?)?)?)?")
 LONGEST_AGE = 36525 * 86400  # a century, in seconds
 
 
@@ -26,7 +25,7 @@ class JobFilter:
         job_class: the ident of a class (`my.module.MailJob`) or its name alone (`MailJob`).
         task: the name of a task, for jobs that are calls of one.
         older_than, newer_than: since it was added, in seconds.
-        ended_before: the latest end, a text as in the field `end`; for a job that was canceled before it ran, of the
+        ended_before: the latest end, as `since` of an `ErrorFilter`; for a job that was canceled before it ran, of the
             time when it was added.
     """
 
@@ -43,15 +42,18 @@ class JobFilter:
         """Take names of statuses for their values, and one text for several.
 
         Raises:
-            InvalidArgument: there is no such status, or an age is no number of seconds.
+            InvalidArgument: there is no such status, an age is no number of seconds, or a time is none.
         """
-        object.__setattr__(self, "queues", _texts(self.queues))
-        object.__setattr__(self, "statuses", tuple(dict.fromkeys(map(_status, _texts(self.statuses)))))
+        object.__setattr__(self, "queues", texts(self.queues))
+        object.__setattr__(self, "statuses", tuple(dict.fromkeys(map(_status, texts(self.statuses)))))
         for name in ("older_than", "newer_than"):
             _check_age(name, getattr(self, name))
+        if self.ended_before is not None:
+            object.__setattr__(self, "ended_before", _moment("ended_before", self.ended_before))
 
 
-def _texts(value: str | Iterable[str]) -> tuple[str, ...]:
+def texts(value: str | Iterable[str]) -> tuple[str, ...]:
+    """Some texts; one alone may be given as it is."""
     return (value,) if isinstance(value, str) else tuple(value)
 
 
@@ -100,7 +102,7 @@ class ErrorFilter:
         Raises:
             InvalidArgument: a time is not the beginning of one.
         """
-        object.__setattr__(self, "queues", _texts(self.queues))
+        object.__setattr__(self, "queues", texts(self.queues))
         for name in ("since", "until"):
             value = getattr(self, name)
             if value is not None:
@@ -109,10 +111,10 @@ class ErrorFilter:
 
 def _moment(name: str, value: Any) -> str:
     """The beginning of a time, as the field `date_time` has it."""
-    text = value.strip().replace("T", " ") if isinstance(value, str) else ""
-    if not MOMENT.fullmatch(text):
-        raise InvalidArgument(name, value, "UTC, YYYY-MM-DD HH:MM:SS or the beginning of one")
-    return text
+    try:
+        return parse_moment(value if isinstance(value, str) else "")
+    except ValueError:
+        raise InvalidArgument(name, value, "UTC, YYYY-MM-DD HH:MM:SS or the beginning of one") from None
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import Any
 from redis.exceptions import ResponseError
 
 from ..database import MINIMUM_VERSION
-from .findings import Finding, Patient
-from .wording import number_of, size
+from ..wording import counted, size
+from .patient import Finding, Patient
 
 PINGS = 20
 SLOW_TRIP_SECONDS = 0.005  # a worker makes a few for each job
@@ -230,7 +230,7 @@ def role(patient: Patient) -> Iterator[Finding]:
         yield Finding("info", "role", text)
     else:
         replicas = int(replication.get("connected_slaves", 0))
-        yield Finding("ok", "role", f"This is a master, with {number_of(replicas, 'replica')}.")
+        yield Finding("ok", "role", f"This is a master, with {counted(replicas, 'replica')}.")
 
 
 CHECKS = (version, role, rights, eviction, persistence, memory, latency, slow_commands, clock, connections)

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from redis.exceptions import WatchError
+from redis.exceptions import ResponseError, WatchError
 
 from .. import recipes, transitions
 from ..exceptions import JobClassError
 from ..models import Error, Job, Queue, repair_indexes
 from ..statuses import STATUSES
-from .books import SIDE_KINDS, Problem, check, models_of
-from .reading import client_of
+from .books import SIDE_KINDS, WRONG_TYPE, Problem, doubtful, models_of
+from .reading import client_of, is_wrong_type
 
 ROUNDS = 5  # of checks: a repair may show what else is wrong
 TRIES = 20  # of what others may come before
@@ -53,6 +53,7 @@ BOTH_RUN = "nothing: a process has each of the two; one of them has to end"
 NOT_OURS = (
     "nothing: it may be that of a user, or of a class that is not known here (name its directory with --pythonpath)"
 )
+LOOK_AT_IT = "nothing: look what it is, and rename or remove it"
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,23 @@ def _always(repair: Repair) -> bool:
     return True
 
 
+def check(queue_model: Any = Queue) -> list[Problem]:
+    """Check the books of a namespace: what is wrong in it, nothing when all is well.
+
+    Each job is in exactly one place, and its status says which; each index equals what the records say; each lease has
+    its token; each queue that holds work is known to hold it; no key is without an owner. Reads only.
+
+    Everything is read, in pages; if something seems to be wrong, once more. What is wrong in both readings is then
+    looked at for itself, at one moment: so what workers change meanwhile is not reported. Time and memory are
+    proportional to the number of records; for a job that is doubtful the waiting list of its queue is looked through.
+
+    Args:
+        queue_model: whose namespace and database are checked, with the models that this process has imported.
+    """
+    repairs = _Repairs(queue_model, _always)
+    return [problem for problem in doubtful(queue_model) if repairs.is_there(problem)]
+
+
 def repair(
     problems: Iterable[Problem] | None = None,
     on_repair: Callable[[Repair], bool] = _always,
@@ -99,7 +117,7 @@ def repair(
     found: list[Repair] = []
     repairs = _Repairs(queue_model, on_repair)
     for _ in range(ROUNDS):
-        done = list(repairs.of(check(queue_model)))
+        done = list(repairs.of(doubtful(queue_model)))
         found += done
         if not any(one.is_done for one in done):
             break
@@ -126,6 +144,15 @@ class _Repairs:
             "index": self._plan_of_index,
             "key": self._plan_of_key,
         }
+
+    def is_there(self, problem: Problem) -> bool:
+        """Is this a problem still? What cannot be looked at is one."""
+        try:
+            return self._planners[problem.kind](problem) is not None
+        except ResponseError as error:
+            if not is_wrong_type(error):
+                raise
+            return True
 
     def of(self, problems: Iterable[Problem]) -> Iterator[Repair]:
         """What was done, or cannot be, about each."""
@@ -291,6 +318,8 @@ class _Repairs:
         key = problem.subject
         if not self._client.exists(key):
             return None
+        if problem.detail == WRONG_TYPE:
+            return LOOK_AT_IT, False, bool
         for planner in (self._plan_of_record, self._plan_of_name, self._plan_of_note):
             is_ours, plan = planner(key)
             if is_ours:

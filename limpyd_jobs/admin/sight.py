@@ -10,6 +10,7 @@ from typing import Any
 
 from ..statuses import STATUSES
 from ..utils import server_seconds
+from .leases import worker_of
 from .numbers import rates
 from .pausing import Pause, paused
 from .reading import (
@@ -24,6 +25,7 @@ from .reading import (
     job_kinds,
     kind_of,
     read_jobs,
+    to_integer,
 )
 from .records import JobRecord
 from .workers import WorkerRecord, workers
@@ -82,7 +84,7 @@ class Sight:
     @property
     def worker_id(self) -> str:
         """The key of the worker that holds its lease; '': no worker does."""
-        return self.token.rpartition("-")[0]
+        return worker_of(self.token)
 
     @property
     def is_at_once(self) -> bool:
@@ -199,7 +201,7 @@ class Surroundings:
             lease_until=_number(lease_until),
             token=token if isinstance(token, str) else "",
             limit=_json(noted if isinstance(noted, str) else None),
-            queue=QueueRef(key, queue[0], _integer(queue[1])) if is_named else None,
+            queue=QueueRef(key, queue[0], to_integer(queue[1])) if is_named else None,
             ahead=ahead,
             is_deep=ahead is None and isinstance(length, int) and length > 2 * DEEPEST,
             due=_number(due),
@@ -232,10 +234,3 @@ class Surroundings:
 
 def _number(reply: Any) -> float | None:
     return float(reply) if isinstance(reply, (int, float, str)) else None
-
-
-def _integer(text: str | None) -> int:
-    try:
-        return int(text or 0)
-    except ValueError:
-        return 0

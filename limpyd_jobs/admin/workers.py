@@ -14,9 +14,10 @@ from redis.exceptions import ResponseError
 from .. import transitions
 from ..models import Queue, worker_key, worker_recipe
 from ..statuses import STATUSES
-from ..utils import datetime_to_score, parse_datetime, server_seconds
+from ..utils import seconds_of, server_seconds
 from ..workers.presence import GONE_SECONDS
-from .leases import PAGE, leased_jobs
+from .leases import leased_jobs
+from .reading import ask, client_of, is_wrong_type
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def workers(queue_model: Any = Queue) -> list[WorkerRecord]:
 
     A worker that was killed is shown for some seconds more (workers/presence.py). Redis: note_worker.lua.
     """
-    client = queue_model.get_connection()
+    client = client_of(queue_model)
     now = server_seconds(client.time())
     living = list(_living(queue_model, now))
     jobs = _jobs_of_workers(queue_model, now) if living else {}
@@ -79,23 +80,20 @@ def workers(queue_model: Any = Queue) -> list[WorkerRecord]:
 
 def listeners(queue_model: Any = Queue) -> dict[str, int]:
     """How many workers listen on each queue, by its name; names without any are not in it."""
-    now = server_seconds(queue_model.get_connection().time())
+    now = server_seconds(client_of(queue_model).time())
     return dict(Counter(name for _, values, _ in _living(queue_model, now) for name in json.loads(values["queues"])))
 
 
 def _living(queue_model: Any, now: float) -> Iterator[tuple[str, Mapping[str, str], float]]:
     """The key of each worker that is alive, what is noted of it, and how many seconds ago that was."""
-    client, namespace = queue_model.get_connection(), queue_model.namespace or ""
+    client, namespace = client_of(queue_model), queue_model.namespace or ""
     with contextlib.suppress(ResponseError):  # who may only read sees those that live all the same
         transitions.send(client, transitions.note_worker(namespace, worker_recipe(namespace)))
     noted = client.zrangebyscore(f"{namespace}:workers", now, "+inf", withscores=True)
-    for start in range(0, len(noted), PAGE):
-        page, pipeline = noted[start : start + PAGE], client.pipeline(transaction=False)
-        for pk, _ in page:
-            pipeline.hgetall(f"{worker_key(namespace)}:{pk}:hash")
-        for (pk, until), values in zip(page, pipeline.execute(), strict=True):
-            if values:  # else it has ended meanwhile
-                yield pk, values, max(now - (until - GONE_SECONDS), 0.0)
+    hashes = ask(client, (("HGETALL", f"{worker_key(namespace)}:{pk}:hash") for pk, _ in noted))
+    for (pk, until), values in zip(noted, hashes, strict=True):
+        if values and not is_wrong_type(values):  # else it has ended meanwhile
+            yield pk, values, max(now - (until - GONE_SECONDS), 0.0)
 
 
 def _jobs_of_workers(queue_model: Any, now: float) -> dict[str, list[CurrentJob]]:
@@ -108,10 +106,8 @@ def _jobs_of_workers(queue_model: Any, now: float) -> dict[str, list[CurrentJob]
 
 
 def _seconds_since(start: str | None, now: float) -> float | None:
-    try:
-        return max(now - datetime_to_score(parse_datetime(start)), 0.0) if start else None
-    except ValueError:  # programs may write to it
-        return None
+    begun = seconds_of(start)
+    return None if begun is None else max(now - begun, 0.0)
 
 
 def _record(pk: str, values: Mapping[str, str], jobs: tuple[CurrentJob, ...], age: float) -> WorkerRecord:

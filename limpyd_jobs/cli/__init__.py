@@ -28,6 +28,7 @@ from ..exceptions import ConfigurationException, DatabaseException, InvalidArgum
 from ..version import EXACT_VERSION
 from . import acting, operating, seeing
 from .common import FINE, INTERRUPTED, NO_REDIS, PROGRAM, USAGE, WRONG, Group
+from .output import clean, print_json
 
 
 @click.group(cls=Group, name=PROGRAM, context_settings={"help_option_names": ["-h", "--help"]})
@@ -58,33 +59,46 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run the command, say on stderr what went wrong, and give the exit code."""
+    """Run the command, say on stderr what went wrong, and give the exit code.
+
+    With `--json` what went wrong is a document on stdout, too: who reads that one would otherwise get none.
+    """
+    code, message = _run(arguments)
+    if message:
+        message = clean(" ".join(_without_passwords(message, arguments).split()))
+        print(message, file=sys.stderr, flush=True)
+        if "--json" in arguments:
+            print_json({"error": message, "code": code})
+    return code
+
+
+def _run(arguments: Sequence[str]) -> tuple[int, str]:
+    """The exit code, and what went wrong."""
     try:
         code = commands.main(list(arguments) or ["--help"], prog_name=PROGRAM, standalone_mode=False)
-        return int(code or FINE)
+        return int(code or FINE), ""
     except (KeyboardInterrupt, click.Abort):
-        return _fail(INTERRUPTED, "Interrupted")
+        return INTERRUPTED, "Interrupted"
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else PROGRAM
-        return _fail(USAGE, f"{path}: {error.format_message()}", arguments)
+        return USAGE, f"{path}: {error.format_message()}"
     except (InvalidArgument, ConfigurationException) as error:
-        return _fail(USAGE, f"{PROGRAM}: {error}", arguments)
+        return USAGE, f"{PROGRAM}: {error}"
     except (DatabaseException, redis.RedisError) as error:
-        return _fail(NO_REDIS, f"{PROGRAM}: {error}")
+        return NO_REDIS, f"{PROGRAM}: {error}"
     except LimpydJobsException as error:
-        return _fail(WRONG, f"{PROGRAM}: {error}")
+        return WRONG, f"{PROGRAM}: {error}"
     except OSError as error:  # a port that is taken, a directory that is no one's to write
-        return _fail(WRONG, f"{PROGRAM}: {error}")
+        return WRONG, f"{PROGRAM}: {error}"
 
 
-def _fail(code: int, message: str, arguments: Sequence[str] = ()) -> int:
-    """Say it in one line. What was typed may be quoted in it, and hold a password."""
+def _without_passwords(message: str, arguments: Sequence[str]) -> str:
+    """What was typed may be quoted in it, and hold a password."""
     for argument in arguments:
         for text in (argument, argument.partition("=")[2]):
             if hide_secret(text) != text:
                 message = message.replace(text, hide_secret(text))
-    print(" ".join(message.split()), file=sys.stderr, flush=True)
-    return code
+    return message
 
 
 def _hide_passwords(arguments: list[str]) -> None:

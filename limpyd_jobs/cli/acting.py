@@ -197,7 +197,8 @@ def run_operation(given: Given, operation: Operation, request: Request) -> int:
     which = in_words(request.wanted)
     question = f"{request.kind.capitalize()} {_what(operation, operation.count)}" + (f" ({which})" if which else "")
     if request.is_dry or not operation.count:
-        admin.drop_operation(operation.id, **given.scope)
+        if request.resume_id is None:
+            admin.drop_operation(operation.id, **given.scope)
         _report(given, operation, request.is_dry)
         return FINE
     if request.resume_id is None:

@@ -15,7 +15,7 @@ import click
 
 from ..exceptions import ConfigurationException
 from ..statuses import STATUSES
-from ..utils import KEEP_UNITS, utcnow
+from ..utils import KEEP_UNITS, parse_moment, utcnow
 
 PROGRAM = "limpyd-jobs"
 FINE, WRONG, USAGE, NO_REDIS, INTERRUPTED = 0, 1, 2, 3, 130  # exit codes
@@ -99,11 +99,6 @@ class Given:
         scope = self._import()
         self.database_name = admin.connect(self.named_database, **scope)
         return scope
-
-    @property
-    def names_code(self) -> bool:
-        """Was it said where the application's code is?"""
-        return bool(self.pythonpath or self.tasks or self.job_modules or self.queue_model)
 
     @property
     def named_database(self) -> str | None:
@@ -258,19 +253,16 @@ class Moment(Kind):
     name = "moment"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        text = str(value).strip().replace("T", " ")
+        text = str(value).strip()
         try:
-            return str(utcnow() - timedelta(seconds=parse_seconds(text)))[:19] if not _is_year(text) else text
+            return parse_moment(text) if _is_date(text) else str(utcnow() - timedelta(seconds=parse_seconds(text)))[:19]
         except (ValueError, OverflowError):
-            pass
-        if not re.fullmatch(r"\d{4}-\d\d(-\d\d( \d\d(:\d\d(:\d\d)?)?)?)?", text):
             accepted = "YYYY-MM-DD HH:MM:SS in UTC, nor the beginning of one, nor how long ago, like 2h or 7d"
             self.fail(f"{value!r} is neither {accepted}.", param, ctx)
-        return text
 
 
-def _is_year(text: str) -> bool:
-    return re.fullmatch(r"(19|20)\d\d", text) is not None
+def _is_date(text: str) -> bool:
+    return "-" in text or re.fullmatch(r"(19|20)\d\d", text) is not None
 
 
 class Rate(Kind):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +19,7 @@ from .output import (
     Column,
     clean,
     counted,
+    is_drawn_on,
     print_json,
     print_table,
     print_text,
@@ -27,7 +31,7 @@ from .output import (
 from .rows import WORKER_COLUMNS, worker_row
 
 if TYPE_CHECKING:
-    from ..admin import Finding, Left, Repair, ServerStatus
+    from ..admin import Finding, Left, Problem, Repair, ServerStatus
 
 LEVEL_STYLES = {"ok": "green", "info": "cyan", "warning": "yellow", "error": "bold red"}
 FIELD_COLUMNS = (Column("name"), Column("value", shrinks=True))
@@ -128,7 +132,7 @@ def workers(given: Given) -> None:
 # --- the books and Redis
 
 
-PROBLEM_COLUMNS = (Column("kind"), Column("subject", shrinks=True), Column("detail"))
+PROBLEM_COLUMNS = (Column("kind"), Column("subject"), Column("detail"))
 
 
 @click.command(cls=Command)
@@ -150,7 +154,7 @@ def check(given: Given, repair: bool, yes: bool) -> int:
         problems = [problem for problem in admin.check(**given.scope) if problem in first]
     repairs: list[Repair] = []
     if not given.wants_json:
-        print_table(PROBLEM_COLUMNS, [(one.kind, one.subject, one.detail) for one in problems])
+        _print_problems(problems)
     if repair and problems:
         ask(f"Repair {counted(len(problems), 'problem')}?", yes)
         repairs = admin.repair(problems, _explain_quietly if given.wants_json else _explain_repair, **given.scope)
@@ -160,9 +164,16 @@ def check(given: Given, repair: bool, yes: bool) -> int:
         print_json({"problems": problems, "repairs": repairs, "left": left})
     else:
         say(f"{counted(len(problems), 'problem')} found" + (f", {left} left." if repair else "."))
-        if problems and not given.names_code:
-            say("Records of classes that cannot be imported here look so, too: give --pythonpath and --job-modules.")
     return WRONG if left else FINE
+
+
+def _print_problems(problems: Sequence[Problem]) -> None:
+    """On a terminal as sentences, since what is wrong has to be read to its end."""
+    if not is_drawn_on(sys.stdout):
+        print_table(PROBLEM_COLUMNS, [(one.kind, one.subject, one.detail) for one in problems])
+        return
+    for one in problems:
+        print_text(f"{one.kind:<8} {clean(one.subject)}: {clean(one.detail)}", "red")
 
 
 def _explain_repair(repair: Repair) -> bool:
@@ -187,7 +198,7 @@ def doctor(given: Given) -> int:
     findings = admin.diagnose(**given.scope)
     if given.wants_json:
         print_json({"database": given.database_name, "findings": findings})
-    elif sys.stdout.isatty():
+    elif is_drawn_on(sys.stdout):
         for finding in findings:
             _print_finding(finding)
     else:
@@ -317,7 +328,7 @@ def bench(given: Given, jobs: int) -> None:
 def metrics(given: Given, listen: str) -> None:
     """Serve the metrics of all queues for Prometheus.
 
-    Until it is interrupted. Needs the extra "metrics".
+    Until it is interrupted, or told to end by SIGTERM. Needs the extra "metrics".
     """
     scope = given.scope
     from ..admin.prometheus import serve  # what it needs is not always installed: then it says so
@@ -326,9 +337,20 @@ def metrics(given: Given, listen: str) -> None:
     print_json({"url": server.url}) if given.wants_json else print_text(f"Listening at {server.url}")
     sys.stdout.flush()
     try:
-        server.wait()
+        with _ended_by_sigterm():
+            server.wait()
     finally:
         server.stop()
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Without a handler the first process of a container would not hear it, and be killed after half a minute."""
+    former = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(FINE))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
 
 
 @click.command(cls=Command)

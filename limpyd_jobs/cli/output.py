@@ -16,8 +16,11 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
+
+from ..wording import counted as counted
+from ..wording import size
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,7 +39,8 @@ class Column:
     Attributes:
         is_number: aligned to the right.
         shrinks: its texts are shortened in the middle where the terminal is too narrow.
-        is_extra: it is left out where even that does not make enough room; the last one first.
+        spare: it is left out where even that does not make enough room, the column with the highest number first;
+            0: never.
         brief: what a terminal shows of a text, instead.
         style: how a text in it is shown on a terminal with colours; rich's words: "red", "bold yellow", "".
     """
@@ -44,7 +48,7 @@ class Column:
     title: str
     is_number: bool = False
     shrinks: bool = False
-    is_extra: bool = False
+    spare: int = 0
     brief: Callable[[str], str] = lambda text: text
     style: Callable[[str], str] = lambda text: ""
 
@@ -95,19 +99,8 @@ def show_age(seconds: float | None) -> str:
 
 
 def show_size(count: int | None) -> str:
-    """A number of bytes: `512 B`, `3.4 MiB`."""
-    if count is None:
-        return ""
-    size, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
-    while size >= 1024 and len(units) > 1:
-        size /= 1024
-        units.pop(0)
-    return f"{size:.0f} {units[0]}" if units[0] == "B" else f"{size:.1f} {units[0]}"
-
-
-def counted(count: int, one: str, many: str = "") -> str:
-    """`1 job`, `2,000 jobs`."""
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
+    """A number of bytes: `512 bytes`, `3.4 MiB`."""
+    return "" if count is None else size(count)
 
 
 # --- printing
@@ -171,10 +164,10 @@ def make_table(columns: Sequence[Column], rows: Sequence[Row], width: int, has_t
     ]
     widths = _fit(columns, needed, width)
     table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), show_header=has_titles, header_style="bold")
-    for place, size in widths.items():
+    for place, wide in widths.items():
         column = columns[place]
         justify: Any = "right" if column.is_number else "left"
-        table.add_column(Text(column.title), justify=justify, no_wrap=True, width=size)
+        table.add_column(Text(column.title), justify=justify, no_wrap=True, width=wide)
     for row in texts:
         table.add_row(*(Text(shorten(row[place], widths[place]), columns[place].style(row[place])) for place in widths))
     return table
@@ -187,10 +180,10 @@ def _fit(columns: Sequence[Column], needed: Sequence[int], room: int) -> dict[in
     def least(place: int, size: int) -> int:
         return min(needed[place], size) if columns[place].shrinks else needed[place]
 
-    for extra in reversed([place for place in places if columns[place].is_extra]):
+    for extra in sorted((place for place in places if columns[place].spare), key=lambda place: -columns[place].spare):
         if sum(least(place, READABLE) + GAP for place in places) - GAP > room:
             places.remove(extra)
-    widths = {place: needed[place] for place in places}
+    widths = {place: min(needed[place], room) for place in places}
     while sum(size + GAP for size in widths.values()) - GAP > room:
         widest = max(places, key=lambda place: widths[place] - least(place, SMALLEST))
         if widths[widest] <= least(widest, SMALLEST):
@@ -204,7 +197,8 @@ def _fit(columns: Sequence[Column], needed: Sequence[int], room: int) -> dict[in
 
 def as_json(value: Any, indent: int | None = None) -> str:
     """A value as JSON: dataclasses are objects; what JSON does not have is a text."""
-    return json.dumps(_plain(value), ensure_ascii=False, indent=indent, default=str)
+    is_ascii = "utf" not in (sys.stdout.encoding or "").lower()  # what it cannot encode is no escape of JSON
+    return json.dumps(_plain(value), ensure_ascii=is_ascii, indent=indent, default=str)
 
 
 def _plain(value: Any) -> Any:
@@ -226,8 +220,10 @@ def print_json(value: Any) -> None:
 
 def print_json_list(name: str, items: Iterable[Any], following: str | None = None) -> None:
     """One document with a list, and `next`, where the next page begins; the items are not held in memory."""
+    iterator = iter(items)
+    first = list(islice(iterator, 1))  # before anything is printed: what goes wrong mostly does it here
     print(f"{{{json.dumps(name)}: [", end="")
-    for place, item in enumerate(items):
+    for place, item in enumerate(chain(first, iterator)):
         print(",\n " if place else "\n ", as_json(item), sep="", end="")
     print(f'\n], "next": {json.dumps(following)}}}')
 

@@ -49,17 +49,17 @@ def _alarming(text: str) -> str:
 
 QUEUE_COLUMNS = (
     Column("queue", shrinks=True),
-    Column("prio", is_number=True),
+    Column("prio", is_number=True, spare=6),
     Column("waiting", is_number=True),
-    Column("due", is_number=True, is_extra=True),
-    Column("delayed", is_number=True),
-    Column("running", is_number=True, style=lambda text: "green" if text != "0" else ""),
-    Column("errors", is_number=True, is_extra=True, style=_alarming),
-    Column("in/s", is_number=True, is_extra=True),
-    Column("out/s", is_number=True, is_extra=True),
+    Column("due", is_number=True, spare=8),
+    Column("delayed", is_number=True, spare=7),
+    Column("running", is_number=True, style=lambda text: "green" if text != "0" else "", spare=2),
+    Column("errors", is_number=True, style=_alarming, spare=3),
+    Column("in/s", is_number=True, spare=5),
+    Column("out/s", is_number=True, spare=4),
     Column("oldest", is_number=True),
-    Column("workers", is_number=True, style=lambda text: "yellow" if text == "0" else ""),
-    Column("state", style=lambda text: "bold yellow", is_extra=True),
+    Column("workers", is_number=True, style=lambda text: "yellow" if text == "0" else "", spare=1),
+    Column("state", style=lambda text: "bold yellow"),
 )
 
 
@@ -83,16 +83,16 @@ def queue_row(queue: QueueStatus) -> tuple[Any, ...]:
 
 WORKER_COLUMNS = (
     Column("worker", shrinks=True),
-    Column("host", shrinks=True),
-    Column("pid", is_number=True, is_extra=True),
-    Column("queues", shrinks=True),
-    Column("status", style=lambda text: "green" if text == "running" else ""),
-    Column("up", is_number=True, is_extra=True),
+    Column("host", shrinks=True, spare=1),
+    Column("pid", is_number=True, spare=5),
+    Column("queues", shrinks=True, spare=2),
+    Column("status", style=lambda text: "green" if text == "running" else "", spare=3),
+    Column("up", is_number=True, spare=7),
     Column("job", shrinks=True),
     Column("for", is_number=True),
-    Column("done", is_number=True),
-    Column("errors", is_number=True, is_extra=True, style=_alarming),
-    Column("memory", is_number=True, is_extra=True),
+    Column("done", is_number=True, spare=4),
+    Column("errors", is_number=True, style=_alarming, spare=6),
+    Column("memory", is_number=True, spare=8),
     Column("heartbeat", is_number=True),
 )
 
@@ -122,14 +122,14 @@ def worker_row(worker: WorkerRecord) -> tuple[Any, ...]:
 
 JOB_COLUMNS = (
     Column("ident", shrinks=True),
-    Column("identifier", shrinks=True),
+    Column("identifier", shrinks=True, spare=1),
     Column("status", style=lambda text: STATUS_STYLES.get(text, "")),
-    Column("queue", shrinks=True),
-    Column("prio", is_number=True),
-    Column("tries", is_number=True),
-    Column("added", brief=age_of),
-    Column("started", brief=age_of),
-    Column("ended", brief=age_of),
+    Column("queue", shrinks=True, spare=3),
+    Column("prio", is_number=True, spare=7),
+    Column("tries", is_number=True, spare=6),
+    Column("added", brief=age_of, spare=2),
+    Column("started", brief=age_of, spare=5),
+    Column("ended", brief=age_of, spare=4),
 )
 
 
@@ -146,24 +146,24 @@ def job_json(job: JobRecord) -> dict[str, Any]:
 ERROR_COLUMNS = (
     Column("time", brief=age_of),
     Column("type", shrinks=True, style=lambda text: "red"),
-    Column("code"),
-    Column("queue", shrinks=True),
-    Column("identifier", shrinks=True),
-    Column("job", shrinks=True),
+    Column("code", spare=4),
+    Column("queue", shrinks=True, spare=3),
+    Column("identifier", shrinks=True, spare=2),
+    Column("job", shrinks=True, spare=1),
     Column("message", shrinks=True),
 )
 GROUP_COLUMNS = (
-    Column("fingerprint", is_extra=True),
+    Column("fingerprint", spare=1),
     Column("count", is_number=True),
     Column("type", shrinks=True, style=lambda text: "red"),
-    Column("code", is_extra=True),
-    Column("place", shrinks=True),
-    Column("first seen", brief=age_of, is_extra=True),
+    Column("code", spare=4),
+    Column("place", shrinks=True, spare=3),
+    Column("first seen", brief=age_of, spare=6),
     Column("last seen", brief=age_of),
-    Column("last hour", is_number=True, is_extra=True),
-    Column("hour before", is_number=True, is_extra=True),
-    Column("trend", style=lambda text: {"up": "red", "down": "green"}.get(text, "")),
-    Column("example", shrinks=True, is_extra=True),
+    Column("last hour", is_number=True, spare=7),
+    Column("hour before", is_number=True, spare=8),
+    Column("trend", style=lambda text: {"up": "red", "down": "green"}.get(text, ""), spare=2),
+    Column("example", shrinks=True, spare=5),
     Column("message", shrinks=True),
 )
 

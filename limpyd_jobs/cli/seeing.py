@@ -13,9 +13,13 @@ import click
 from .common import Command, Given, Moment, Whole, joined
 from .filters import QUEUES, STATUS_FILTER, filter_options, read_filter
 from .output import (
+    GAP,
+    READABLE,
     Column,
     clean,
     clean_lines,
+    is_drawn_on,
+    make_console,
     print_json,
     print_json_list,
     print_table,
@@ -293,13 +297,22 @@ def _print_counts(given: Given, wanted: ErrorFilter, by: str, wants_csv: bool) -
         _print_csv([by, "count"], found)
     else:
         columns = (Column(by, shrinks=True), Column("count", is_number=True), Column("", style=lambda text: "red"))
-        print_table(columns, _histogram(found))
+        print_table(columns, _histogram(found, _bar_width(found)))
 
 
-def _histogram(counts: Sequence[tuple[str, int]]) -> Iterable[tuple[Any, ...]]:
-    """The counts, each with a bar."""
+def _bar_width(counts: Sequence[tuple[str, int]]) -> int:
+    """Of the longest bar: what a terminal leaves beside the names, of which as much as can be is to be read."""
+    if not is_drawn_on(sys.stdout):
+        return BAR_WIDTH
+    names, numbers = (max((len(str(one[place])) for one in counts), default=0) for place in (0, 1))
+    room = make_console().width - min(names, READABLE) - max(numbers, len("count")) - 2 * GAP
+    return max(min(BAR_WIDTH, room), 1)
+
+
+def _histogram(counts: Sequence[tuple[str, int]], width: int) -> Iterable[tuple[Any, ...]]:
+    """The counts, each with a bar; the longest is as wide."""
     largest = max((count for _, count in counts), default=1)
-    return ((name, count, "#" * max(round(BAR_WIDTH * count / largest), 1)) for name, count in counts)
+    return ((name, count, "#" * max(round(width * count / largest), 1)) for name, count in counts)
 
 
 def _print_csv(titles: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -10,6 +10,8 @@ is a child of the call that added it, in whichever process. Names are those of t
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +19,7 @@ from typing import Any
 
 from ..exceptions import ConfigurationException, Retry
 from ..instruments import Instrument, add_instrument, remove_instrument
-from ..models import class_name, printable
+from ..models import Job, class_name, printable
 from ..version import EXACT_VERSION
 from ..workers.life import StatusChanged
 
@@ -30,6 +32,7 @@ except ImportError as error:
 
 NAME = "limpyd_jobs"  # of the messaging system, of our instrumentation, and before what only we have
 ADDED = "limpyd_jobs.added"  # among what is carried: when it was added, in seconds since the epoch
+FLUSH_SECONDS = 2.0  # for the process of an isolated job: its end must not wait for a collector that is away
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200)  # the bounds of histograms
 
 Attributes = dict[str, str | int]
@@ -49,6 +52,12 @@ class Telemetry(Instrument):
         meter = metrics.get_meter(NAME, EXACT_VERSION, meter_provider)
         self._sent = meter.create_counter(
             "messaging.client.sent.messages", "{message}", "Jobs that were to be added, those queued already among them"
+        )
+        self._calls = meter.create_histogram(
+            "messaging.client.operation.duration",
+            "s",
+            "How long calls that add jobs took",
+            explicit_bucket_boundaries_advisory=SECONDS,
         )
         self._consumed = meter.create_counter("messaging.client.consumed.messages", "{message}", "Runs of jobs")
         self._durations = meter.create_histogram(
@@ -70,19 +79,21 @@ class Telemetry(Instrument):
         attributes["limpyd_jobs.job.class"] = model.get_model_repr()
         if identifier is not None:
             attributes["limpyd_jobs.job.identifier"] = identifier
+        started = time.perf_counter()
         with self._span(attributes, trace.SpanKind.PRODUCER) as span:
             call = _Call(attributes)
             outer = context.attach(context.set_value(NAME, call))
             try:
                 yield
             except Exception as error:
-                _tell_error(span, error)
+                attributes["error.type"] = _tell_error(span, error)
                 raise
             finally:
                 context.detach(outer)
                 if identifier is None:
                     span.set_attribute("messaging.batch.message_count", call.count)
-                self._sent.add(call.count, _of_metrics(attributes))
+                self._sent.add(call.count, measured := _of_metrics(attributes))
+                self._calls.record(time.perf_counter() - started, measured)
 
     def carry(self, carried: dict[str, Any]) -> None:
         """Have the context of that span come along, or that of whoever executes a job at once."""
@@ -97,10 +108,10 @@ class Telemetry(Instrument):
     @contextmanager
     def around(self, job: Any, queue: Any, worker: Any) -> Iterator[None]:
         """A span of the kind CONSUMER around the run, of which what the job does is a part."""
-        carried, claim = job.get_carried(), job._claim
+        carried, claim = Job.get_carried(job), job._claim
         attributes = _attributes("run", "process", claim.queue_name if claim else None)
         attributes |= _of_job(job, claim)
-        started = time.perf_counter()
+        started, pid = time.perf_counter(), os.getpid()
         self._measure_wait(carried, claim, attributes)
         parent = propagate.extract(carried)
         with self._span(attributes, trace.SpanKind.CONSUMER, parent) as span:
@@ -113,10 +124,11 @@ class Telemetry(Instrument):
                     attributes["error.type"] = _tell_error(span, error, job._trace)
                 raise
             finally:
-                span.set_attribute("limpyd_jobs.job.outcome", outcome)
-                measured = _of_metrics(attributes)
-                self._durations.record(time.perf_counter() - started, measured)
-                self._consumed.add(1, measured)
+                if os.getpid() == pid:
+                    span.set_attribute("limpyd_jobs.job.outcome", outcome)
+                    measured = _of_metrics(attributes)
+                    self._durations.record(time.perf_counter() - started, measured)
+                    self._consumed.add(1, measured)
 
     def _measure_wait(self, carried: dict[str, Any], claim: Any, attributes: Attributes) -> None:
         added = carried.get(ADDED)
@@ -127,13 +139,14 @@ class Telemetry(Instrument):
     def _span(self, attributes: Attributes, kind: trace.SpanKind, parent: Any = None) -> Iterator[trace.Span]:
         """A span that is the current one; what is raised within is for the caller to tell."""
         name = f"{attributes['messaging.operation.name']} {attributes.get('messaging.destination.name', '')}".strip()
-        span = self._tracer.start_span(name, parent, kind, attributes)
+        span, pid = self._tracer.start_span(name, parent, kind, attributes), os.getpid()
         outer = context.attach(trace.set_span_in_context(span, parent))
         try:
             yield span
         finally:
             context.detach(outer)
-            span.end()
+            if os.getpid() == pid:  # else it is a process that a job has forked, and this would be a second one
+                span.end()
 
 
 class Flush(Instrument):
@@ -150,7 +163,9 @@ class Flush(Instrument):
         finally:
             provider = self._provider or trace.get_tracer_provider()
             if not worker._is_this_process and hasattr(provider, "force_flush"):
-                provider.force_flush()
+                sending = threading.Thread(target=provider.force_flush, daemon=True)  # not all keep to its own limit
+                sending.start()
+                sending.join(FLUSH_SECONDS)
 
 
 class _Call:

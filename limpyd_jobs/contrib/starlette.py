@@ -11,6 +11,7 @@ from ..aio import async_connection, close_async_connection
 from ..models import BaseJobsModel
 
 Lifespan: TypeAlias = Callable[[Any], AbstractAsyncContextManager[Mapping[str, Any] | None]]
+"""What Starlette calls one: given the application, a context manager whose value is the state."""
 
 
 def lifespan(database: str | None = None, inner: Lifespan | None = None) -> Lifespan:

@@ -1020,7 +1020,8 @@ end
 
 local function forget_queued(job)
   local last = job.key .. ':last_queued'
-  for _, name in ipairs(job.identifier and {job.identifier, job.identifier .. RERUN} or NOTHING) do
+  local is_known = type(job.identifier) == 'string'  -- not null, for a record without one
+  for _, name in ipairs(is_known and {job.identifier, job.identifier .. RERUN} or NOTHING) do
     if redis.call('HGET', last, name) == job.pk then redis.call('HDEL', last, name) end
   end
 end

@@ -27,6 +27,7 @@ from .. import transitions
 from ..aio import async_client, leave_replica
 from ..exceptions import ConfigurationException, DatabaseException, JobTimeout, LimpydJobsException
 from ..fields import Loaded
+from ..instruments import called_in_thread, instruments
 from ..models import _overrides
 from ..statuses import STATUSES
 from ..transitions import Claim, End, Ended, Taken
@@ -172,8 +173,11 @@ class AsyncWorker(Worker):
         if is_ours(function) or is_async(function):
             result = function(*args, **kwargs)
         else:
-            result = await self._in_thread(self._plain, partial(function, *args, **kwargs))
+            result = await self._call_plain(partial(function, *args, **kwargs))
         return await result if inspect.isawaitable(result) else result
+
+    async def _call_plain(self, work: Callable[[], Any]) -> Any:
+        return await self._in_thread(self._plain, partial(called_in_thread, self, work) if instruments else work)
 
     async def _in_thread(self, hands: Hands, work: Callable[[], Any]) -> Any:
         context = contextvars.copy_context()
@@ -476,7 +480,7 @@ class AsyncWorker(Worker):
             raise ConfigurationException("An isolated job cannot run in an AsyncWorker: use processes for it")
         if not self._runs_coroutine(job):
             self._check_unenforced(seconds)
-            result = await self._in_thread(self._plain, function)
+            result = await self._call_plain(function)
             return await self._watched(job, lambda: result, seconds) if inspect.isawaitable(result) else result
         return await self._watched(job, function, seconds)
 

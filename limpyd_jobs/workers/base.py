@@ -31,6 +31,7 @@ from .heartbeat_file import check_heartbeat_file
 from .insight import format_stacks, resident_mib
 from .logs import FACTS, about, facts_of, show_as
 from .metrics_port import check_metrics_port
+from .sentry import look_at_lines
 
 LOGGER_NAME = "limpyd-jobs"
 LONGEST_DURATION = timedelta(seconds=recipes.LONGEST_SECONDS)  # dates end with the year 9999
@@ -397,11 +398,11 @@ class BaseWorker:
             owner = getattr(handler, "__self__", None)
         return handler
 
-    def ask_to_end(self, reason: str, level: str = "critical") -> None:
+    def ask_to_end(self, reason: str, level: str = "critical", **facts: Any) -> None:
         """Have the worker end: after its job, for which it has `stop_timeout`, or at once when it waits.
 
         Args:
-            reason: what the log says, with this level.
+            reason: what the log says, with this level, and these facts beside it.
         """
         self.end_forced = True
         is_at_work = self.status is not None and self.end_date is None
@@ -410,7 +411,7 @@ class BaseWorker:
             self._start_stopping()
         when = "after current job" if self.status == "running" else "now"
         with contextlib.suppress(Exception):  # of a handler or a filter of the log
-            self.log(f"{reason}: stopping {when}", level=level)
+            self._log_facts(facts, f"{reason}: stopping {when}", level=level)
 
     def catch_end_signal(self, signum: int | None, frame: FrameType | None) -> None:
         """Ask the worker to end: after its job, or at once when it waits."""
@@ -419,7 +420,8 @@ class BaseWorker:
         self._pass_on(signum, frame)
         self.end_signal_caught = True
         name = signal.Signals(signum).name if signum else "an end"
-        self.ask_to_end(f"Caught {name} signal")
+        look_at_lines()  # there may have been no job yet
+        self.ask_to_end(f"Caught {name} signal", signal=name)
 
     def catch_quit_signal(self, signum: int | None, frame: FrameType | None) -> None:
         """Give the running job back, and end at once."""
@@ -430,7 +432,8 @@ class BaseWorker:
         self._stopping = threading.Thread(target=self.stop_now)
         self._start_stopping()
         with contextlib.suppress(Exception):
-            self.log("Caught SIGQUIT signal: stopping at once", level="critical")
+            look_at_lines()
+            self._log_facts({"signal": "SIGQUIT"}, "Caught SIGQUIT signal: stopping at once", level="critical")
 
     def catch_stacks_signal(self, signum: int | None, frame: FrameType | None) -> None:
         """Write the stack of every thread to the log; the worker goes on."""

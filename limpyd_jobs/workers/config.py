@@ -25,8 +25,7 @@ from ..database import (
     DATABASE_VARIABLE,
     JobsDatabase,
     Settings,
-    check_server,
-    client_settings,
+    connect_to,
     hide_secret,
     parse_database,
     show_database,
@@ -271,7 +270,7 @@ class WorkerConfig:
         """Bring all models to the database that is named, or else check the one that they are on."""
         try:
             for database in self._databases():
-                self._connect(database)
+                connect_to(database, self.database_config or {})
         except LimpydJobsException as error:
             self.parser.error(one_line(error))
 
@@ -282,16 +281,6 @@ class WorkerConfig:
             if not any(model.database is database for database in seen):
                 seen.append(model.database)
         yield from seen
-
-    def _connect(self, database: Any) -> None:
-        settings = self.database_config or {}
-        if isinstance(database, JobsDatabase):
-            database.connect(**settings)
-            return
-        # one of limpyd's own, given to `use_database`: its `connect` moves nothing
-        check_server(settings or database.connection_settings)
-        if settings:
-            database.reset(**client_settings(settings))
 
     def prepare_worker_options(self) -> dict[str, Any]:
         """The arguments for the worker class: the options that were given, among its `parameters`."""

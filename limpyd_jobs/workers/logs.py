@@ -49,10 +49,14 @@ class JsonFormatter(logging.Formatter):
         """The line, in ASCII, without its end."""
         entry = {**self._own(record), **self._said(record)}
         others = {name: value for name, value in vars(record).items() if name not in STANDARD and name not in entry}
+        entry.update(others)
         try:
-            return json.dumps({**entry, **others}, default=printable, allow_nan=False)
+            line = json.dumps(entry, default=printable, allow_nan=False)
         except (TypeError, ValueError, RecursionError):  # a key that is no text, NaN, a circle
-            return json.dumps({**entry, **{name: printable(value) for name, value in others.items()}})
+            line = ""
+        if line and "\\ud" not in line:
+            return line
+        return json.dumps({name: _fit(value) for name, value in entry.items()}, default=printable)
 
     def _own(self, record: logging.LogRecord) -> dict[str, Any]:
         return {
@@ -73,8 +77,23 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info and record.exc_info[1] is not None:
             said.setdefault("error", class_name(record.exc_info[1]))
             if "traceback" not in said:
-                said["traceback"] = record.exc_text or printable(self.formatException(record.exc_info))
+                said["traceback"] = record.exc_text or self.formatException(record.exc_info)
+        if record.stack_info:
+            said["stack"] = record.stack_info
+        for name in {"traceback", "stack"} & said.keys():
+            said[name] = said[name] and shortened(printable(said[name]), MAX_TRACEBACK)
         return said
+
+
+def _fit(value: Any) -> Any:
+    """A value as strict readers of JSON take it, too: its text, if it is something else."""
+    if isinstance(value, str):
+        return printable(value)  # half of a surrogate pair can be escaped, and not be read again
+    try:
+        json.dumps(value, default=printable, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return printable(value)
+    return value
 
 
 def make_log_handler(log_format: str = "text") -> logging.Handler:

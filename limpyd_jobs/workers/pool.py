@@ -32,6 +32,7 @@ from .insight import format_stacks
 from .logs import FACTS, show_as
 from .member import CONFIGURATION_EXIT_CODE, DONE, READY, Member, forget_exit_functions, live
 from .reload import check_reload
+from .sentry import look_at_lines
 
 START_TRIES = 4  # of the first child, before the pool gives up
 FIRST_PAUSE_SECONDS = 0.5  # after a crash; then twice as long each time
@@ -162,9 +163,9 @@ class WorkerPool:
         """How many workers are ready, without those that are being replaced."""
         return sum(place.child is not None and place.child.is_ready for place in self._places)
 
-    def log(self, message: str, level: str = "info") -> None:
-        """Log a message of the parent, as one line."""
-        beside = {FACTS: {"worker": "pool", "message": message}}
+    def log(self, message: str, level: str = "info", **facts: Any) -> None:
+        """Log a message of the parent, as one line, with facts beside it."""
+        beside = {FACTS: {"worker": "pool", **facts, "message": message}}
         getattr(self.logger, level)("[pool] %s", safe_line(message), extra=beside)
 
     # --- The run
@@ -406,7 +407,9 @@ class WorkerPool:
 
     def _handle_signal(self, number: int) -> None:
         if number in END_SIGNALS:
-            self.log(f"Caught {signal.Signals(number).name} signal: stopping the workers", level="critical")
+            name = signal.Signals(number).name
+            look_at_lines()
+            self.log(f"Caught {name} signal: stopping the workers", level="critical", signal=name)
             self._is_ending = True
             self._to_replace.clear()
             for child in self._children():

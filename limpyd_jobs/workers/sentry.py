@@ -2,7 +2,7 @@
 
 Nothing here imports it: without it, or before `sentry_sdk.init`, there is nothing to do. A job is in a scope of its
 own. What it raises is one event, with tags of the job; the line of the log about it, of which Sentry would make another
-one, is none.
+one, is none. Nor is that about a signal: to be stopped is no error.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from .logs import FACTS, facts_of
 
 FLUSH_SECONDS = 2.0  # of the process of an isolated job, at its end
 MODULE = "sentry_sdk"
+OF_LINES = ("queue", "job", "identifier")  # the tags of an event that a line of the log has become
 PACKAGE = __name__.partition(".")[0]
 
-_known: set[int] = set()  # the modules that were told which lines of the log to pass over, by their `id`
+_known: set[int] = set()  # the modules that were told to look at lines of the log, by their `id`
 
 
 class Reports(Instrument):
@@ -70,13 +71,18 @@ INSTRUMENTS = (OutsideReports(), Reports())
 
 def sentry_instruments() -> Sequence[Instrument]:
     """Those for Sentry, if the program has it, and has told it where to report to."""
+    return INSTRUMENTS if look_at_lines() else ()
+
+
+def look_at_lines() -> bool:
+    """Look at the lines of the log of which Sentry makes events from now on, if the program uses it; does it?"""
     sentry: Any = sys.modules.get(MODULE)
     if not hasattr(sentry, "isolation_scope") or not sentry.get_client().is_active():  # the first came with version 2
-        return ()
+        return False
     if id(sentry) not in _known:
         _known.add(id(sentry))
-        sentry.scope.add_global_event_processor(_pass_over_lines)
-    return INSTRUMENTS
+        sentry.scope.add_global_event_processor(_look_at_line)
+    return True
 
 
 def _describe(scope: Any, job: Any) -> None:
@@ -109,11 +115,16 @@ def _report(error: BaseException) -> None:
     sentry.capture_event(event, hint=hint)
 
 
-def _pass_over_lines(event: Any, hint: Any) -> Any:
-    """Let no event become of a line about the error of a job, which has been reported as what it is."""
+def _look_at_line(event: Any, hint: Any) -> Any:
+    """Let an event of a line of the log say which job it is about; let there be none of one that is no news."""
     facts = getattr((hint or {}).get("log_record"), FACTS, None) or {}
-    is_reported = "is_requeued" in facts and facts["error"] != Retry.__name__
-    return None if is_reported else event
+    is_reported = "is_requeued" in facts and facts["error"] != Retry.__name__  # as what the job has raised
+    if is_reported or "signal" in facts:
+        return None
+    if "message" in facts:  # else all lines would be of one group, by the text `[%s] %s`
+        event["logentry"] = {"message": facts["message"]}
+        event["tags"] = {**{name: facts[name] for name in OF_LINES if facts.get(name)}, **(event.get("tags") or {})}
+    return event
 
 
 def _without_our_variables(event: Any, hint: Any) -> Any:

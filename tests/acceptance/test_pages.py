@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from limpyd_jobs import embedded
+
 from ..base import ROOT, RedisServer
 
 ELSEWHERE = {"django", "fastapi", "flask", "retries", "testing"}  # their examples have tests of their own
 # In these pages workers run what is added, if anybody does; in the others jobs run when they are added.
-RUN_BY_WORKERS = {"celery", "howto", "numbers", "processes", "rq", "speed", "tutorial", "version-2"}
+RUN_BY_WORKERS = {"asyncio", "celery", "howto", "numbers", "processes", "rq", "speed", "tutorial", "version-2"}
 CONNECT = """
 import os
 from limpyd_jobs import testing
@@ -47,8 +49,12 @@ def test_the_examples_of_a_page_are_a_program(page: Path, redis_server: RedisSer
     (tmp_path / "program.py").write_text("\n\n".join([before, *blocks_of(page)]))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "LIMPYD_JOBS_DATABASE": redis_server.url}
 
-    done = subprocess.run(
-        [sys.executable, "program.py"], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "program.py"], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+    finally:
+        for directory in tmp_path.glob("*-data"):
+            embedded.stop(directory)
 
     assert done.returncode == 0, done.stderr

@@ -210,6 +210,16 @@ def test_a_job_is_added_by_the_name_of_its_class() -> None:
 def test_a_class_that_is_not_known_is_refused() -> None:
     with pytest.raises(JobClassError, match="no class of this name"):
         admin.add("NoSuchJobAtAll", "a")
+    with pytest.raises(JobClassError, match=r"job class of .nosuch\.module\.Job.: "):
+        admin.add("nosuch.module.Job", "a")
+
+
+@pytest.mark.parametrize("name", ["pk", "status", "priority", "identifier", "queue_model", "delayed_for", "tries"])
+def test_what_each_job_has_is_no_field_of_a_new_one(name: str) -> None:
+    with pytest.raises(InvalidArgument, match=rf"{name} argument: .e.: must be a field of its class"):
+        admin.add("PlainActingJob", "a", fields={name: "e"})
+
+    assert admin.count_jobs() == 0
 
 
 # --- delete

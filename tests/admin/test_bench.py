@@ -79,9 +79,11 @@ def test_a_number_of_jobs_that_is_none_is_refused(jobs: Any) -> None:
         admin.bench(jobs)
 
 
-def test_a_user_with_the_rights_of_the_page_may_measure(
+def test_a_user_with_the_rights_of_the_page_may_measure_where_another_one_has(
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(measuring.random, "sample", lambda *args: [5])  # the place is of this database from now on
+    monkeypatch.setattr(measuring, "PLACES", 1)
+    admin.bench(1)
+
     with user(redis_server, rights_of_the_page()) as queue_model:
         assert admin.bench(5, queue_model=queue_model).jobs == 5

@@ -11,8 +11,8 @@ import pytest
 
 from limpyd_jobs import Job, Queue, admin
 from limpyd_jobs.admin import Finding, jobs_checks
-from limpyd_jobs.admin.findings import Patient
 from limpyd_jobs.admin.numbers import Rates
+from limpyd_jobs.admin.patient import Patient
 
 from ..workers.base import client
 from .support import see_worker, take

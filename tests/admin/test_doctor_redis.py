@@ -12,7 +12,7 @@ import pytest
 
 from limpyd_jobs import Job, Queue
 from limpyd_jobs.admin import Finding, diagnose, redis_checks
-from limpyd_jobs.admin.findings import LEVELS, Patient
+from limpyd_jobs.admin.patient import LEVELS, Patient
 
 from ..base import RedisServer
 from .support import rights_of_the_page, user

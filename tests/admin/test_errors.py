@@ -122,7 +122,6 @@ def test_errors_are_found_by_what_they_hold(wanted: ErrorFilter, found: list[str
         ("2026-05", "2026-05-01 11", []),
         ("2026-04-30", "2026-05-01", ["day"]),
         ("2026", None, ["now", "second", "hour", "day"]),
-        ("2026-02-31", None, ["now", "second", "hour", "day"]),
     ],
 )
 def test_errors_are_found_by_their_time(model: Any, since: str | None, until: str | None, found: list[str]) -> None:
@@ -132,7 +131,7 @@ def test_errors_are_found_by_their_time(model: Any, since: str | None, until: st
     assert messages(ErrorFilter(since=since, until=until)) == found
 
 
-@pytest.mark.parametrize("text", ["yesterday", "01/02/2026", 5, ""])
+@pytest.mark.parametrize("text", ["yesterday", "01/02/2026", "2026-02-31", 5, ""])
 def test_what_is_no_time_is_refused(text: Any) -> None:
     with pytest.raises(InvalidArgument, match=r"since argument: .* must be UTC, YYYY-MM-DD HH:MM:SS"):
         ErrorFilter(since=text)

@@ -96,6 +96,16 @@ def test_a_status_is_given_by_its_name_or_its_value(given: Any) -> None:
     assert JobFilter(statuses=given).statuses == ("e",)
 
 
+@pytest.mark.parametrize("moment", ["2026-13", "2026-02-31", "2026-11-21 25", "soon", ""])
+def test_a_time_that_there_is_not_is_refused(moment: str) -> None:
+    with pytest.raises(InvalidArgument, match=r"ended_before argument: .* must be UTC, YYYY-MM-DD HH:MM:SS or the"):
+        JobFilter(ended_before=moment)
+
+
+def test_a_time_may_be_written_as_in_logs() -> None:
+    assert JobFilter(ended_before="2026-11-21T18:30:00.25Z").ended_before == "2026-11-21 18:30:00.25"
+
+
 def test_a_status_that_there_is_not_is_refused() -> None:
     with pytest.raises(InvalidArgument, match=r"statuses argument: 'lost': must be one of waiting \(w\), delayed"):
         JobFilter(statuses=("lost",))

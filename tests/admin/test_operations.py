@@ -76,12 +76,12 @@ def test_all_jobs_that_a_filter_finds_are_acted_on() -> None:
 
 def test_an_operation_is_kept_until_it_has_ended() -> None:
     fail_many(2)
-    operation = admin.start_operation("requeue", FAILED, who="me@here", delayed_for=10)
+    operation = admin.start_operation("requeue", FAILED, by="me@here", delayed_for=10)
 
     [kept] = admin.operations()
 
     assert kept == operation == admin.resume_operation(operation.id)
-    assert (kept.kind, kept.who, kept.options) == ("requeue", "me@here", {"delayed_for": 10.0})
+    assert (kept.kind, kept.by, kept.options) == ("requeue", "me@here", {"delayed_for": 10.0})
     assert json.loads(json.dumps(asdict(kept)))["count"] == 2
     assert admin.check() == []
 

@@ -83,6 +83,7 @@ def test_the_age_is_that_of_the_job_at_the_head_since_it_has_waited() -> None:
     assert 499 <= (only().oldest_age or 0) < 560
     job.delayed_until.hset(str(overview.score_to_datetime(seconds - 300)))
     assert 299 <= (only().oldest_age or 0) < 360
+    assert admin.health(max_oldest_age=400) == [] and len(admin.health(max_oldest_age=100)) == 1
     job.waiting_since.hset(str(overview.score_to_datetime(seconds - 100)))
     assert 99 <= (only().oldest_age or 0) < 160
 
@@ -92,6 +93,26 @@ def test_the_age_of_a_job_that_cannot_be_read_is_not_known(head: str) -> None:
     Queue.get_queue("mail").waiting.rpush(head)
 
     assert (only().waiting, only().oldest_age) == (1, None)
+
+
+def test_one_queue_may_be_named_alone() -> None:
+    Job.add_job("a", "mail", added="2026-01-01 00:00:00")
+    Job.add_job("b", "other")
+
+    assert [queue.name for queue in admin.status("mail").queues] == ["mail"]
+    assert admin.left("mail").waiting == 1 and admin.drain("mail", timeout=0).waiting == 1
+    assert len(admin.health("mail", max_oldest_age=1)) == 1
+
+
+def test_a_recipe_that_is_broken_hides_nothing_else() -> None:
+    job = Job.add_job("a", "mail", added="2026-01-01 00:00:00")
+    client().hset("jobs:models", "gone.Job", "{")
+    client().zadd("jobs:leases", {job.ident: 1})
+
+    assert (only().waiting, admin.workers()) == (1, [])
+    assert len(admin.health(max_oldest_age=1)) == 1
+    assert admin.left(["mail"]).waiting == 1
+    assert "error" not in {finding.level for finding in admin.diagnose() if finding.subject == "records"}
 
 
 def test_an_empty_queue_has_no_age() -> None:

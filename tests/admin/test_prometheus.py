@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import time
 import urllib.request
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from limpyd_jobs import Job, Queue, Worker, admin
 from limpyd_jobs.admin.numbers import BOUNDS, Histogram
-from limpyd_jobs.admin.prometheus import JobsCollector, MetricsServer, buckets_of, serve
+from limpyd_jobs.admin.overview import QueueStatus, Status
+from limpyd_jobs.admin.prometheus import JobsCollector, MetricsServer, _of_status, buckets_of, serve
 from limpyd_jobs.exceptions import ConfigurationException, InvalidArgument
 from limpyd_jobs.models import BaseJobsModel
 from limpyd_jobs.workers import AsyncWorker
@@ -127,6 +130,33 @@ def test_without_redis_it_is_not_up_and_tells_nothing(caplog: pytest.LogCaptureF
     assert [record.getMessage()[:22] for record in caplog.records] == ["Metrics cannot be read"]  # once
 
 
+def test_what_can_be_read_is_told_though_the_numbers_cannot() -> None:
+    ScrapedJob.add_job("a")
+    BaseJobsModel.database.connection.set("jobs:numbers:total", "not a hash")
+
+    found = scrape()
+
+    assert (found.value("up"), found.value("queue_length", queue="test", priority="0", state="waiting")) == (0, 1)
+    assert found.value("added_total", queue="test", task=ScrapedJob.get_model_repr()) is None
+
+
+def test_a_name_that_is_not_utf_8_spoils_no_answer() -> None:
+    queue = Queue.get_queue("test")
+    BaseJobsModel.database.connection.hset(queue.key, "name", b"caf\xe9")
+
+    assert scrape().value("queue_paused", queue="caf\\udce9") == 0
+
+
+def test_thousands_of_queues_take_no_time() -> None:
+    sizes = dict.fromkeys(("waiting", "due", "delayed", "running", "errors", "succeeded"), 0)
+    queues = [QueueStatus(f"queue {number}", 0, **sizes) for number in range(6000)]
+    started = time.monotonic()
+
+    (oldest,) = [one for one in _of_status(Status(queues, [], "")) if "oldest" in one.name]
+
+    assert len(oldest.samples) == 6000 and time.monotonic() - started < 2
+
+
 # --- numbers
 
 
@@ -164,9 +194,22 @@ def test_counters_never_fall_though_minutes_expire() -> None:
     assert (before.value("added_total", **of), after.value("added_total", **of)) == (1, 2)
 
 
+def test_counters_never_fall_though_there_is_no_room_for_more() -> None:
+    full = {f"a task queue-{number}": 1 for number in range(9999)}
+    BaseJobsModel.database.connection.hset("jobs:numbers:total", mapping=full)
+    admin.totals()  # notes the minute; no room is left then
+    ScrapedJob.add_job("a")
+    before = admin.totals()
+    let_minutes_expire()
+
+    assert admin.totals() == before
+    assert [one.added for one in before if one.queue == "*"] == [1]
+
+
 def let_minutes_expire() -> None:
     """Have what was counted be of some minutes ago; then, when it was added up, be gone."""
     connection = BaseJobsModel.database.connection
+    connection.hset("jobs:numbers:total", "rolled", 0)
     for key in list(connection.scan_iter("jobs:numbers:[0-9]*")):
         prefix, _, minute = key.rpartition(":")
         connection.rename(key, f"{prefix}:{int(minute) - 5}")
@@ -241,6 +284,35 @@ def test_a_place_that_is_none_is_refused(listen: Any) -> None:
         serve(listen)
 
 
+def test_it_stops_at_once(server: MetricsServer) -> None:
+    other = serve(0)
+    started = time.monotonic()
+
+    other.stop()
+
+    assert time.monotonic() - started < 0.3
+
+
+def test_a_forked_process_does_not_keep_the_port() -> None:
+    server = serve(0)
+    reader, writer = os.pipe()
+    if not (child := os.fork()):
+        os.read(reader, 1)
+        os._exit(0)
+    server.stop()
+
+    try:
+        serve(server.port).stop()
+    finally:
+        os.write(writer, b".")
+        os.waitpid(child, 0)
+
+
+def test_a_host_that_cannot_be_is_an_os_error() -> None:
+    with pytest.raises(OSError, match=r"There is no such host: a\.\.b"):
+        serve("a..b:80")
+
+
 # --- of workers
 
 
@@ -299,22 +371,47 @@ def test_without_the_library_the_error_says_what_to_install(monkeypatch: pytest.
 # --- the dashboard
 
 
-def test_each_metric_of_the_dashboard_is_there() -> None:
+DASHBOARD = ROOT / "docs" / "grafana" / "limpyd-jobs.json"
+PAGE = ROOT / "docs" / "telemetry.md"
+SELECTOR = re.compile(r"(limpyd_jobs_\w+)(?:{([^}]*)})?")
+
+
+def expressions_of_dashboard() -> list[str]:
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    return [target["expr"] for panel in panels for target in panel["targets"]]
+
+
+def expressions_of_page() -> list[str]:
+    return re.findall(r"(?:expr|query|metricsQuery): (.+)", PAGE.read_text())
+
+
+@pytest.mark.parametrize("expressions", [expressions_of_dashboard(), expressions_of_page()], ids=["dashboard", "page"])
+def test_each_metric_and_label_that_is_asked_for_is_there(expressions: list[str]) -> None:
     ScrapedJob.add_jobs(["a", "bad"])
     work(2)
-    text = (ROOT / "docs" / "grafana" / "limpyd-jobs.json").read_text()
-    expressions = [target["expr"] for panel in json.loads(text)["panels"] for target in panel["targets"]]
+    found = scrape()
+    labels = {name: {label for label, _ in given} | {"job"} for name, given in found.samples}
 
-    asked = {name for expression in expressions for name in re.findall(r"limpyd_jobs_\w+", expression)}
+    asked = [pair for expression in expressions for pair in SELECTOR.findall(expression)]
 
-    assert len(asked) > 10 and asked - scrape().names == set()
-    assert set(re.findall(r"label_values\((\w+),", text)) <= scrape().names
+    assert len(asked) > 5 and {name for name, _ in asked} <= found.names
+    for name, selector in asked:
+        assert set(re.findall(r"(\w+)=", selector)) <= labels[name]
+
+
+def test_the_dashboard_shows_one_database_of_several() -> None:
+    asked = [pair for expression in expressions_of_dashboard() for pair in SELECTOR.findall(expression)]
+
+    assert [name for name, selector in asked if 'job="$job"' not in selector] == []
+    assert set(re.findall(r"label_values\((\w+)", DASHBOARD.read_text())) <= scrape().names | {
+        "limpyd_jobs_queue_length"
+    }
 
 
 def test_each_metric_is_in_the_page_about_them() -> None:
     ScrapedJob.add_job("a")
     work(1)
-    page = (ROOT / "docs" / "telemetry.md").read_text()
+    page = PAGE.read_text()
 
     shown = {name if family.type != "counter" else f"{name}_total" for name, family in scrape().families.items()}
 

@@ -299,3 +299,16 @@ def test_nothing_is_repaired_while_workers_work() -> None:
     assert asked == []
     assert problems() == []
     assert set(run_all().values()) == {"1"}
+
+
+@pytest.mark.parametrize("key", ["jobs:repairjob:1:hash", "jobs:queue:1:hash"])
+def test_a_record_of_another_type_is_told_of_and_left_alone(key: str) -> None:
+    make_books()
+    client().delete(key)
+    client().set(key, "x")
+
+    [found] = admin.check()
+    [repair] = admin.repair()
+
+    assert (found.kind, found.subject) == ("key", key) and not repair.is_possible
+    assert client().get(key) == "x"

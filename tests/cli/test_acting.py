@@ -262,6 +262,14 @@ def test_an_operation_that_is_not_there_cannot_be_resumed(command: Command) -> N
     assert "'nosuch'" in outcome.err
 
 
+def test_a_dry_run_keeps_an_operation_that_can_be_resumed(command: Command) -> None:
+    add_failed(1)
+    operation = admin.start_operation("requeue", admin.JobFilter())
+
+    assert command("requeue", "--resume", operation.id, "--dry-run").out == "1 job would be requeued\n"
+    assert [one.id for one in admin.operations()] == [operation.id]
+
+
 def test_an_operation_of_another_kind_is_not_resumed(command: Command) -> None:
     add_failed(1)
     operation = admin.start_operation("requeue", admin.JobFilter())

@@ -106,21 +106,21 @@ def test_a_requeue_that_is_killed_and_interrupted_does_each_job_exactly_once(
     redis_server: RedisServer, database: Any
 ) -> None:
     """kill -9 in the middle, then Ctrl-C, then to the end."""
-    count = 2_000
+    count = 800
     add_failed(count, save_errors=False)
 
     def waiting() -> int:
         return int(Queue.count_waiting_jobs("again"))
 
-    with requeue(redis_server, "--queue=failed", "--to=again", "--yes", "--rate=1500/s") as first:
-        wait_until(lambda: waiting() > 300, 40)
+    with requeue(redis_server, "--queue=failed", "--to=again", "--yes", "--rate=600/s") as first:
+        wait_until(lambda: waiting() > 120, 40)
         first.send_signal(signal.SIGKILL)
         first.wait(20)
     after_kill = waiting()
     [operation] = admin.operations()
 
-    with requeue(redis_server, "--resume", operation.id, "--rate=1500/s") as second:
-        wait_until(lambda: waiting() > after_kill + 300, 40)
+    with requeue(redis_server, "--resume", operation.id, "--rate=600/s") as second:
+        wait_until(lambda: waiting() > after_kill + 120, 40)
         second.send_signal(signal.SIGINT)
         error = second.communicate(timeout=40)[1]
     assert second.returncode == 130 and f"--resume {operation.id}" in error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -23,6 +24,7 @@ from limpyd_jobs.cli.output import (
     show_age,
     show_size,
 )
+from limpyd_jobs.cli.rows import ERROR_COLUMNS, GROUP_COLUMNS, JOB_COLUMNS, QUEUE_COLUMNS, WORKER_COLUMNS
 
 
 def drawn(columns: list[Column], rows: list[Row], width: int) -> list[str]:
@@ -77,7 +79,7 @@ def test_an_age_is_shown_in_two_units(seconds: float | None, expected: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("count", "expected"), [(None, ""), (512, "512 B"), (3_565_158, "3.4 MiB"), (10**15, "909.5 TiB")]
+    ("count", "expected"), [(None, ""), (512, "512 bytes"), (3_565_158, "3.4 MiB"), (10**15, "909.5 TiB")]
 )
 def test_a_size_is_shown_in_its_unit(count: int | None, expected: str) -> None:
     assert show_size(count) == expected
@@ -108,13 +110,40 @@ def test_a_table_that_is_too_wide_loses_the_middle_of_its_longest_texts() -> Non
 
 
 def test_columns_that_may_be_missing_are_left_out_when_there_is_no_room() -> None:
-    extra = [Column(title, is_extra=True) for title in ("size", "age")]
+    extra = [Column(title, spare=place) for place, title in enumerate(("size", "age"), 1)]
     columns = [Column("name", shrinks=True), extra[0], Column("count"), extra[1]]
     row = ("a" * 20, "12345", "1234567", "123456")
 
     assert drawn(columns, [row], 44)[0].split() == ["name", "size", "count", "age"]
     assert drawn(columns, [row], 33)[0].split() == ["name", "size", "count"]
     assert drawn(columns, [row], 26)[0].split() == ["name", "count"]
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_a_screen_of_any_width_shows_numbers_whole_and_that_a_queue_is_paused(width: int) -> None:
+    queue = ("a-queue-with-a-long-name", 5, 123456, 12, 1234, 20, 17, "112.0", "111.8", "2h05m", 12, "paused")
+
+    titles, row = (line.split() for line in drawn(list(QUEUE_COLUMNS), [queue], width))
+    assert "…" not in "".join(titles + row[1:])
+    assert {"123456", "2h05m", "paused"} <= set(row)
+    assert len(row) == {40: 4, 80: 8, 200: 12}[width]
+
+
+@pytest.mark.parametrize(
+    ("columns", "needed"),
+    [
+        (WORKER_COLUMNS, "worker job for heartbeat"),
+        (JOB_COLUMNS, "ident status"),
+        (ERROR_COLUMNS, "time type message"),
+        (GROUP_COLUMNS, "count type last_seen message"),
+    ],
+)
+def test_a_narrow_screen_shows_a_few_columns_that_can_be_read(columns: Sequence[Column], needed: str) -> None:
+    row = ["x" * 30 if column.shrinks else "error" for column in columns]
+
+    titles, cells = drawn(list(columns), [row], 40)
+    assert titles.replace("last seen", "last_seen").split()[: len(needed.split())] == needed.split()
+    assert min(map(len, cells.split())) >= len("error")
 
 
 def test_a_terminal_may_show_something_shorter_than_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,6 +182,12 @@ class Inner:
 class Outer:
     inner: Inner
     buckets: dict[float, int]
+
+
+def test_json_is_json_where_not_all_can_be_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), "latin-1", errors="backslashreplace"))
+
+    assert as_json("é🎉") == '"\\u00e9\\ud83c\\udf89"'
 
 
 def test_a_dataclass_is_an_object_of_json() -> None:

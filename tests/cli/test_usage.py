@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -131,6 +132,7 @@ def test_the_command_uses_of_ours_what_is_for_it_only() -> None:
         "modules",
         "utils",
         "version",
+        "wording",
         "workers.config",
     }
     found = set()
@@ -159,11 +161,14 @@ def test_the_command_is_declared_under_its_name() -> None:
         ("show", "limpyd-jobs show: Missing argument 'IDENT'."),
         ("jobs --nosuch", "limpyd-jobs jobs: No such option"),
         ("jobs --limit x", "limpyd-jobs jobs: Invalid value for '--limit': 'x' is not a whole number, from 1 to 1000."),
+        ("jobs --json --all --class=NoSuchJob", "'NoSuchJob': must be the name of a class of jobs, of those known"),
         ("jobs --limit 5000", "'5000' is not a whole number, from 1 to 1000."),
         ("jobs --status late", "Invalid value for '--status': 'late' is not one of waiting, delayed, running,"),
         ("jobs --older-than soon", "Invalid value for '--older-than': 'soon' is not a duration like 90, 45s, 30m,"),
         ("jobs --queues a,,b", "'a,,b' are not names with commas between them."),
         ("errors --since yesterday", "'yesterday' is neither YYYY-MM-DD HH:MM:SS in UTC, nor the beginning of one,"),
+        ("errors --since 2026-13", "'2026-13' is neither YYYY-MM-DD HH:MM:SS in UTC, nor the beginning of one,"),
+        ("delete --ended-before 2026-02-31", "'2026-02-31' is neither YYYY-MM-DD HH:MM:SS in UTC,"),
         ("errors --by month", "Invalid value for '--by': 'month' is not one of"),
         ("errors --by hour --groups", "Only one of --groups and --by, and of --csv and --json, can be given."),
         ("requeue", "limpyd-jobs requeue: Say which jobs: by IDENT, by a filter like --queue"),
@@ -192,7 +197,9 @@ def test_a_mistake_is_told_in_one_line(command: Command, arguments: str, expecte
     outcome = command(*arguments.split())
 
     assert outcome.code == 2
-    assert outcome.out == ""
+    assert outcome.out == (
+        "" if "--json" not in arguments else f"{json.dumps({'error': outcome.err.strip(), 'code': 2})}\n"
+    )
     assert expected in outcome.err and outcome.err.count("\n") == 1
 
 

@@ -13,7 +13,6 @@ from typing import Annotated, Any
 import httpx
 import pytest
 from fastapi import Depends, FastAPI
-from starlette.applications import Starlette
 
 from limpyd_jobs import aio
 from limpyd_jobs.contrib.fastapi import job_of, jobs_router, lifespan
@@ -181,13 +180,14 @@ def test_the_client_of_the_event_loop_is_closed_after_the_lifespan_of_the_progra
     assert len(run_until_empty("pictures")) == 1
 
 
-def test_starlette_runs_in_the_same_lifespan(redis_server: RedisServer) -> None:
+def test_starlette_runs_in_the_same_lifespan(gallery: Any, redis_server: RedisServer) -> None:
     BaseJobsModel.database.reset("redis://127.0.0.1:1/0")
 
-    with Visitor(Starlette(lifespan=lifespan(redis_server.url))):
-        FastapiContribJob.add_job("picture:1")
+    with Visitor(import_module("gallery.bare").app) as client:
+        answer = client.post("/pictures/cat.png")
 
-    assert str(BaseJobsModel.database) == redis_server.url
+    assert (answer.status_code, str(BaseJobsModel.database)) == (202, redis_server.url)
+    assert [job.ident.rpartition(":")[2] for job in run_until_empty("pictures")] == [answer.json()["job"]]
 
 
 # --- The router

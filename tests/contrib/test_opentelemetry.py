@@ -6,7 +6,10 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,9 +22,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from limpyd_jobs import Job, Workflow
-from limpyd_jobs.contrib.opentelemetry import instrument, uninstrument
+from limpyd_jobs.contrib.opentelemetry import Flush, instrument, uninstrument
 from limpyd_jobs.exceptions import InvalidArgument, Retry
-from limpyd_jobs.instruments import instruments
+from limpyd_jobs.instruments import around, instruments
 from limpyd_jobs.tasks import task
 from limpyd_jobs.workers import AsyncWorker
 
@@ -229,6 +232,33 @@ def test_the_death_of_the_process_of_a_job_is_on_its_span(telemetry: Telemetry) 
     assert (run.attributes or {})["error.type"] == "limpyd_jobs.exceptions.JobProcessDied"
 
 
+def test_a_process_that_a_job_forks_ends_no_span(telemetry: Telemetry) -> None:
+    worker = SimpleNamespace(_is_this_process=True, _must_not_be_caught=lambda error: True)
+    context = around(TracedJob.add_job("a"), None, worker)
+    context.__enter__()
+
+    if not (child := os.fork()):
+        del context  # its generators are closed, as at the end of a process
+        os._exit(len(telemetry.named("run")))
+
+    assert os.waitpid(child, 0)[1] == 0
+    context.leave(None)
+    assert len(telemetry.named("run")) == 1
+
+
+def test_a_collector_that_is_away_keeps_no_isolated_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("limpyd_jobs.contrib.opentelemetry.FLUSH_SECONDS", 0.05)
+    is_over = threading.Event()
+    provider = SimpleNamespace(force_flush=lambda: is_over.wait(30))
+    started = time.monotonic()
+
+    with Flush(provider).around(None, None, SimpleNamespace(_is_this_process=False)):
+        pass
+
+    assert time.monotonic() - started < 10
+    is_over.set()
+
+
 def test_each_try_is_a_span_of_the_same_trace(telemetry: Telemetry) -> None:
     TracedJob.add_job("again", requeue_times=1)
 
@@ -282,6 +312,8 @@ def test_a_call_that_fails_is_an_error(telemetry: Telemetry) -> None:
     (add,) = telemetry.named("add test")
     assert add.status.status_code == StatusCode.ERROR
     assert (add.attributes or {})["error.type"] == "limpyd_jobs.exceptions.InvalidArgument"
+    (sent,) = telemetry.points("messaging.client.sent.messages")
+    assert sent.attributes["error.type"] == "limpyd_jobs.exceptions.InvalidArgument"
 
 
 def test_it_counts_and_measures(telemetry: Telemetry) -> None:
@@ -291,6 +323,8 @@ def test_it_counts_and_measures(telemetry: Telemetry) -> None:
 
     (sent,) = telemetry.points("messaging.client.sent.messages")
     assert (sent.value, sent.attributes["messaging.destination.name"]) == (2, "test")
+    (call,) = telemetry.points("messaging.client.operation.duration")
+    assert (call.count, call.attributes["messaging.operation.name"]) == (1, "add")
     durations = {
         point.attributes.get("error.type"): point.count for point in telemetry.points("messaging.process.duration")
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,8 +16,9 @@ import sentry_sdk
 from sentry_sdk.transport import Transport
 
 from limpyd_jobs import Job, Worker
+from limpyd_jobs.exceptions import Retry
 from limpyd_jobs.tasks import task
-from limpyd_jobs.workers import AsyncWorker
+from limpyd_jobs.workers import AsyncWorker, WorkerPool
 
 from ..base import ROOT, RedisServer
 from ..workers.base import Log, work
@@ -31,6 +33,8 @@ class SentryJob(Job):
         name = self.identifier.hget()
         sentry_sdk.add_breadcrumb(message=f"crumb of {name}")
         sentry_sdk.set_tag(f"own-{name}", "yes")
+        if name == "again":
+            raise Retry(delayed_for=0)
         fail_if_bad(name)
 
 
@@ -173,6 +177,29 @@ def test_other_errors_of_a_worker_are_events_as_before(events: Events) -> None:
     work(1, worker_class=Raising)
 
     assert [value["type"] for value in events.one["exception"]["values"]] == ["KeyError"]
+
+
+def test_an_event_of_a_line_says_what_it_is_about(events: Events) -> None:
+    job = SentryJob.add_job("again", requeue_times=1)
+
+    work(2)
+
+    assert events.one["logentry"]["message"].startswith(f"[test|{job.pk.get()}|again] error: ")  # and not "[%s] %s"
+    tags = {name: events.one["tags"][name] for name in ("queue", "job", "identifier")}
+    assert tags == {"queue": "test", "job": job.ident, "identifier": "again"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT])
+def test_to_be_stopped_is_no_event(events: Events, number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Worker, "stop_now", lambda self: None)
+    worker = Worker("test")
+
+    worker.catch_quit_signal(number, None) if number == signal.SIGQUIT else worker.catch_end_signal(number, None)
+    pool = WorkerPool(queues="test")
+    monkeypatch.setattr(pool, "_children", list)
+    pool._handle_signal(number)
+
+    assert events.all == []
 
 
 def test_arguments_of_a_task_are_not_sent(events: Events) -> None:

@@ -50,6 +50,7 @@ class OwnNamesJob(Job):
     await_until = fields.InstanceHashField()
     cancel = fields.InstanceHashField()
     execute_now = fields.InstanceHashField()
+    get_carried = fields.InstanceHashField()
     get_children = fields.InstanceHashField()
     get_parents = fields.InstanceHashField()
     get_progress = fields.InstanceHashField()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from limpyd_jobs import Job, Queue, admin
+from limpyd_jobs.admin import books, reading
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -90,3 +92,60 @@ def test_a_blocked_job_that_waits_for_none_is_reported() -> None:
     child.waits_for.delete()
 
     assert edge_problem() == "it is BLOCKED, and waits for no job"
+
+
+# --- while others work
+
+
+def test_no_key_is_read_as_a_whole() -> None:
+    Job.add_job("b", "q", after=Job.add_job("a", "q"))
+    Job.add_job("c", "q", delayed_for=100)
+    client().config_resetstat()
+
+    assert admin.check() == []
+
+    assert client().info("commandstats").keys().isdisjoint({"cmdstat_smembers", "cmdstat_hgetall", "cmdstat_hkeys"})
+
+
+@pytest.mark.parametrize("is_one", [True, False], ids=["one job, again and again", "another one each time"])
+def test_what_changes_while_it_is_read_is_not_reported(is_one: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = [Job.add_job(name, "q") for name in "ab"]
+    readings = []
+
+    def read_and_change(client: Any, key: str) -> Iterator[str]:
+        yield from reading.each_of_list(client, key)
+        job = jobs[0 if is_one else len(readings)]
+        readings.append(key)
+        job.enqueue_or_delay("q") if job.status.hget() == "c" else job.cancel()
+
+    monkeypatch.setattr(books, "each_of_list", read_and_change)
+
+    assert admin.check() == []
+    assert len(readings) == 2
+
+
+def test_something_else_under_a_key_of_a_queue_is_reported() -> None:
+    Job.add_job("a", "q")
+    client().rename("jobs:queue:1:waiting", "kept")
+    client().set("jobs:queue:1:waiting", "x")
+
+    assert ("key", "jobs:queue:1:waiting") in [(problem.kind, problem.subject) for problem in admin.check()]
+
+
+@pytest.mark.parametrize("added", [0, 1, 3, 1500])
+def test_a_list_is_read_whole_though_its_end_grows_and_its_head_is_taken(
+    added: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = [str(number) for number in range(4500)]
+    client().rpush("list", *items)
+    found = []
+
+    for position, item in enumerate(reading.each_of_list(client(), "list")):
+        found.append(item)
+        if position in (10, 1500):
+            client().lpop("list", 2)
+            for number in range(added):
+                client().rpush("list", f"{position}/{number}")
+
+    assert set(items[4:]) <= set(found)
+    assert added == 1500 or len(found) == len(set(found))

@@ -23,7 +23,7 @@ START = "2026-01-01 10:20:30.500000"
 pytestmark = pytest.mark.usefixtures("database")
 
 
-class CountedJob(Job):
+class TalliedJob(Job):
     queue_name = "counted"
 
     def run(self, queue: Any) -> None:
@@ -40,7 +40,7 @@ class CountedTaskJob(TaskJob[None]):
         pass
 
 
-class OwnSinceJob(CountedJob):
+class OwnSinceJob(TalliedJob):
     """One of a program that had a field of this name before."""
 
     waiting_since = fields.InstanceHashField()
@@ -65,7 +65,7 @@ def work(jobs: int, **options: Any) -> None:
     Worker("counted", max_loops=jobs, **options).run()
 
 
-def counts(model: Any = CountedJob, queue: str = "counted") -> dict[str, int]:
+def counts(model: Any = TalliedJob, queue: str = "counted") -> dict[str, int]:
     """What was counted of a class, without what was not."""
     found = [one for one in admin.totals() if (one.task, one.queue) == (model.get_model_repr(), queue)]
     names = ("added", "started", "succeeded", "failed", "requeued", "recovered", "canceled")
@@ -91,9 +91,9 @@ def make_past(minutes: int = 3) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"prefetch": 3}, {"threads": 2}], ids=str)
 def test_jobs_are_counted_when_they_are_added_started_and_ended(options: Any) -> None:
-    CountedJob.add_jobs(["a", "b", "bad"])
-    CountedJob.add_job("a")  # queued already
-    CountedJob.add_job("c", priority=1)
+    TalliedJob.add_jobs(["a", "b", "bad"])
+    TalliedJob.add_job("a")  # queued already
+    TalliedJob.add_job("c", priority=1)
 
     work(4, **options)
 
@@ -101,7 +101,7 @@ def test_jobs_are_counted_when_they_are_added_started_and_ended(options: Any) ->
 
 
 def test_each_try_is_counted() -> None:
-    CountedJob.add_job("bad")
+    TalliedJob.add_job("bad")
 
     work(3, requeue_times=2, requeue_delay_delta=0)
 
@@ -109,7 +109,7 @@ def test_each_try_is_counted() -> None:
 
 
 def test_a_job_is_counted_as_canceled_when_it_is_in_no_place_any_more() -> None:
-    waiting, running, late = (CountedJob.add_job(name) for name in ("waiting", "running", "late"))
+    waiting, running, late = (TalliedJob.add_job(name) for name in ("waiting", "running", "late"))
     waiting.cancel()
     waiting.cancel()
     late.run_options.hset('{"expires":1}')
@@ -123,17 +123,17 @@ def test_a_job_is_counted_as_canceled_when_it_is_in_no_place_any_more() -> None:
 
 
 def test_jobs_that_wait_for_one_that_fails_are_counted_as_canceled() -> None:
-    first = CountedJob.add_job("bad")
-    second = CountedJob.add_job("second", after=[first])
+    first = TalliedJob.add_job("bad")
+    second = TalliedJob.add_job("second", after=[first])
     work(1)
 
-    CountedJob.add_job("third", after=[second])
+    TalliedJob.add_job("third", after=[second])
 
     assert counts() == {"added": 3, "started": 1, "failed": 1, "canceled": 2}
 
 
 def test_a_job_that_is_given_back_is_counted_as_recovered() -> None:
-    CountedJob.add_job("a")
+    TalliedJob.add_job("a")
     claim()
     client().zadd("jobs:leases", dict.fromkeys(client().zrange("jobs:leases", 0, -1), 1))
 
@@ -144,7 +144,7 @@ def test_a_job_that_is_given_back_is_counted_as_recovered() -> None:
 
 
 def test_a_job_that_a_program_puts_in_a_queue_again_is_counted_as_requeued() -> None:
-    job, other, third = (CountedJob.add_job(name) for name in ("a", "b", "bad"))
+    job, other, third = (TalliedJob.add_job(name) for name in ("a", "b", "bad"))
     work(3)
 
     job.enqueue_or_delay("counted")
@@ -156,8 +156,8 @@ def test_a_job_that_a_program_puts_in_a_queue_again_is_counted_as_requeued() -> 
 
 
 def test_a_job_that_is_executed_at_once_is_counted_in_the_queue_that_it_names() -> None:
-    CountedJob.execute_now("a")
-    CountedJob.execute_now("bad", requeue_times=1, requeue_delay_delta=0)
+    TalliedJob.execute_now("a")
+    TalliedJob.execute_now("bad", requeue_times=1, requeue_delay_delta=0)
 
     found = {"added": 2, "started": 3, "succeeded": 1, "failed": 2, "requeued": 1}
     assert counts() == found
@@ -195,8 +195,8 @@ def test_calls_of_a_task_are_counted_under_its_name(many: bool) -> None:
 
 
 def test_what_is_sent_twice_is_counted_once() -> None:
-    CountedJob.add_job("a")
-    CountedJob.add_job("bad")
+    TalliedJob.add_job("a")
+    TalliedJob.add_job("bad")
     first = claim()
     assert claim() == first
     for _ in range(2):
@@ -205,7 +205,7 @@ def test_what_is_sent_twice_is_counted_once() -> None:
     call = transitions.fail("jobs", second, START, 1, "")
     for _ in range(2):
         send(call)
-    subject, target = CountedJob._class_subject(second.ident.partition(":")[2]), Queue._target("counted", 0)[0]
+    subject, target = TalliedJob._class_subject(second.ident.partition(":")[2]), Queue._target("counted", 0)[0]
     delay, hold = transitions.Delay(), transitions.Hold()
     for _ in range(2):
         send(transitions.requeue(subject, target, True, delay, second.token, hold, second.worker))
@@ -214,7 +214,7 @@ def test_what_is_sent_twice_is_counted_once() -> None:
 
 
 def test_an_exchange_that_is_sent_twice_is_counted_once() -> None:
-    CountedJob.add_jobs(["a", "b", "c"])
+    TalliedJob.add_jobs(["a", "b", "c"])
     caller = transitions.Caller("jobs", "jobs:queue", "w", "30", "3", "0", ("counted",))
     (taken,) = send(transitions.exchange(caller, [], 1, 1, START)).claims
     call = transitions.exchange(caller, [transitions.End(taken.claim, "", START, "")], 2, 1, START)
@@ -226,7 +226,7 @@ def test_an_exchange_that_is_sent_twice_is_counted_once() -> None:
 
 
 def test_what_is_refused_is_not_counted() -> None:
-    CountedJob.add_job("a")
+    TalliedJob.add_job("a")
     held = claim()
 
     with pytest.raises(LeaseLost):
@@ -240,12 +240,12 @@ def test_something_else_under_the_key_of_a_minute_is_left_alone() -> None:
     for number in (minute, minute + 1):
         client().set(f"jobs:numbers:{number}", "mine", ex=1000)
 
-    CountedJob.add_job("a")
+    TalliedJob.add_job("a")
     work(1)
 
     with pytest.raises(ResponseError):
         admin.totals()
-    assert CountedJob.get(identifier="a").status.hget() == "s"
+    assert TalliedJob.get(identifier="a").status.hget() == "s"
 
 
 def test_what_holds_no_number_keeps_no_job_from_its_end() -> None:
@@ -254,7 +254,7 @@ def test_what_holds_no_number_keeps_no_job_from_its_end() -> None:
         fields = {f"a {other} x": 1 for other in range(1000)}
         client().hset(f"jobs:numbers:{number}", mapping={**fields, "a * *": "x", "w0 * *": "x", "s0 * *": "x"})
 
-    job = CountedJob.add_job("a")
+    job = TalliedJob.add_job("a")
     held = claim(START)
     send(transitions.finish("jobs", held, START))
 
@@ -276,7 +276,7 @@ def test_what_holds_no_number_keeps_no_job_from_its_end() -> None:
     ],
 )
 def test_what_somebody_else_has_written_among_the_numbers_counts_nothing(field: str, value: str) -> None:
-    CountedJob.add_job("a")
+    TalliedJob.add_job("a")
     minute = client().time()[0] // 60
     keys = [f"jobs:numbers:{name}" for name in ("total", f"hour:{minute // 60}", minute - 2, minute)]
     for key in keys:
@@ -289,7 +289,7 @@ def test_what_somebody_else_has_written_among_the_numbers_counts_nothing(field: 
 
 
 def test_numbers_can_be_read_when_the_memory_is_full() -> None:
-    CountedJob.add_job("a")
+    TalliedJob.add_job("a")
     client().config_set("maxmemory", 1)
     try:
         assert [one.added for one in admin.totals()] == [1]
@@ -304,7 +304,7 @@ def test_numbers_can_be_read_when_the_memory_is_full() -> None:
 
 def durations(seconds: float, way: str) -> tuple[float, float]:
     """The bucket and the sum of a run that took so long."""
-    CountedJob.add_job("a")
+    TalliedJob.add_job("a")
     held = claim()
     end = str(parse_datetime(START) + timedelta(seconds=seconds))
     if way == "finish":
@@ -342,7 +342,7 @@ def test_the_bucket_of_a_run_is_the_first_that_holds_it(seconds: float, bound: f
 
 @pytest.mark.parametrize("start", ["", "yesterday", "2026-01-01 10:20", "2026-01-01 10:20:xx", "2026-13-77 99:99:99"])
 def test_a_time_that_cannot_be_read_counts_as_none(start: str) -> None:
-    job = CountedJob.add_job("a")
+    job = TalliedJob.add_job("a")
     held = claim()
     client().hset(job.key, "start", start)
 
@@ -360,7 +360,7 @@ def waited(start: str) -> float:
 
 
 def test_a_job_waits_since_it_was_added() -> None:
-    job = CountedJob.add_job("a")
+    job = TalliedJob.add_job("a")
     job.added.hset("2026-01-01 10:20:20.500000")
 
     assert waited(START) == pytest.approx(10, rel=0.001)
@@ -368,7 +368,7 @@ def test_a_job_waits_since_it_was_added() -> None:
 
 
 def test_a_delayed_job_waits_since_it_was_due() -> None:
-    job = CountedJob.add_job("a", delayed_for=100)
+    job = TalliedJob.add_job("a", delayed_for=100)
     due = utcnow() - timedelta(seconds=20)
     queue = Queue.get_queue("counted")
     job.delayed_until.hset(str(due))
@@ -390,7 +390,7 @@ def test_a_delayed_job_waits_since_it_was_due() -> None:
     ids=["requeue", "move", "place"],
 )
 def test_a_job_that_is_put_in_a_queue_again_waits_since_then(again: Callable[[Any], None]) -> None:
-    job = CountedJob.add_job("bad")
+    job = TalliedJob.add_job("bad")
     client().hset(job.key, "added", "2020-01-01 00:00:00")
     work(1)
 
@@ -431,7 +431,7 @@ def test_nothing_has_no_quantile_and_no_mean() -> None:
 
 
 def test_minutes_that_are_over_are_added_once_to_hour_and_total() -> None:
-    CountedJob.add_jobs(["a", "bad"])
+    TalliedJob.add_jobs(["a", "bad"])
     work(2)
     new = admin.totals()
     make_past()
@@ -443,11 +443,11 @@ def test_minutes_that_are_over_are_added_once_to_hour_and_total() -> None:
 
 
 def test_what_is_counted_later_is_added_to_the_total() -> None:
-    CountedJob.add_job("a")
+    TalliedJob.add_job("a")
     make_past()
     admin.totals()
 
-    CountedJob.add_job("b")
+    TalliedJob.add_job("b")
 
     assert counts() == {"added": 2}
     assert sum(one.added for one in admin.by_hour()) == 1  # the minute is not over
@@ -481,13 +481,13 @@ def test_something_else_under_the_key_of_the_total_is_told() -> None:
 
 
 def test_a_worker_adds_up_from_time_to_time() -> None:
-    CountedJob.add_job("a")
+    TalliedJob.add_job("a")
     make_past()
     worker = Worker("counted", terminate_gracefuly=False, logger_level=100)
     worker._roll_up_at = 0
 
     worker._do_rounds()
-    assert client().hget("jobs:numbers:total", f"a {CountedJob.get_model_repr()} counted") == "1"
+    assert client().hget("jobs:numbers:total", f"a {TalliedJob.get_model_repr()} counted") == "1"
 
     client().delete("jobs:numbers:total")
     worker._do_rounds()  # not again at once
@@ -500,28 +500,28 @@ def test_too_many_names_are_counted_as_one() -> None:
         client().hset(f"jobs:numbers:{number}", mapping={f"a x.{one} q": 1 for one in range(1000)})
         client().expire(f"jobs:numbers:{number}", 1000)
 
-    CountedJob.add_jobs(["a", "b"])
+    TalliedJob.add_jobs(["a", "b"])
     work(2)
 
     found = [one for one in admin.totals() if one.queue == "*"]
     assert [(one.task, one.added, one.succeeded) for one in found] == [("*", 2, 2)]
-    assert CountedJob.get_model_repr() not in {one.task for one in admin.totals()}
+    assert TalliedJob.get_model_repr() not in {one.task for one in admin.totals()}
 
 
 # --- Reading
 
 
 def test_a_minute_is_kept_for_a_day_and_more() -> None:
-    CountedJob.add_job("a")
+    TalliedJob.add_job("a")
 
     (key,) = client().keys("jobs:numbers:*")
     assert 24 * 3600 < client().ttl(key) <= MINUTES_KEPT * 60
 
 
 def test_the_series_tells_minutes_apart_and_is_in_order() -> None:
-    CountedJob.add_job("a")
+    TalliedJob.add_job("a")
     make_past(2)
-    CountedJob.add_jobs(["b", "c"], "other")
+    TalliedJob.add_jobs(["b", "c"], "other")
     minute = client().time()[0] // 60
 
     found = [(one.queue, one.added) for one in admin.series(10)]
@@ -533,7 +533,7 @@ def test_the_series_tells_minutes_apart_and_is_in_order() -> None:
 
 
 def test_rates_are_of_the_last_minutes() -> None:
-    CountedJob.add_jobs(str(number) for number in range(120))
+    TalliedJob.add_jobs(str(number) for number in range(120))
     work(60, prefetch=30)
     make_past(4)
 

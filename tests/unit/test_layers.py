@@ -26,6 +26,7 @@ LAYERS: dict[str, list[str]] = {
         "serializers",
         "outcomes",
         "instruments",
+        "wording",
         "version",
     ],
     "store": ["lua", "wire", "database", "embedded", "aio", "recipes", "transitions", "additions", "fields", "waiting"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -150,6 +151,33 @@ def test_it_is_known_in_coroutines_and_in_the_threads_of_a_loop(requests: Reques
     work(2, worker_class=AsyncWorker)
 
     assert sorted(InstrumentedJob.requests) == ["A", "B"]
+
+
+def test_it_is_entered_in_the_thread_of_a_plain_function_of_a_loop() -> None:
+    entered, ran = [], []
+
+    class Threads(Instrument):
+        @contextmanager
+        def in_thread(self, worker: Any) -> Iterator[None]:
+            entered.append(threading.get_ident())
+            yield
+
+    class InThreadJob(Job):
+        queue_name = "test"
+
+        def run(self, queue: Any) -> None:
+            ran.append(threading.get_ident())
+
+    one = Threads()
+    add_instrument(one)
+    try:
+        InThreadJob.add_job("a")
+        work(1, worker_class=AsyncWorker)
+    finally:
+        remove_instrument(one)
+
+    assert ran and ran[0] in entered
+    assert threading.get_ident() not in entered
 
 
 def test_it_comes_along_however_a_job_is_added(requests: Requests) -> None:

@@ -267,3 +267,27 @@ def test_an_exception_is_told_with_its_type(formatter: JsonFormatter) -> None:
     entry = json.loads(formatter.format(record))
 
     assert entry["error"] == "OSError" and entry["traceback"].endswith("OSError: disk")
+
+
+def test_what_json_cannot_hold_spoils_nothing_beside_it(formatter: JsonFormatter) -> None:
+    record = logging.makeLogRecord(
+        {"msg": "m", "amount": float("nan"), "count": 3, "name_of_it": "\ud800", "list": [1]}
+    )
+
+    entry = json.loads(formatter.format(record))
+
+    assert (entry["count"], entry["list"], entry["name_of_it"]) == (3, [1], "\\ud800")
+
+
+def test_a_huge_traceback_is_shortened(formatter: JsonFormatter) -> None:
+    facts = {"message": "m", "traceback": "x" * 3_000_000}
+
+    line = formatter.format(logging.makeLogRecord({FACTS: facts}))
+
+    assert len(line) < 110_000
+
+
+def test_the_stack_of_a_call_is_told(formatter: JsonFormatter) -> None:
+    record = logging.makeLogRecord({"msg": "m", "stack_info": "Stack (most recent call last):"})
+
+    assert json.loads(formatter.format(record))["stack"] == "Stack (most recent call last):"

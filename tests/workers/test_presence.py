@@ -377,3 +377,14 @@ def test_a_redis_that_takes_no_writes_is_told() -> None:
 def test_bad_arguments_of_health_are_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises(InvalidArgument):
         admin.health(**arguments)
+
+
+def test_a_broken_entry_of_the_registry_hides_nothing() -> None:
+    SeenJob.add_job("a")
+    client().hset("jobs:models", mapping={"broken.Job": "{", "empty.Job": "{}"})
+
+    work(1)
+
+    assert [[current.ident for current in worker.jobs] for worker in SeenJob.seen[0]] == [[f"{__name__}.SeenJob:1"]]
+    assert admin.health() == []
+    assert [queue.name for queue in admin.status().queues] == ["test"]

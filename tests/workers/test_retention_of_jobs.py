@@ -511,3 +511,16 @@ def test_a_worker_that_has_just_begun_does_not_look_at_once() -> None:
 
     assert min(looks) >= started + expiring.FIRST_LOOK_SECONDS[0]
     assert len(set(looks)) > 1
+
+
+def test_a_record_without_an_identifier_goes_like_others() -> None:
+    jobs = [ExpiringJob.add_job("a", keep_success=10), ExpiringJob.add_job("b")]
+    work(2, callback=lambda job, queue: job.identifier.delete() and None)
+    run_out(jobs[0])
+
+    trim()
+    with Running(idle(keep_success=0)):
+        ExpiringJob.add_job("c")
+        wait_until(lambda: not keys_of(jobs[1]), message="the other one goes with its entry in the history")
+
+    assert keys_of(jobs[0]) == []

@@ -103,6 +103,15 @@ class ErrorsForm(forms.Form):
         return ErrorFilter(tuple(filter(None, [self.cleaned_data["queue"]])), **given)
 
 
+class Readable(TemplateResponse):
+    """A page that can be sent: bytes of Redis that are no UTF-8 are shown as `\\udcff`, and fail no other row."""
+
+    @property
+    def rendered_content(self) -> str:
+        """See Django."""
+        return str(super().rendered_content).encode(errors="backslashreplace").decode()
+
+
 def _while_redis_answers(view: Callable[..., Any]) -> Callable[..., Any]:
     """A view that says so when Redis cannot be used."""
 
@@ -138,7 +147,7 @@ class RedisAdmin(admin.ModelAdmin):
         """An answer in the frame of the admin."""
         request.current_app = self.admin_site.name
         frame = {**self.admin_site.each_context(request), "opts": self.opts}
-        return TemplateResponse(request, template, {**frame, **context}, status=status)
+        return Readable(request, template, {**frame, **context}, status=status)
 
     @_while_redis_answers
     def changelist_view(self, request: Any, extra_context: Mapping[str, Any] | None = None) -> Any:
@@ -219,6 +228,8 @@ class JobAdmin(RedisAdmin):
         if action.is_final and idents and "confirmed" not in request.POST:
             context = {"title": f"{action.label} what follows?", "idents": idents, "action": name}
             return self.page(request, "limpyd_jobs/confirm.html", context)
+        if not idents:
+            messages.warning(request, "No job was chosen: nothing was done")
         for ident in idents:
             self.act_on(request, action, ident)
         return HttpResponseRedirect(self.list_url() if action.is_final else request.get_full_path())

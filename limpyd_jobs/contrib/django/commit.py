@@ -54,6 +54,7 @@ class OnCommit:
 
 
 on_commit = OnCommit()
+"""Adds a job when the transaction of the default database is committed: `on_commit(send.add, "a@b.c")`."""
 
 
 def _prepared(add: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any]:

@@ -27,6 +27,10 @@ class CloseConnections(Instrument):
             return nullcontext()
         return _closed_around(bool(job._is_coroutine) or is_async(job.run) or is_async(worker.callback))
 
+    def in_thread(self, worker: Any) -> AbstractContextManager[Any]:
+        """See Instrument."""
+        return _closed_around(may_be_coroutine=False)
+
 
 @contextmanager
 def _closed_around(may_be_coroutine: bool) -> Iterator[None]:

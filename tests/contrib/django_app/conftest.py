@@ -43,6 +43,12 @@ def count_orders() -> int:
 async def acount_orders() -> int:
     return await Order.objects.acount()
 
+@task(queue="mails", save_result=True)
+def has_open_connection() -> bool:
+    was_open = connection.connection is not None
+    Order.objects.count()
+    return was_open
+
 @task(queue="mails", save_result=True, isolate=True)
 def has_inherited_connection() -> bool:
     return connection.connection is not None

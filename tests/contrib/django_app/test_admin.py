@@ -224,6 +224,20 @@ def test_what_is_refused_is_told_and_the_others_are_done(client: Any) -> None:
     assert done[0] == "success" and failed.status.hget() == STATUSES.WAITING
 
 
+def test_an_action_on_no_job_is_told(client: Any) -> None:
+    answer = client.post(JOBS, {"action": "cancel"}, follow=True)
+
+    assert messages_on(answer) == [("warning", "No job was chosen: nothing was done")]
+
+
+def test_bytes_that_are_no_text_are_shown_with_escapes(client: Any) -> None:
+    job = DjangoAdminJob.add_job("user:1")
+    job.get_connection().hset(job.key, "identifier", b"user:\xff")
+
+    assert "user:\\udcff" in text_of(client.get(JOBS))
+    assert "user:\\udcff" in text_of(client.get(page_of(job)))
+
+
 def test_jobs_are_deleted_once_that_is_confirmed(client: Any) -> None:
     job = failed_job()
 

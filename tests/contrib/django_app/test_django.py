@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from limpyd_jobs.tasks.registry import find_task
 from limpyd_jobs.testing import run_until_empty
 from limpyd_jobs.workers import AsyncWorker, Worker
 
-from ...base import Process, wait_until
+from ...base import ROOT, Process, wait_until
 
 pytestmark = pytest.mark.usefixtures("bookshop")
 
@@ -42,8 +44,8 @@ def count_jobs() -> int:
     return len(BaseJobsModel.database.connection.keys("jobs:*job:*:hash"))
 
 
-def run_worker(worker_class: type[Worker] = Worker) -> None:
-    worker_class("mails", burst=True, terminate_gracefully=False).run()
+def run_worker(worker_class: type[Worker] = Worker, **options: Any) -> None:
+    worker_class("mails", burst=True, terminate_gracefully=False, **options).run()
 
 
 # --- Settings
@@ -231,6 +233,15 @@ def test_the_view_of_the_example_adds_a_job_that_sees_its_row() -> None:
     assert [one.is_confirmed for one in Order.objects.all()] == [True]
 
 
+def test_the_tests_of_the_example_pass(bookshop: Path) -> None:
+    command = [sys.executable, "manage.py", "test", "--settings=bookshop.test_settings"]
+
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=bookshop, env=environment, capture_output=True, text=True, check=False)
+
+    assert (done.returncode, "Ran 1 test" in done.stderr) == (0, True), done.stderr
+
+
 # --- Connections
 
 
@@ -244,6 +255,15 @@ def test_a_worker_closes_the_connection_after_each_job() -> None:
 
     assert job.get_result() == 1
     assert connection.connection is None
+
+
+def test_the_threads_of_an_event_loop_keep_no_connection() -> None:
+    order()
+    jobs = [task_named("tasks:has_open_connection").add() for _ in range(6)]
+
+    run_worker(AsyncWorker, concurrency=1)
+
+    assert [job.get_result() for job in jobs] == [False] * 6
 
 
 @pytest.mark.parametrize("run", ["run_until_empty", "run_now"])

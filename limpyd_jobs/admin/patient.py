@@ -10,10 +10,10 @@ from typing import Any
 from redis.exceptions import ResponseError
 
 from ..models import Queue
+from .reading import QueueRef, ask, client_of, each_queue, is_wrong_type
 from .workers import WorkerRecord, workers
 
 LEVELS = ("ok", "info", "warning", "error")
-PAGE = 500
 HISTORIES = ("success", "errors")
 
 
@@ -48,7 +48,7 @@ class QueueSeen:
 
     key: str
     name: str
-    priority: str
+    priority: int
     keep: dict[str, str]
     lengths: dict[str, int]
 
@@ -63,7 +63,7 @@ class Patient:
 
     def __init__(self, queue_model: Any = Queue) -> None:
         self.queue_model = queue_model
-        self.client = queue_model.database.connection
+        self.client = client_of(queue_model)
         self.namespace: str = queue_model.namespace or ""
         self._info: dict[str, dict[str, Any]] = {}
 
@@ -89,38 +89,34 @@ class Patient:
     @cached_property
     def queues(self) -> list[QueueSeen]:
         """All queues."""
-        return [queue for pks in self._pages_of_queues() for queue in self._read_queues(pks)]
-
-    def _pages_of_queues(self) -> Iterator[list[str]]:
-        cursor = -1
-        while cursor:
-            cursor, pks = self.client.sscan(f"{self.queue_model._name}:collection", max(cursor, 0), count=PAGE)
-            yield list(pks)
-
-    def _read_queues(self, pks: list[str]) -> Iterator[QueueSeen]:
-        keys = [f"{self.queue_model._name}:{pk}" for pk in pks]
-        pipeline = self.client.pipeline(transaction=False)
-        for key in keys:
-            pipeline.hmget(f"{key}:hash", "name", "priority", "keep_success", "keep_errors")
-            pipeline.llen(f"{key}:waiting").zcard(f"{key}:delayed")
-            pipeline.llen(f"{key}:success").llen(f"{key}:errors")
-        replies = iter(pipeline.execute(raise_on_error=False))
-        for key in keys:
-            fields, *counts = (next(replies) for _ in range(5))
-            if isinstance(fields, Exception) or fields[0] is None:
-                continue  # that is for `check`
-            lengths = [0 if isinstance(count, Exception) else int(count) for count in counts]
-            yield QueueSeen(
-                key,
-                fields[0],
-                fields[1] or "0",
-                {name: text or "" for name, text in zip(HISTORIES, fields[2:], strict=True)},
-                dict(zip(("waiting", "delayed", *HISTORIES), lengths, strict=True)),
-            )
+        queues = list(each_queue(self.queue_model))
+        commands = (command for queue in queues for command in _ask_of(queue.key))
+        replies = ask(self.client, commands)
+        return [_queue_seen(queue, [next(replies) for _ in range(5)]) for queue in queues]
 
     def listeners_of(self, name: str) -> list[WorkerRecord]:
         """The workers that take jobs of a queue."""
         return [worker for worker in self.workers if name in worker.queues]
+
+
+def _ask_of(key: str) -> Iterator[tuple[str, ...]]:
+    yield ("HMGET", f"{key}:hash", *(f"keep_{name}" for name in HISTORIES))
+    yield ("LLEN", f"{key}:waiting")
+    yield ("ZCARD", f"{key}:delayed")
+    yield from (("LLEN", f"{key}:{name}") for name in HISTORIES)
+
+
+def _queue_seen(queue: QueueRef, replies: list[Any]) -> QueueSeen:
+    keep, *counts = replies
+    keeps = [None] * len(HISTORIES) if is_wrong_type(keep) else keep
+    lengths = [0 if is_wrong_type(count) else int(count) for count in counts]
+    return QueueSeen(
+        queue.key,
+        queue.name,
+        queue.priority,
+        {name: text or "" for name, text in zip(HISTORIES, keeps, strict=True)},
+        dict(zip(("waiting", "delayed", *HISTORIES), lengths, strict=True)),
+    )
 
 
 Check = Callable[[Patient], Iterator[Finding]]

@@ -1,4 +1,4 @@
-"""Times, durations and sizes, as people read them."""
+"""Times, durations, sizes and numbers of things, as people read them."""
 
 from __future__ import annotations
 
@@ -42,6 +42,6 @@ def size(count: float) -> str:
     return f"{count:.0f} bytes" if units[0] == "bytes" else f"{count:.1f} {units[0]}"
 
 
-def number_of(count: int, what: str, many: str | None = None) -> str:
+def counted(count: int, one: str, many: str = "") -> str:
     """`1 job`, `1,200 jobs`."""
-    return f"{count:,} {what if count == 1 else many or f'{what}s'}"
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
