@@ -6,6 +6,7 @@ a total. See docs/numbers.md.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -147,16 +148,19 @@ def by_hour(since_hours: int = 24, queue_model: Any = Queue) -> list[Numbers]:
 
 def totals(queue_model: Any = Queue) -> list[Numbers]:
     """All that was ever counted, for each queue and task: numbers that only grow."""
-    minute = _roll_up(queue_model).minute
-    names = ["total", f"{minute}", f"{minute + 1}"]  # the next one may just have begun
-    pipeline = client_of(queue_model).pipeline()  # a transaction: so what is in the total is not in a minute, too
-    for name in names:
-        pipeline.hgetall(_key(queue_model, name))
-    total, *minutes = pipeline.execute()
-    rolled = int(total.pop("rolled", 0))
-    found = {name: int(number) for name, number in total.items()}
+    while True:
+        minute = _roll_up(queue_model).minute
+        names = ["total", f"{minute}", f"{minute + 1}"]  # the next one may just have begun
+        pipeline = client_of(queue_model).pipeline(transaction=False)  # Redis refuses those when its memory is full
+        for name in names:
+            pipeline.hgetall(_key(queue_model, name))
+        pipeline.hget(_key(queue_model, "total"), "rolled")
+        total, *minutes, rolled = pipeline.execute()
+        if total.pop("rolled", None) == rolled:  # else what is in a minute may be in the total by now, too
+            break
+    found = {name: int(number) for name, number in total.items() if _is_number(name, number)}
     for name, fields in zip(names[1:], minutes, strict=True):
-        if int(name) > rolled:
+        if int(name) > int(rolled or 0):
             _add_to_total(found, _of_minute(fields))
     return _numbers([found], None)
 
@@ -201,6 +205,7 @@ ONE = 10**10  # see `tally_time` in _common.lua
 COUNTS = {"a": "added", "q": "requeued", "v": "recovered", "c": "canceled"}
 BUCKETS = {"w": "started", "s": "succeeded", "e": "failed"}
 SUMS = {"w": "W", "s": "R", "e": "R"}
+FIELD = re.compile(r"(?:[aqvcWR]|[wse](?:[12]?\d|3[0-2])) [^ ]* ", re.ASCII)
 
 
 def _check_count(argument: str, value: Any, most: int) -> None:
@@ -228,10 +233,17 @@ def _read(queue_model: Any, names: Iterable[str]) -> Iterator[dict[str, str]]:
         yield from pipeline.execute()
 
 
+def _is_number(name: str, text: str) -> bool:
+    """Is it one of ours? What else somebody has written there counts nothing."""
+    return FIELD.match(name) is not None and text.isdecimal()
+
+
 def _of_minute(fields: Mapping[str, str]) -> dict[str, int]:
     """The fields of a minute as those of an hour: how long something took in fields of their own."""
     found: dict[str, int] = defaultdict(int)
     for name, text in fields.items():
+        if not _is_number(name, text):
+            continue
         kind, _, rest = name.partition(" ")
         if kind[1:]:
             count, took = divmod(int(text), ONE)
@@ -247,8 +259,9 @@ def _numbers(parts: Iterable[Mapping[str, Any]], time: int | None) -> list[Numbe
     found: dict[tuple[str, str], dict[str, int]] = defaultdict(lambda: defaultdict(int))
     for fields in parts:
         for name, number in fields.items():
-            kind, task, queue = name.split(" ", 2)
-            found[queue, task][kind] += int(number)
+            if _is_number(name, f"{number}"):
+                kind, task, queue = name.split(" ", 2)
+                found[queue, task][kind] += int(number)
     return [_numbers_of(*of, found[of], time) for of in sorted(found)]
 
 

@@ -34,8 +34,9 @@ end
 
 local function add_field(hour, field, number)
   local kind, bucket, of = string.match(field, '^(%l)(%d*)( .*)$')
-  if not kind or not number then return end
+  if not kind or not number or number < 0 then return end  -- somebody else's
   if bucket == '' then return add_both(hour, field, number) end
+  if not SUMS[kind] then return end
   local count = math.floor(number / 10000000000)
   local micros = (number - count * 10000000000) * 2 ^ bucket
   add_both(hour, field, count)

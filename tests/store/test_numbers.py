@@ -263,6 +263,42 @@ def test_what_holds_no_number_keeps_no_job_from_its_end() -> None:
         client().delete(f"jobs:numbers:{number}")
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("mine", "1"),
+        ("x5 t q", "1"),
+        ("a x", "1"),
+        ("wx t q", "1"),
+        ("w99 t q", "1"),
+        ("a t q", "no"),
+        ("w3 t q", "-5"),
+    ],
+)
+def test_what_somebody_else_has_written_among_the_numbers_counts_nothing(field: str, value: str) -> None:
+    TalliedJob.add_job("a")
+    minute = client().time()[0] // 60
+    keys = [f"jobs:numbers:{name}" for name in ("total", f"hour:{minute // 60}", minute - 2, minute)]
+    for key in keys:
+        client().hset(key, field, value)
+
+    found = [admin.totals(), admin.series(5), admin.by_hour()]
+    assert [[one.added for one in numbers] for numbers in found] == [[1], [1], []]
+    assert admin.rates()["counted"].rate_in > 0
+    client().delete(*keys)
+
+
+def test_numbers_can_be_read_when_the_memory_is_full() -> None:
+    TalliedJob.add_job("a")
+    client().config_set("maxmemory", 1)
+    try:
+        assert [one.added for one in admin.totals()] == [1]
+        work(1)
+        assert counts() == {"added": 1, "started": 1, "succeeded": 1}
+    finally:
+        client().config_set("maxmemory", 0)
+
+
 # --- How long it took
 
 
