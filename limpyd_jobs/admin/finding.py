@@ -25,6 +25,7 @@ from .reading import (
     ask,
     client_of,
     each_queue,
+    execute_together,
     is_wrong_type,
     job_kinds,
     kind_of,
@@ -333,7 +334,7 @@ class _Places:
             for command in place.read_commands(size, self._now) if place.kind != "set" else ():
                 pipeline.execute_command(*command)
                 asked.append(place)
-        yield from zip(asked, pipeline.execute(), strict=True)
+        yield from zip(asked, execute_together(pipeline), strict=True)
         yield from self._members_of_sets()
 
     def _members_of_sets(self) -> Iterator[tuple[_Place, list[str]]]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, TypeVar
 
-from redis.exceptions import ResponseError
+from redis.exceptions import OutOfMemoryError, ResponseError
 
 from .. import recipes
 from ..exceptions import ConfigurationException, InvalidArgument
@@ -118,6 +118,19 @@ def ask(client: Any, commands: Iterable[Sequence[Any]]) -> Iterator[Any]:
             if isinstance(reply, Exception) and not is_wrong_type(reply):
                 raise reply
             yield reply
+
+
+def execute_together(pipeline: Any, raise_on_error: bool = True) -> list[Any]:
+    """The replies to a transaction that only reads.
+
+    A Redis whose memory is full refuses transactions: then the same commands, in one round trip, but not in one moment.
+    """
+    commands = list(pipeline.command_stack)
+    try:
+        return list(pipeline.execute(raise_on_error))
+    except OutOfMemoryError:
+        pipeline.transaction, pipeline.command_stack = False, commands
+        return list(pipeline.execute(raise_on_error))
 
 
 def is_wrong_type(reply: Any) -> bool:

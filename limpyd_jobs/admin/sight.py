@@ -21,6 +21,7 @@ from .reading import (
     chunks,
     client_of,
     each_queue,
+    execute_together,
     is_wrong_type,
     job_kinds,
     kind_of,
@@ -183,7 +184,7 @@ class Surroundings:
         pipeline.lpos(f"{key}:waiting", ident, maxlen=DEEPEST)
         pipeline.lpos(f"{key}:waiting", ident, rank=-1, maxlen=DEEPEST)
         pipeline.zscore(f"{key}:delayed", ident)
-        replies = pipeline.execute(raise_on_error=False)
+        replies = execute_together(pipeline, raise_on_error=False)
         for reply in replies:
             if isinstance(reply, Exception) and not is_wrong_type(reply):
                 raise reply

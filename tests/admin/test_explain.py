@@ -604,3 +604,17 @@ def test_a_record_that_is_no_hash_is_lost() -> None:
     client().set(job.key, "x")
 
     assert explain(job, "lost").sentence == "It has no record that can be read."
+
+
+@pytest.mark.usefixtures("database")
+def test_it_is_said_also_when_the_memory_of_redis_is_full() -> None:
+    job = Job.add_job("a", "mail")
+    client().config_set("maxmemory", 1)
+    try:
+        explained = admin.explain(job.ident)
+        found = admin.find_jobs(admin.JobFilter(queues=("mail",))).items
+    finally:
+        client().config_set("maxmemory", 0)
+
+    assert explained.reason == "no-workers"
+    assert [one.ident for one in found] == [job.ident]
