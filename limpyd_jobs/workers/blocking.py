@@ -292,8 +292,10 @@ class Worker(JobLife):
                 self._drive(self._invoke(self.run_started))
                 self._main_loop()
         finally:
-            self._leave_nothing()
-            self._close()
+            try:
+                self._leave_nothing()
+            finally:  # its heartbeat must not tell of it when it has ended
+                self._close()
 
     def _open(self) -> None:
         self._heartbeat = self._new_heartbeat()

@@ -406,6 +406,7 @@ def test_a_job_that_is_not_in_the_index_of_its_status_comes_to_that_of_the_next_
     assert client().smembers(f"{ExchangeJob._name}:status:s") == {job.pk.get()}
 
 
+@in_both_ways
 def test_lost_the_end_of_a_job_that_somebody_else_holds_is_not_written_and_nothing_is_claimed(way: str) -> None:
     jobs = add(3)
     held = claim_all(2)

@@ -619,6 +619,8 @@ def test_stop_now_records_the_ends_and_gives_the_rest_back(monkeypatch: pytest.M
         worker._ahead.lock.release()
     release.set()
     thread.join(10)
+    if worker._heartbeat is not None:  # it would go on to tell that this worker lives
+        worker._heartbeat.stop()
 
 
 @pytest.mark.parametrize("prefetch", [-1, 1001, "x", True, 1.5])
