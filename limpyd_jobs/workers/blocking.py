@@ -412,7 +412,8 @@ class Worker(JobLife):
             self.check_memory()
         except (RedisError, DatabaseException) as error:
             # A job whose end could not be recorded keeps its lease until that lapses, and then runs again.
-            self._outage.next_pause(error)
+            if self._is_this_process:  # else a lock of the log may be held for ever, by a thread that is not here
+                self._outage.next_pause(error)
         except BaseException:
             if self._is_this_process:
                 self._log_exception(f"{self._ident_of(job)} ended in a way that nobody expects", job)
