@@ -442,8 +442,9 @@ def _logs_at_rest() -> Iterator[None]:
 @contextlib.contextmanager
 def _signals_blocked() -> Iterator[set[int]]:
     """Hold the signals that the child handles in its own way; gives the mask that was there before."""
-    mask = {int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, (*END_SIGNALS, signal.SIGUSR2))}
-    try:
+    mask = {int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, ())}
+    try:  # the handler of a signal may raise as soon as the call that blocks has returned
+        signal.pthread_sigmask(signal.SIG_BLOCK, (*END_SIGNALS, signal.SIGUSR2))
         yield mask
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)

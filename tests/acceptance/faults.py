@@ -615,8 +615,14 @@ class Crew:
                 self._replace(number)
 
     def stop(self) -> list[int]:
-        """End all in order; gives their exit codes."""
+        """End all in order; gives their exit codes.
+
+        One that has just taken the place of another is left time to start: before it has handlers, a signal kills it.
+        """
         for process in self.processes:
+            if process.is_running():
+                with suppress(AssertionError):  # one that cannot start ends by itself
+                    process.wait_for_output("Run started.")
             if process.is_running():
                 process.send_signal(signal.SIGTERM)
         return [process.wait() for process in self.processes]

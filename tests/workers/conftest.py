@@ -15,12 +15,17 @@ from .base import Log
 
 @pytest.fixture(autouse=True)
 def signal_handlers() -> Iterator[None]:
-    """A worker that was made and never run leaves its handlers behind: they must not reach the next test."""
+    """A worker that was made and never run leaves its handlers behind: they must not reach the next test.
+
+    Nor may a test leave signals blocked, which a process that a later one starts would inherit.
+    """
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGUSR2)
     handlers = [signal.getsignal(number) for number in numbers]
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     yield
     for number, handler in zip(numbers, handlers, strict=True):
         signal.signal(number, handler)
+    assert signal.pthread_sigmask(signal.SIG_SETMASK, mask) == mask
 
 
 @pytest.fixture

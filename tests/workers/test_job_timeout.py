@@ -314,8 +314,8 @@ def test_a_worker_in_a_thread_runs_it_without_limit_where_that_is_allowed() -> N
 
 
 @pytest.mark.parametrize("prefetch", [0, 50])
-def test_of_thousands_that_end_near_their_limit_none_is_lost_and_no_limit_escapes(prefetch: int, log: Log) -> None:
-    LimitedJob.add_jobs([str(number) for number in range(1000)])
+def test_of_many_that_end_near_their_limit_none_is_lost_and_no_limit_escapes(prefetch: int, log: Log) -> None:
+    LimitedJob.add_jobs([str(number) for number in range(400)])
     late: list[str] = []
 
     class Counting(Worker):
@@ -331,10 +331,10 @@ def test_of_thousands_that_end_near_their_limit_none_is_lost_and_no_limit_escape
         while time.perf_counter() < end:
             pass
 
-    work(1000, worker_class=Counting, callback=callback, job_timeout=0.001, prefetch=prefetch, save_tracebacks=False)
+    work(400, worker_class=Counting, callback=callback, job_timeout=0.001, prefetch=prefetch, save_tracebacks=False)
 
     success, errors = client().llen("jobs:queue:1:success"), client().llen("jobs:queue:1:errors")
-    assert success + errors == 1000
+    assert success + errors == 400
     assert errors == len(late) == len(Error.collection())
-    assert 0 < errors < 1000
+    assert 0 < errors < 400
     assert log.tracebacks == []
