@@ -1248,6 +1248,25 @@ def watch(namespace: str, hashes_and_marks: Iterable[tuple[str, bool]]) -> Call[
     return Call("watch", _keys(namespace), args, read)
 
 
+def look(namespace: str, marks: Sequence[str], hashes: Sequence[str]) -> Call[tuple[set[int], dict[int, str]]]:
+    """See whether jobs that were claimed ahead may still begin.
+
+    Answers the places of the names that are paused, and of each job that is not WAITING its place and its status.
+
+    Args:
+        marks: the keys of the sets `ready` of some names of queues.
+        hashes: the keys of the hashes of the jobs.
+    """
+
+    def read(reply: Reply) -> tuple[set[int], dict[int, str]]:
+        paused, others = reply
+        statuses = zip(others[::2], others[1::2], strict=True)
+        return {int(place) - 1 for place in paused}, {int(place) - 1: status for place, status in statuses}
+
+    args: dict[str, str | Sequence[str]] = {"marks_count": str(len(marks)), "marks_and_hashes": [*marks, *hashes]}
+    return Call("look", _keys(namespace), args, read)
+
+
 def reject(namespace: str, queue_key: str, ident: str, record: str, end: str, recipe: str = "") -> Call[Ended]:
     """Move an ident that nobody can run to the errors of its queue.
 

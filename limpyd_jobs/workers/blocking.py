@@ -496,8 +496,8 @@ class Worker(JobLife):
                     continue
             taken = ahead.claims.popleft()
             claim = taken.claim
-            if taken.is_ahead:
-                taken = taken._replace(status=ahead.statuses.pop(taken.ident, taken.status))
+            if taken.ident in ahead.statuses:
+                taken = taken._replace(status=ahead.statuses.pop(taken.ident))
             if claim is None or self._held_claims.get(claim.ident) is claim:  # else its lease was lost meanwhile
                 return taken
 
@@ -541,20 +541,24 @@ class Worker(JobLife):
 
     def _look_at_claims(self) -> None:
         """See whether jobs that were claimed ahead may still begin: not if they are canceled, or of a paused queue."""
-        self._ahead.look = self._ahead.new_look()
+        ahead = self._ahead
+        ahead.look = ahead.new_look()
         hashes: dict[str, str] = {}
-        for taken in list(self._ahead.claims):
-            with contextlib.suppress(JobClassError):  # it is in error when its turn comes
-                if taken.is_ahead:
+        marks: dict[str, str] = {}
+        for taken in list(ahead.claims):
+            if taken.is_ahead:
+                with contextlib.suppress(JobClassError):  # it is in error when its turn comes
                     hashes[taken.ident] = f"{Job.class_of(taken.ident)._name}:{taken.ident.partition(':')[2]}:hash"
-        names = {taken.queue_name for taken in self._ahead.claims if taken.is_ahead}
-        marks = {name: self._side_key("ready", name) for name in sorted(names)}
-        asked = [("hget", key, "status") for key in hashes.values()] + [("zscore", key, "") for key in marks.values()]
-        found = self._ask_all(asked)
-        self._ahead.statuses.update({ident: status or "" for ident, status in zip(hashes, found, strict=False)})
-        paused = {name for name, mark in zip(marks, found[len(hashes) :], strict=True) if mark is not None}
+                if taken.queue_name not in marks:
+                    marks[taken.queue_name] = self._side_key("ready", taken.queue_name)
+        call = transitions.look(self._namespace, list(marks.values()), list(hashes.values()))
+        paused, statuses = self._send_call(call)
+        if statuses or ahead.statuses:
+            idents = list(hashes)
+            ahead.statuses = {idents[place]: status for place, status in statuses.items()}
         if paused:
-            self._give_back_paused(paused)
+            names = list(marks)
+            self._give_back_paused({names[place] for place in paused})
 
     def _give_back_paused(self, names: set[str]) -> None:
         """Give the jobs that were claimed ahead from some queues back to their heads, in their order."""

@@ -126,6 +126,7 @@ SAMPLES = {
     "settle": lambda: transitions.settle("jobs", "a:1", [], []),
     "note_queue": lambda: transitions.note_queue("jobs", "jobs:queue", "1", False),
     "watch": lambda: transitions.watch("jobs", [("jobs:job:1:hash", True)]),
+    "look": lambda: transitions.look("jobs", ["jobs:ready:queue:q"], ["jobs:job:1:hash"]),
     "reject": lambda: transitions.reject("jobs", "jobs:queue:1", "a:1", "", NOW),
     "pause": lambda: transitions.pause("jobs", "jobs:queue", "q", "why", "who"),
     "resume": lambda: transitions.resume("jobs", "jobs:queue", "q"),
