@@ -224,7 +224,7 @@ def test_the_transitions_are_scripts_that_exist() -> None:
     named = {name for table in tables(section(STATES, "Transitions")) for row in table for name in row[0].split(", ")}
     aside = {"create", "forget", "get_queue", "purge", "register", "renew"}  # they change no status and no place
     aside |= {"add_alike"}  # as `add`
-    aside |= {"update", "watch"}  # what is told of a job
+    aside |= {"update", "watch", "look"}  # what is told of a job
     aside |= {"note_queue", "remove"}  # of a queue alone; what is gone has no status
     aside |= {"pause", "resume", "note_worker"}  # of no job
     aside |= {"roll_up"}  # numbers
