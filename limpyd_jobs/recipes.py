@@ -571,6 +571,8 @@ def plain_life(model: Any, queue_model: Any) -> str:
         "prefix": f"{model.get_model_repr()}:",
         "key": model._name,
         "recipe": job_recipe(model),
+        "namespace": namespace,
+        "queue_model": queue_model._name,
         "status": status[0],
         "queued": queued[0],
         "ready": f":ready:{queue_model._name[len(namespace) + 1 :]}:",

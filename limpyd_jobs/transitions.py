@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import count, islice
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
@@ -830,10 +830,12 @@ class Exchanged(NamedTuple):
     claims: Sequence[Taken]
 
 
-class Caller(NamedTuple):
-    """What a worker says in each exchange, in the words of the script.
+@dataclass(frozen=True)
+class Caller:
+    """What a worker says in each exchange.
 
     Attributes:
+        worker: its key.
         lease_seconds, max_recoveries: of classes of jobs that do not say.
         by_keys, names: as for `claim`.
     """
@@ -841,10 +843,27 @@ class Caller(NamedTuple):
     namespace: str
     queue_model: str
     worker: str
-    lease_seconds: str
-    max_recoveries: str
-    by_keys: str
+    lease_seconds: float
+    max_recoveries: int
+    by_keys: bool
     names: tuple[str, ...]
+
+    @cached_property
+    def text(self) -> str:
+        """What the script looks at when something is not plain, as JSON."""
+        return _json(
+            {
+                "namespace": self.namespace,
+                "queue_model": self.queue_model,
+                "max_recoveries": self.max_recoveries,
+                "by_keys": self.by_keys,
+            }
+        )
+
+    @cached_property
+    def lease_text(self) -> str:
+        """The seconds of a lease, as a script gets them."""
+        return repr(self.lease_seconds)
 
 
 def exchange(
@@ -867,36 +886,42 @@ def exchange(
         start, keys, broken, looks_around: as for `claim`.
         made_for: see recipes.plain_life.
     """
-    namespace, queue_model, worker, lease_seconds, max_recoveries, by_keys, names = caller
-    last = [*names]
+    last = [*caller.names]
     for held, begun, end, extra in ends:
         last += (held.ident, held.token, held.queue_key, begun, end, extra)
     if keys or broken:
         last += [*keys, *broken]
+    around = "1" if looks_around else "0"
     args: dict[str, str | Sequence[str]] = {
-        "namespace": namespace,
-        "queue_model": queue_model,
-        "worker": worker,
-        "lease_seconds": lease_seconds,
-        "max_recoveries": max_recoveries,
-        "by_keys": by_keys,
-        "names_count": str(len(names)),
+        "caller": caller.text,
+        "worker": caller.worker,
+        "lease_seconds": caller.lease_text,
         "start": start,
-        "looks_around": "1" if looks_around else "0",
         "number": str(number),
-        "runs_count": str(runs_count),
-        "claims_count": str(claims_count),
-        "ends_count": str(len(ends)),
-        "keys_count": str(len(keys)),
+        "counts": f"{claims_count} {runs_count} {len(caller.names)} {len(ends)} {len(keys)} {around}",
         "names_ends_keys_and_broken": last,
     }
 
     def read(replies: Reply) -> Exchanged:
         ended = [_ended(reply, end.held) for reply, end in zip(replies[0], ends, strict=True)]
         tokens = count(number)
-        return Exchanged(ended, [_taken(reply, f"{worker}-{next(tokens)}", worker, start) for reply in replies[1]])
+        return Exchanged(ended, [_exchanged(reply, caller, next(tokens), start) for reply in replies[1]])
 
-    return Call("exchange", _keys(namespace), args, read, made_for)
+    return Call("exchange", _keys(caller.namespace), args, read, made_for)
+
+
+def _exchanged(reply: Reply, caller: Caller, number: int, start: str) -> Taken:
+    """What was claimed under a number, the quick way or the other one."""
+    kind, token, worker = reply[0], f"{caller.worker}-{number}", caller.worker
+    if kind not in ("RUNS", "AHEAD"):
+        return _taken(reply, token, worker, start)
+    _, ident, queue_key, tries, identifier, priority, *more = reply
+    name, said, cancel, seconds = caller.names[0], "", "", caller.lease_seconds
+    if more:
+        said, cancel, seconds = more[0], more[1], float(more[2]) if len(more) > 2 else seconds
+    known = (ident, token, worker, queue_key, name, "w", identifier, priority, _integer(tries), cancel, start)
+    held = Claim(*known, seconds, (), said)
+    return Taken("CLAIMED", None, ident, queue_key, name, "w", held, "", kind == "AHEAD")
 
 
 def _ended(reply: Reply, held: Claim) -> Ended | Exception:

@@ -1406,13 +1406,13 @@ local function give_back(namespace, queue_model, recipe, pk, ident, token)
   return 'OK'
 end
 
--- Add an ended job to a history of its queue. Answers its length, -1 when it cannot be written, -2 when the queue is gone;
+-- Add ended jobs to a history of their queue. Answers its length, -1 when it cannot be written, -2 when the queue is gone;
 -- how much of it the queue says to keep; and the name of the queue. `known`: these two, if the caller has just read them.
-local function push_history(queue, history, ident, known)
+local function push_history(queue, history, known, ...)
   local values = known or redis.pcall('HMGET', queue .. ':hash', 'name', 'keep_' .. history)
   if values.err then return -1, '', '' end
   if not values[1] then return -2, '', '' end
-  local length = redis.pcall('RPUSH', queue .. ':' .. history, ident)
+  local length = redis.pcall('RPUSH', queue .. ':' .. history, ...)
   return type(length) == 'number' and length or -1, values[2] or '', values[1]
 end
 
@@ -1484,7 +1484,7 @@ local function record_success(namespace, ident, token, worker, queue, start, end
   end
   if more and more.result then save_result(recipe, pk, more.result, more.result_seconds) end
   drop_lease(namespace, ident, token)
-  local length, keep, name = push_history(queue, 'success', ident)
+  local length, keep, name = push_history(queue, 'success', nil, ident)
   local of = task_and_queue(recipe, values[8], name)
   if has_to_begin then tally_time('w', of, waits_since(recipe, values[9], values[10]), start) end
   tally_time('s', of, has_to_begin and start or values[4], ended)

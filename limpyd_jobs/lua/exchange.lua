@@ -1,6 +1,8 @@
 -- exchange: record the successes of some jobs, and claim the next ones, in one round trip.
 -- KEYS: models
--- ARGV: namespace queue_model worker lease_seconds max_recoveries by_keys names_count start looks_around number runs_count claims_count ends_count keys_count names_ends_keys_and_broken...
+-- ARGV: caller worker lease_seconds start number counts names_ends_keys_and_broken...
+-- `caller` is JSON: namespace, queue_model, max_recoveries, by_keys. `counts` are of the claims, of those that run at once, of
+-- names, ends and keys, and 1 for one who looks around, with blanks between.
 -- An end: ident token queue start end extra; `extra` as for `finish`; `start` is '' when its record says that the job runs, else the job was claimed ahead.
 -- All else is as for `claim`, but that up to `claims_count` jobs are claimed, under the tokens worker-number, worker-number+1...
 -- The first `runs_count` of them are RUNNING; the others are claimed ahead: leased, and WAITING until they begin. A job
@@ -12,28 +14,34 @@
 --   FAILED error               of a command that was to record it
 -- then, unless one of these is neither OK nor ALREADY, for each claim one of those of `claim`; what is not a claim comes last:
 --   CLAIMED ident queue name next_due status identifier priority tries cancel_on_error lease_seconds how run_options changed...
+-- or, for a job that is claimed the quick way and waited in a queue of the only name, what is not known already:
+--   RUNS ident queue tries identifier priority [run_options cancel_on_error lease_seconds]
+--   AHEAD ident queue tries identifier priority [run_options cancel_on_error lease_seconds]
 -- Invariants: as for `finish` and `claim`; a repeated call records and claims nothing twice.
 -- Made for a class of jobs, if there is one whose jobs change no index but those of status and `queued`, and these are sets:
--- `CLASS` is what is known of it (see recipes.plain_life). Its jobs go the quick way; it writes what the other one does.
-local namespace, queue_model, worker, max_recoveries, start = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[5]), ARGV[8]
-local names_count, may_claim = tonumber(ARGV[7]), true
-local names_end = 14 + names_count
-local ends_end = names_end + 6 * tonumber(ARGV[13])
-local keys_end = ends_end + tonumber(ARGV[14])
+-- `CLASS` is what is known of it (see recipes.plain_life). Its jobs go the quick way, those in a row that are alike in few commands;
+-- it writes what the other one does.
+local MOST_AT_ONCE = 500  -- Lua has room for some thousand values at a time
+local worker, start = ARGV[2], ARGV[4]
+local claims_count, runs_count, names_count, ends_count, keys_count, looks_around = 1, 1, 1, 1, 0, '0'
+if ARGV[6] ~= '1 1 1 1 0 0' then  -- which most calls say
+  claims_count, runs_count, names_count, ends_count, keys_count, looks_around =
+    string.match(ARGV[6], '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d)$')
+  claims_count, runs_count = tonumber(claims_count), tonumber(runs_count)
+end
+local names_end = 6 + names_count
+local ends_end = names_end + 6 * ends_count
+local keys_end = ends_end + keys_count
+local namespace = CLASS and CLASS.namespace or cjson.decode(ARGV[1]).namespace
 local claims_key, leases_key = namespace .. ':claims', namespace .. ':leases'
 local ends, claims, steps = {}, {}, {}
 local time = redis.call('TIME')
-local now_text = time[1] .. '.' .. string.format('%06d', time[2])
-redis.call('HDEL', claims_key, '')  -- takes no memory: so what follows is allowed when that is full
+local moment = time[1] + time[2] / 1000000
 
-local is_known = CLASS and redis.call('HGET', namespace .. ':models', CLASS.repr) == CLASS.recipe
-local prefix_end = CLASS and #CLASS.repr + 1
+local is_known = CLASS and redis.call('HGET', KEYS[1], CLASS.repr) == CLASS.recipe
+local prefix_end = CLASS and #CLASS.prefix
 local function pk_of(ident)
-  if is_known and string.sub(ident, 1, prefix_end) == CLASS.prefix then return string.sub(ident, prefix_end + 1) end
-end
-
-local function task_field()  -- nothing, if the class has none: it is not asked for then
-  if CLASS.task then return CLASS.task end
+  if string.sub(ident, 1, prefix_end) == CLASS.prefix then return string.sub(ident, prefix_end + 1) end
 end
 
 local queues = {}  -- what is known of those that jobs were in: nothing changes that here
@@ -42,102 +50,176 @@ local function facts_of(queue)
   return queues[queue]
 end
 
-local function change_status(pk, old, new)
-  local target = CLASS.status .. new
-  if redis.call('SMOVE', CLASS.status .. old, target, pk) == 0 then redis.call('SADD', target, pk) end  -- it was not where it should be
+local function change_status(pks, count, old, new)
+  if count > 1 then
+    redis.call('SREM', CLASS.status .. old, unpack(pks, 1, count))
+    redis.call('SADD', CLASS.status .. new, unpack(pks, 1, count))
+  elseif redis.call('SMOVE', CLASS.status .. old, CLASS.status .. new, pks[1]) == 0 then  -- it was not where it should be
+    redis.call('SADD', CLASS.status .. new, pks[1])
+  end
 end
 
-local function end_quickly(ident, token, queue, begun, ended)
-  local pk = pk_of(ident)
-  if not pk or token == '' then return nil end
-  local holders = redis.call('HMGET', claims_key, ident, '*' .. ident)
-  if holders[1] ~= token or holders[2] then return nil end  -- who holds a place, too, goes the other way
-  local hash = CLASS.key .. ':' .. pk .. ':hash'
-  local values, task
+local function class_task()  -- nothing, if the class has none: it is not asked for then
+  if CLASS.task then return CLASS.task end
+end
+
+-- The values of the record of a job that ended, if it is plain; `begun` is '' if the record says that it runs.
+local function read_end(hash, begun)
+  local values
   if begun == '' then
-    values = redis.call('HMGET', hash, 'status', 'queued', 'tries', 'follow_up', 'run_options', 'start', task_field())
-    task = values[7]
+    values = redis.call('HMGET', hash, 'status', 'queued', 'follow_up', 'run_options', 'start', class_task())
   else
-    values = redis.call('HMGET', hash, 'status', 'queued', 'tries', 'follow_up', 'run_options', 'added', 'waiting_since', task_field())
-    task = values[8]
+    values = redis.call('HMGET', hash, 'status', 'queued', 'follow_up', 'run_options', 'tries', 'added', 'waiting_since', class_task())
   end
-  local status = values[1]
-  if values[5] and string.find(values[5], '"keep_success"', 1, true) then return nil end
-  if values[4] or values[2] ~= '1' or not (status == 'r' and begun == '' or status == 'w' and begun ~= '') then return nil end
-  change_status(pk, status, 's')
-  redis.call('SREM', CLASS.queued .. '1', pk)
-  if status == 'r' then
-    redis.call('HSET', hash, 'status', 's', 'end', ended)
-  else
-    redis.call('HSET', hash, 'status', 's', 'end', ended, 'start', begun, 'tries', next_count(values[3]))
-  end
-  redis.call('HDEL', hash, 'queued')
-  redis.call('ZREM', leases_key, ident)
-  redis.call('HDEL', claims_key, ident, token)
-  if CLASS.keep_success then
-    redis.pcall('ZADD', namespace .. ':expiring', string.format('%.6f', now_text + CLASS.keep_success), ident)
-  end
-  local length, keep, name = push_history(queue, 'success', ident, facts_of(queue))
-  local of = ' ' .. (task or CLASS.repr) .. ' ' .. name
-  if begun ~= '' then tally_time('w', of, values[7] or values[6], begun) end
-  tally_time('s', of, begun ~= '' and begun or values[6], ended)
-  steps[#steps + 1] = token .. '/finish'
-  return {'OK', tostring(length), keep}
+  if values[1] ~= (begun == '' and 'r' or 'w') or values[2] ~= '1' or values[3] then return nil end
+  if values[4] and string.find(values[4], '"keep_success"', 1, true) then return nil end
+  return values
 end
 
--- A claim on the first job of the queue, if it is plain; `is_ahead`: after another one.
-local top, deadline  -- the first of what is ready, until a claim goes the other way
-local function claim_quickly(token, is_ahead)
-  local name = ARGV[15]
-  top = top or redis.pcall('ZREVRANGE', namespace .. CLASS.ready .. name, 0, 0)[1]
-  if not top or top == '' then return nil end  -- '' is the mark of a paused name
-  local queue = queue_model .. ':' .. top
-  local waiting = queue .. ':waiting'
-  local ident = redis.pcall('LINDEX', waiting, 0)
-  local pk = type(ident) == 'string' and pk_of(ident)
-  if not pk or facts_of(queue)[1] ~= name then return nil end
-  local holders = redis.call('HMGET', claims_key, token, ident)
-  if holders[1] or holders[2] then return nil end
-  local hash = CLASS.key .. ':' .. pk .. ':hash'
+-- Record the plain ends in a row from one on, if they are of one queue, and all ran or were all claimed ahead: the sets first,
+-- as what fails there may be done again. Answers how many.
+local function end_quickly(first)
+  local queue, was_ahead, wanted = ARGV[first + 2], ARGV[first + 3] ~= '', 0
+  local pks, idents, asked, records = {}, {}, {}, {}
+  for at = first, math.min(ends_end, first + 6 * MOST_AT_ONCE) - 1, 6 do
+    local ident = ARGV[at]
+    local pk = pk_of(ident)
+    local is_alike = ARGV[at + 2] == queue and (ARGV[at + 3] ~= '') == was_ahead
+    if not (pk and is_alike) or ARGV[at + 1] == '' or ARGV[at + 5] ~= '' then break end
+    wanted = wanted + 1
+    pks[wanted], idents[wanted], asked[2 * wanted - 1], asked[2 * wanted] = pk, ident, ident, '*' .. ident
+  end
+  if wanted == 0 then return 0 end
+  local holders = redis.call('HMGET', claims_key, unpack(asked))
+  local count = 0
+  for place = 1, wanted do
+    local at = first + 6 * (place - 1)
+    if holders[2 * place - 1] ~= ARGV[at + 1] or holders[2 * place] then break end  -- who holds a place goes the other way
+    local values = read_end(CLASS.key .. ':' .. pks[place] .. ':hash', ARGV[at + 3])
+    if not values then break end
+    count, records[place], asked[2 * place] = place, values, ARGV[at + 1]
+  end
+  if count == 0 then return 0 end
+
+  change_status(pks, count, was_ahead and 'w' or 'r', 's')
+  redis.call('SREM', CLASS.queued .. '1', unpack(pks, 1, count))
+  for place = 1, count do
+    local at, hash = first + 6 * (place - 1), CLASS.key .. ':' .. pks[place] .. ':hash'
+    if was_ahead then
+      redis.call('HSET', hash, 'status', 's', 'end', ARGV[at + 4], 'start', ARGV[at + 3], 'tries', next_count(records[place][5]))
+    else
+      redis.call('HSET', hash, 'status', 's', 'end', ARGV[at + 4])
+    end
+    redis.call('HDEL', hash, 'queued')
+  end
+  redis.call('ZREM', leases_key, unpack(idents, 1, count))
+  redis.call('HDEL', claims_key, unpack(asked, 1, 2 * count))  -- idents and tokens
+  if CLASS.keep_success then
+    for place = 1, count do redis.pcall('ZADD', namespace .. ':expiring', score(moment + CLASS.keep_success), idents[place]) end
+  end
+  local facts = facts_of(queue)
+  local length, keep, name = push_history(queue, 'success', facts, unpack(idents, 1, count))
+  for place = 1, count do
+    local at, values = first + 6 * (place - 1), records[place]
+    local begun, task = ARGV[at + 3], values[6]
+    if was_ahead then task = values[8] end
+    local of = ' ' .. (task or CLASS.repr) .. ' ' .. name
+    if was_ahead then tally_time('w', of, values[7] or values[6], begun) end
+    tally_time('s', of, was_ahead and begun or values[5], ARGV[at + 4])
+    steps[#steps + 1] = ARGV[at + 1] .. '/finish'
+    ends[#ends + 1] = {'OK', length < 0 and length or length - count + place, keep}
+  end
+  return count
+end
+
+local function token_of(position)
+  return worker .. '-' .. (position == 0 and ARGV[5] or string.format('%.0f', ARGV[5] + position))
+end
+
+-- The record of a waiting job, if it is plain.
+local function read_claim(hash, is_ahead)
   local values
   if is_ahead then
     values = redis.pcall('HMGET', hash, 'status', 'tries', 'identifier', 'priority', 'cancel_on_error', 'recoveries', 'queue_key',
       'run_options', 'follow_up')
   else
     values = redis.pcall('HMGET', hash, 'status', 'tries', 'identifier', 'priority', 'cancel_on_error', 'recoveries', 'queue_key',
-      'run_options', 'follow_up', 'added', 'waiting_since', task_field())
+      'run_options', 'follow_up', 'added', 'waiting_since', class_task())
   end
   if values[1] ~= 'w' or values[6] or values[9] then return nil end
   local said = values[8]  -- the other way looks at the time, and for a place
   if said and (string.find(said, '"expires"', 1, true) or string.find(said, '"limits"', 1, true)) then return nil end
-  local has_next = (CLASS.max_recoveries or max_recoveries) > 0
-  if is_ahead and not has_next then return nil end
+  return values
+end
 
-  local seconds = CLASS.lease_seconds or ARGV[4]
-  deadline = deadline or string.format('%.6f', now_text + seconds)
-  redis.call('ZADD', leases_key, deadline, ident)
-  redis.call('HSET', claims_key, ident, token, token, ident)
-  redis.call('LPOP', waiting)
-  local tries = values[2] or '0'
-  if is_ahead then
-    if values[7] ~= queue then redis.call('HSET', hash, 'queue_key', queue) end
-  else
-    tries = next_count(tries)
-    change_status(pk, 'w', 'r')
-    redis.call('HSET', hash, 'status', 'r', 'tries', tries, 'start', start, 'queue_key', queue)
-    tally_time('w', ' ' .. (values[12] or CLASS.repr) .. ' ' .. name, values[11] or values[10], start)
+-- Claim the plain jobs in a row at the head of the first queue, for the claims from a position on, up to `wanted`. Answers how many.
+local top  -- the first of what is ready, until a claim goes the other way
+local function claim_quickly(position, wanted)
+  local name = ARGV[7]
+  top = top or redis.pcall('ZREVRANGE', namespace .. CLASS.ready .. name, 0, 0)[1]
+  if wanted < 1 or not top or top == '' then return 0 end  -- '' is the mark of a paused name
+  local queue = CLASS.queue_model .. ':' .. top
+  local waiting = queue .. ':waiting'
+  local idents = redis.pcall('LRANGE', waiting, 0, math.min(wanted, MOST_AT_ONCE) - 1)
+  if not idents[1] or facts_of(queue)[1] ~= name then return 0 end
+  local asked, pks, records, seen = {}, {}, {}, {}
+  for place = 1, #idents do
+    asked[2 * place - 1] = idents[place]
+    asked[2 * place] = token_of(position + place - 1)
   end
-  return {'CLAIMED', ident, queue, name, '?', 'w', values[3] or '', values[4] or '0', tries, values[5] or '', seconds,
-    is_ahead and '1' or '0', values[8] or ''}, has_next
+  local holders = redis.call('HMGET', claims_key, unpack(asked))
+  local count = 0
+  for place = 1, #idents do
+    local ident = idents[place]
+    local pk = pk_of(ident)
+    if not pk or holders[2 * place - 1] or holders[2 * place] or seen[ident] then break end
+    local values = read_claim(CLASS.key .. ':' .. pk .. ':hash', position + place > runs_count)
+    if not values then break end
+    count, pks[place], records[place], seen[ident] = place, pk, values, true
+  end
+  if count == 0 then return 0 end
+
+  if not ends[1] then allow_when_full(namespace) end
+  local deadline, leases = score(moment + (CLASS.lease_seconds or ARGV[3])), {}
+  for place = 1, count do leases[2 * place - 1], leases[2 * place] = deadline, idents[place] end
+  local pairs_of = {}
+  for place = 1, count do
+    local ident, token = asked[2 * place - 1], asked[2 * place]
+    pairs_of[4 * place - 3], pairs_of[4 * place - 2], pairs_of[4 * place - 1], pairs_of[4 * place] = ident, token, token, ident
+  end
+  redis.call('ZADD', leases_key, unpack(leases))
+  redis.call('HSET', claims_key, unpack(pairs_of))
+  if count == 1 then redis.call('LPOP', waiting) else redis.call('LTRIM', waiting, count, -1) end
+  local running = math.max(math.min(runs_count - position, count), 0)
+  if running > 0 then change_status(pks, running, 'w', 'r') end
+  for place = 1, count do
+    local values, hash = records[place], CLASS.key .. ':' .. pks[place] .. ':hash'
+    local tries = values[2] or '0'
+    if place <= running then
+      tries = next_count(tries)
+      redis.call('HSET', hash, 'status', 'r', 'tries', tries, 'start', start, 'queue_key', queue)
+      tally_time('w', ' ' .. (values[12] or CLASS.repr) .. ' ' .. name, values[11] or values[10], start)
+    elseif values[7] ~= queue then
+      redis.call('HSET', hash, 'queue_key', queue)
+    end
+    local reply = {place <= running and 'RUNS' or 'AHEAD', idents[place], queue, tries, values[3] or '', values[4] or '0'}
+    if values[8] or values[5] or CLASS.lease_seconds then
+      reply[7], reply[8], reply[9] = values[8] or '', values[5] or '', CLASS.lease_seconds
+    end
+    claims[#claims + 1] = reply
+  end
+  return count
 end
 
 -- How any job is ended and claimed: made for the first one that is not plain.
 local end_other, claim_other
 local function prepare()
 -- (what scripts share)
-  local wanted = {namespace = namespace, queue_model = queue_model, lease_seconds = tonumber(ARGV[4]),
-    by_keys = ARGV[6] == '1', start = start, looks_around = ARGV[9] == '1', max_recoveries = max_recoveries,
-    names = slice(ARGV, 15, names_end), keys = slice(ARGV, ends_end + 1, keys_end), broken = set_of(ARGV, keys_end + 1, #ARGV)}
+  allow_when_full(namespace)
+  local caller = cjson.decode(ARGV[1])
+  local wanted = {namespace = namespace, queue_model = caller.queue_model, lease_seconds = tonumber(ARGV[3]),
+    by_keys = caller.by_keys, start = start, looks_around = looks_around == '1', max_recoveries = caller.max_recoveries,
+    names = slice(ARGV, 7, names_end), keys = slice(ARGV, ends_end + 1, keys_end), broken = set_of(ARGV, keys_end + 1, #ARGV)}
   end_other = function(at)
     local reply = record_success(namespace, ARGV[at], ARGV[at + 1], worker, ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5], steps)
     changed = {}
@@ -152,38 +234,42 @@ local function prepare()
   end
 end
 
-for at = names_end + 1, ends_end, 6 do
-  local is_done, reply = true, nil
-  if is_known and ARGV[at + 5] == '' then
-    is_done, reply = pcall(end_quickly, ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4])
-  end
-  if is_done and not reply then
+local at, may_claim = names_end + 1, true
+while at < ends_end do
+  local is_done, count = true, 0
+  if is_known then is_done, count = pcall(end_quickly, at) end
+  if is_done and count > 0 then
+    at = at + 6 * count
+  else
     if not end_other then prepare() end
-    is_done, reply = pcall(end_other, at)
+    local is_recorded, reply = pcall(end_other, at)
+    if not is_recorded then reply = {'FAILED', error_text(reply)} end
+    ends[#ends + 1] = reply
+    if reply[1] == 'ALREADY' then steps[#steps + 1] = ARGV[at + 1] .. '/finish' end  -- of a call that failed: remember it on
+    may_claim = may_claim and (reply[1] == 'OK' or reply[1] == 'ALREADY')
+    at = at + 6
   end
-  if not is_done then reply = {'FAILED', error_text(reply)} end
-  ends[#ends + 1] = reply
-  if reply[1] == 'ALREADY' then steps[#steps + 1] = ARGV[at + 1] .. '/finish' end  -- of a call that failed: remember it on
-  may_claim = may_claim and (reply[1] == 'OK' or reply[1] == 'ALREADY')
 end
 if steps[1] then mark_done(namespace, table.concat(steps, ' '), worker, '') end
 
-local number, count = tonumber(ARGV[10]), may_claim and tonumber(ARGV[12]) or 0
-local is_quick = is_known and names_count == 1 and keys_end == #ARGV and keys_end == ends_end and ARGV[6] == '0' and ARGV[9] == '0'
-local runs_count = tonumber(ARGV[11])
-for position = 0, count - 1 do
-  local token = worker .. '-' .. (position == 0 and ARGV[10] or string.format('%.0f', number + position))
-  local reply, has_next
-  if is_quick then reply, has_next = claim_quickly(token, position >= runs_count) end
-  if not reply then
+local is_alone = is_known and names_count + 0 == 1 and keys_end == #ARGV  -- the only name, and nothing to go round
+local is_quick = is_alone and keys_end == ends_end and looks_around == '0'
+local position, most = 0, claims_count
+if is_alone and claims_count > runs_count and (CLASS.max_recoveries or cjson.decode(ARGV[1]).max_recoveries) < 1 then most = runs_count end
+while may_claim and position < claims_count do
+  local count = is_quick and claim_quickly(position, most - position) or 0
+  position = position + count
+  if count == 0 then
     if not claim_other then prepare() end
     top = nil
-    reply, has_next = claim_other(token, position >= runs_count, position > 0)
-    is_quick = is_quick or is_known and names_count == 1 and keys_end == #ARGV and ARGV[6] == '0'
+    local reply, has_next = claim_other(token_of(position), position >= runs_count, position > 0)
+    position, is_quick = position + 1, is_quick or is_alone
+    if reply then claims[#claims + 1] = reply end
+    local is_claimed = reply and reply[1] == 'CLAIMED' and reply[12] ~= '2'
+    if not (has_next or is_claimed and position < runs_count) then break end
+  elseif position >= most then
+    break
   end
-  if reply then claims[#claims + 1] = reply end
-  local is_claimed = reply and reply[1] == 'CLAIMED' and reply[12] ~= '2'
-  if not (has_next or is_claimed and position + 1 < runs_count) then break end
 end
 write_numbers(namespace, time)
 return {ends, claims}

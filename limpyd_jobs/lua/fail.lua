@@ -45,7 +45,7 @@ else
   write_fields(recipe, pk, {'status', 'end', 'queued', 'cancel_reason'}, {'e', ARGV[6], false, false})
   drop_lease(namespace, ident, token)
 end
-local length, keep, name = push_history(queue, 'errors', ident)
+local length, keep, name = push_history(queue, 'errors', nil, ident)
 tally_time('e', task_and_queue(recipe, values[7], name), values[6], ARGV[6])
 write_numbers(namespace)
 mark_done(namespace, token, worker, '/fail')

@@ -25,7 +25,7 @@ end
 local conflict = record and taken(record)
 if conflict then return {'TAKEN', conflict} end
 if not redis.call('LPOS', queue .. ':waiting', ident) then return {'GONE'} end
-local length, keep = push_history(queue, 'errors', ident)
+local length, keep = push_history(queue, 'errors', nil, ident)
 redis.call('LREM', queue .. ':waiting', 1, ident)
 end_record()
 tally_time('e', ' ' .. (split_ident(ident) or '?') .. ' ' .. queue_name(queue), false)

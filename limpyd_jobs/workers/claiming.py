@@ -485,7 +485,7 @@ class Claiming(BaseWorker):
             keys,
             self._broken_keys(),
             looks_around,
-            self._made_for,
+            transitions.NO_CLASS if self._has_own_keys else self._made_for,
             runs_count,
         )
 
@@ -496,9 +496,9 @@ class Claiming(BaseWorker):
                 self._namespace,
                 self.queue_model._name,
                 self._worker_key,
-                repr(self.lease_seconds),
-                str(self.max_recoveries),
-                "1" if self._has_own_keys else "0",
+                self.lease_seconds,
+                self.max_recoveries,
+                self._has_own_keys,
                 tuple(self.queues),
             )
         return found

@@ -172,7 +172,7 @@ def test_a_running_job_without_a_lease_is_one_of_version_2_or_wrong() -> None:
 def test_a_job_that_was_claimed_ahead_begins_after_the_one_that_runs() -> None:
     see_worker()
     first, second = ExplainedJob.add_job("a"), ExplainedJob.add_job("b")
-    caller = Caller("jobs", "jobs:queue", "somebody", "30", "3", "0", ("test",))
+    caller = Caller("jobs", "jobs:queue", "somebody", 30.0, 3, False, ("test",))
     transitions.send(client(), transitions.exchange(caller, (), 1, 2, str(utcnow())))
 
     found = explain(second, "claimed-ahead")

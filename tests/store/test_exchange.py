@@ -80,7 +80,7 @@ def send(call: transitions.Call[Any]) -> Any:
 
 
 def caller(names: Sequence[str] = ("q",), worker: str = "w", max_recoveries: int = 3) -> transitions.Caller:
-    return transitions.Caller("jobs", "jobs:queue", worker, "30", str(max_recoveries), "0", tuple(names))
+    return transitions.Caller("jobs", "jobs:queue", worker, 30.0, max_recoveries, False, tuple(names))
 
 
 def exchange_call(

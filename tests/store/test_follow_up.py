@@ -103,7 +103,7 @@ def test_each_success_is_told_with_prefetch(listener: Listener) -> None:
 
 def test_a_job_that_was_claimed_ahead_is_told_of_when_it_begins(listener: Listener) -> None:
     add()
-    caller = transitions.Caller("jobs", "jobs:queue", "w", "30", "3", "0", ("followed",))
+    caller = transitions.Caller("jobs", "jobs:queue", "w", 30.0, 3, False, ("followed",))
     call = transitions.exchange(caller, (), 1, 1, "2020-01-01 00:00:00", runs_count=0)
     held = transitions.send(client(), call).claims[0].claim
     assert listener.heard() == []

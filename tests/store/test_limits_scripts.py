@@ -12,7 +12,7 @@ from limpyd_jobs.exceptions import LeaseLost
 from limpyd_jobs.utils import utcnow
 
 NOW = "2026-01-01 00:00:00"
-CALLER = transitions.Caller("jobs", "jobs:queue", "x", "30", "3", "0", ("q",))
+CALLER = transitions.Caller("jobs", "jobs:queue", "x", 30.0, 3, False, ("q",))
 
 
 class LimitsPlainJob(Job):

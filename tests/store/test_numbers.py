@@ -215,7 +215,7 @@ def test_what_is_sent_twice_is_counted_once() -> None:
 
 def test_an_exchange_that_is_sent_twice_is_counted_once() -> None:
     TalliedJob.add_jobs(["a", "b", "c"])
-    caller = transitions.Caller("jobs", "jobs:queue", "w", "30", "3", "0", ("counted",))
+    caller = transitions.Caller("jobs", "jobs:queue", "w", 30.0, 3, False, ("counted",))
     (taken,) = send(transitions.exchange(caller, [], 1, 1, START)).claims
     call = transitions.exchange(caller, [transitions.End(taken.claim, "", START, "")], 2, 1, START)
 

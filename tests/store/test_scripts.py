@@ -92,7 +92,7 @@ def books(database: Any) -> Any:
     assert [str(problem) for problem in admin.check()] == []
 
 
-CALLER = transitions.Caller("jobs", "jobs:queue", "w", "30", "3", "0", ("q",))
+CALLER = transitions.Caller("jobs", "jobs:queue", "w", 30.0, 3, False, ("q",))
 
 SAMPLES = {
     "add": lambda: add_call(),
