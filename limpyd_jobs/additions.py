@@ -10,23 +10,22 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 from . import limits, recipes, run_options, transitions, uniqueness
 from .exceptions import InvalidArgument
 from .instruments import instruments, what_to_carry
 from .transitions import Added, Addition, Answer, Call, Delay, Hold, Subject, Target
-from .utils import compute_delayed_until, datetime_to_score, utcnow
+from .utils import compute_delayed_until, datetime_to_score, now_text
 
 WRITTEN_BY_ADD = ("status", "queued", "delayed_until", "queue_key")
 NOT_REPLACED = (*WRITTEN_BY_ADD, "identifier", "priority", "added")  # of a queued job, by those of a new one
 CHUNK_JOBS = 500  # that one round trip adds: a few milliseconds of Redis' time
 CHUNK_CHARACTERS = 500_000  # of their values, at which a chunk is full, too
 OPTIONS = ("queue_name", "priority", "queue_model", "prepend", "delayed_for", "delayed_until", "after")
+NO_FIELDS = frozenset(("identifier", *OPTIONS))
 POLICY = "if_parent_fails"
 MOST_PARENTS = 10_000
-
-Spec: TypeAlias = "Mapping[str, Any]"
 
 
 class AddedJobs(NamedTuple):
@@ -56,6 +55,11 @@ class Way:
     is_queue_late: bool
     run_defaults: Mapping[str, Any] = field(default_factory=dict)
     uniqueness: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_constant(self) -> bool:
+        """Is there nothing to be done, or to be found out, anew for each job, as when it expires?"""
+        return not self.is_queue_late and not self.run_defaults
 
     def with_run_options(self, fields_if_new: Mapping[str, Any], has_parents: bool = False) -> Mapping[str, Any]:
         """The further fields of a new job, where what is said of its runs is put together in one.
@@ -118,7 +122,7 @@ class Way:
         made_for = self.made_for(names)
         if made_for is None:
             return None
-        values = [identifier, str(utcnow()), *(recipes.to_text(name, fields_if_new[name]) for name in names)]
+        values = [identifier, now_text(), *(recipes.to_text(name, fields_if_new[name]) for name in names)]
         return transitions.then(transitions.add_alike(made_for, self.target, bool(prepend), values), first)
 
     def addition(
@@ -131,7 +135,7 @@ class Way:
         after: Sequence[str] = (),
     ) -> tuple[Addition, recipes.Record]:
         """A job for add.lua, and its record. Arguments and errors as for `Job.add_job`; `after`: idents."""
-        values = {"added": str(utcnow()), **fields_if_new, "identifier": identifier, "priority": self.target.priority}
+        values = {"added": now_text(), **fields_if_new, "identifier": identifier, "priority": self.target.priority}
         for name in WRITTEN_BY_ADD:
             values.pop(name, None)
         asked = {name: values.pop(name) for name in recipes.uniqueness_names(self.model) if name in values}
@@ -216,6 +220,9 @@ def policy_of(values: Mapping[str, Any]) -> str:
     return str(run_options.read(text).get(POLICY, "cancel"))
 
 
+_NO_PARENTS: tuple[str, ...] = ()
+
+
 def idents_of(after: Any, argument: str = "after") -> tuple[str, ...]:
     """The idents of some jobs, each once.
 
@@ -224,9 +231,11 @@ def idents_of(after: Any, argument: str = "after") -> tuple[str, ...]:
     Raises:
         InvalidArgument: something else, or too many.
     """
+    if after is None or after is _NO_PARENTS:
+        return _NO_PARENTS
     accepted = f"a job, an ident, or at most {MOST_PARENTS} of these"
     try:
-        many = () if after is None else [after] if isinstance(after, str) or hasattr(after, "ident") else list(after)
+        many = [after] if isinstance(after, str) or hasattr(after, "ident") else list(after)
     except TypeError:
         raise InvalidArgument(argument, after, accepted) from None
     idents = tuple(dict.fromkeys(getattr(one, "ident", one) for one in many))
@@ -253,57 +262,152 @@ def first(answers: list[Answer]) -> Added:
     return answer
 
 
-@dataclass
-class AlikeJobs:
-    """Jobs in a row that go to one queue and have the same fields: those of `made_for`; see transitions.add_alike."""
+class Terms(NamedTuple):
+    """All that is said of a new job but its identifier; jobs may share them.
+
+    Attributes:
+        after: idents.
+        fields: further ones, where what is said of its runs is put together in one.
+        made_for: what add_alike.lua must know to add it; None: it needs an `addition`.
+        names, texts: of its fields as that script gets them.
+    """
 
     way: Way
     prepend: bool
-    names: tuple[str, ...]
-    made_for: str
-    values: list[str] = field(default_factory=list)
+    delays: tuple[Any, Any]
+    after: tuple[str, ...]
+    fields: Mapping[str, Any]
+    made_for: str | None
+    names: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
 
-    @property
-    def _width(self) -> int:
-        return 2 + len(self.names)
+
+def to_terms(way: Way, options: Mapping[str, Any], fields: Mapping[str, Any]) -> Terms:
+    """What is said of a new job.
+
+    Args:
+        options: of `add_job`, as OPTIONS names them.
+        fields: as `fields_if_new` of `add_job`.
+    Raises:
+        InvalidArgument: a value is not accepted.
+    """
+    prepend, delays = bool(options["prepend"]), (options["delayed_for"], options["delayed_until"])
+    after = idents_of(options["after"])
+    fields = way.with_run_options(fields, bool(after))
+    names = tuple(sorted(fields)) if fields else ()
+    made_for = None if after or delays != (None, None) else way.made_for(names)
+    if made_for is None:
+        return Terms(way, prepend, delays, after, fields, None)
+    texts = tuple([recipes.to_text(name, fields[name]) for name in names])
+    return Terms(way, prepend, delays, after, fields, made_for, names, texts)
+
+
+class Specs:
+    """Reads what `add_jobs` is given, one job after the other.
+
+    Args:
+        model: of the jobs.
+        options: of the call, which hold where a job says nothing: of `add_job`, as OPTIONS names them.
+    """
+
+    def __init__(self, model: Any, options: Mapping[str, Any]) -> None:
+        self._model, self._options = model, options
+        self._terms: Terms | None = None  # of those that are no more than an identifier
+
+    def read(self, given: Any) -> tuple[Terms, str]:
+        """What is said of a job, and its identifier.
+
+        Raises:
+            LimpydJobsException: as `add_job`.
+            InvalidArgument: neither an identifier nor a mapping that has one; or as `add_job`.
+        """
+        if isinstance(given, (str, bytes, int, float)) and not isinstance(given, bool):
+            terms = self._terms
+            if terms is None or instruments:  # what comes along may be another thing for each job
+                terms = to_terms(self._way(self._options), self._options, {})
+                self._terms = terms if terms.way.is_constant and not instruments else None
+            return terms, recipes.to_text("identifier", given)
+        if isinstance(given, Mapping) and "identifier" in given and all(isinstance(name, str) for name in given):
+            options = {**self._options, **given}
+            way, identifier = self._way(options), recipes.to_text("identifier", given["identifier"])
+            fields = {name: value for name, value in given.items() if name not in NO_FIELDS}
+            return to_terms(way, options, fields), identifier
+        accepted = "identifiers, or mappings of the arguments of add_job, with an identifier"
+        raise InvalidArgument("specs", given, accepted)
+
+    def _way(self, options: Mapping[str, Any]) -> Way:
+        way: Way = self._model._way(options["queue_model"], options["queue_name"], options["priority"])
+        return way
+
+
+class AlikeJobs:
+    """Jobs in a row that go to one queue and have the same fields; see transitions.add_alike.
+
+    Args:
+        terms: of the first one.
+    """
+
+    def __init__(self, terms: Terms, made_for: str) -> None:
+        self._terms, self._made_for = terms, made_for
+        self._width = 2 + len(terms.names)
+        self._values: list[str] = []
 
     @property
     def size(self) -> int:
         """How many they are."""
-        return len(self.values) // self._width
+        return len(self._values) // self._width
+
+    def takes(self, terms: Terms) -> bool:
+        """Can a job be one of them?"""
+        ours = self._terms
+        if terms is ours:
+            return True
+        is_alike = terms.made_for == self._made_for and terms.way is ours.way
+        return is_alike and terms.prepend == ours.prepend
+
+    def add(self, terms: Terms, identifier: str) -> None:
+        """Take a job."""
+        self._values += (identifier, now_text(), *terms.texts)
 
     def call(self, start: int) -> Call[list[Answer]]:
         """The call that adds those from a place on."""
-        values = self.values[start * self._width :] if start else self.values
-        return transitions.add_alike(self.made_for, self.way.target, self.prepend, values)
+        values = self._values[start * self._width :] if start else self._values
+        return transitions.add_alike(self._made_for, self._terms.way.target, self._terms.prepend, values)
 
-    def spec_of(self, place: int) -> tuple[Way, Spec]:
-        """Where one of them goes, and the arguments of `add_job`."""
-        values = self.values[place * self._width : (place + 1) * self._width]
-        given = dict(zip(("identifier", "added", *self.names), values, strict=True))
-        return self.way, {**given, "prepend": self.prepend, "delayed_for": None, "delayed_until": None, "after": None}
+    def terms_of(self, place: int) -> tuple[Terms, str]:
+        """What is said of one of them, and its identifier."""
+        identifier, *values = self._values[place * self._width : (place + 1) * self._width]
+        return self._terms._replace(fields=dict(zip(("added", *self._terms.names), values, strict=True))), identifier
 
 
-@dataclass
 class AnyJobs:
     """Jobs in a row that go to queues of one model; see transitions.add."""
 
-    queue_model: Any
-    additions: list[Addition] = field(default_factory=list)
-    specs: list[tuple[Way, Spec]] = field(default_factory=list)
+    def __init__(self) -> None:
+        self._additions: list[Addition] = []
+        self._jobs: list[tuple[Terms, str]] = []
 
     @property
     def size(self) -> int:
         """How many they are."""
-        return len(self.additions)
+        return len(self._additions)
+
+    def takes(self, terms: Terms) -> bool:
+        """Can a job be one of them?"""
+        return not self._jobs or self._jobs[0][0].way.queue_model is terms.way.queue_model
+
+    def add(self, addition: Addition, terms: Terms, identifier: str) -> None:
+        """Take a job."""
+        self._additions.append(addition)
+        self._jobs.append((terms, identifier))
 
     def call(self, start: int) -> Call[list[Answer]]:
         """The call that adds those from a place on."""
-        return transitions.add(self.specs[0][0].subject, self.additions[start:])
+        return transitions.add(self._jobs[0][0].way.subject, self._additions[start:])
 
-    def spec_of(self, place: int) -> tuple[Way, Spec]:
-        """Where one of them goes, and the arguments of `add_job`."""
-        return self.specs[place]
+    def terms_of(self, place: int) -> tuple[Terms, str]:
+        """What is said of one of them, and its identifier."""
+        return self._jobs[place]
 
 
 class Chunk:
@@ -318,67 +422,33 @@ class Chunk:
         """Is it time to send it?"""
         return self._jobs >= CHUNK_JOBS or self._characters >= CHUNK_CHARACTERS
 
-    def add(self, way: Way, spec: Spec) -> bool:
+    def add(self, terms: Terms, identifier: str) -> bool:
         """Take a job; False for one that cannot go with others: it has to be added alone.
 
-        Args:
-            spec: the arguments of `add_job`.
         Raises:
             InvalidArgument: as `add_job`; the job is not taken.
         """
-        text, prepend = recipes.to_text("identifier", spec["identifier"]), bool(spec["prepend"])
-        after, delays = idents_of(spec["after"]), (spec["delayed_for"], spec["delayed_until"])
-        fields = way.with_run_options(fields_of(spec), bool(after))
-        if delays == (None, None) and not after and self._add_alike(way, text, prepend, fields):
-            return True
-        addition, record = way.addition(text, fields, prepend, *delays, after)
+        if not self.groups and terms.made_for is not None:
+            self.groups.append(AlikeJobs(terms, terms.made_for))
+        group = self.groups[-1] if self.groups else None
+        if not isinstance(group, AlikeJobs) or not group.takes(terms):
+            return self._add_any(terms, identifier)  # the rest of the chunk goes in one call, whatever it is
+        group.add(terms, identifier)
+        self._count(len(identifier) + (sum(map(len, terms.texts)) if terms.texts else 0))
+        return True
+
+    def _add_any(self, terms: Terms, identifier: str) -> bool:
+        addition, record = terms.way.addition(identifier, terms.fields, terms.prepend, *terms.delays, terms.after)
         if addition.hold.token:
             return False
         group = self.groups[-1] if self.groups else None
-        if not isinstance(group, AnyJobs) or group.queue_model is not way.queue_model:
-            group = AnyJobs(way.queue_model)
+        if not isinstance(group, AnyJobs) or not group.takes(terms):
+            group = AnyJobs()
             self.groups.append(group)
-        group.additions.append(addition)
-        group.specs.append((way, spec))
+        group.add(addition, terms, identifier)
         self._count(sum(map(len, record.hash)) + len(record.rest))
-        return True
-
-    def _add_alike(self, way: Way, identifier: str, prepend: bool, fields: Mapping[str, Any]) -> bool:
-        names = tuple(sorted(fields)) if fields else ()
-        group = self.groups[-1] if self.groups else None
-        is_alike = (
-            isinstance(group, AlikeJobs) and group.way is way and group.prepend == prepend and group.names == names
-        )
-        made_for = group.made_for if is_alike else way.made_for(names)  # type: ignore[union-attr]
-        if made_for is None or (self.groups and not is_alike):  # the rest of the chunk goes in one call, whatever it is
-            return False
-        values = [identifier, str(utcnow()), *(recipes.to_text(name, fields[name]) for name in names)]
-        if not is_alike:
-            group = AlikeJobs(way, prepend, names, made_for)
-            self.groups.append(group)
-        group.values += values  # type: ignore[union-attr]
-        self._count(sum(map(len, values)) if fields else len(identifier))
         return True
 
     def _count(self, characters: int) -> None:
         self._jobs += 1
         self._characters += characters
-
-
-def fields_of(spec: Spec) -> dict[str, Any]:
-    """The further fields of a new job."""
-    return {name: value for name, value in spec.items() if name != "identifier" and name not in OPTIONS}
-
-
-def to_spec(given: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `add_job` for one of many.
-
-    Raises:
-        InvalidArgument: neither an identifier nor a mapping that has one.
-    """
-    if isinstance(given, Mapping):
-        if "identifier" in given and all(isinstance(name, str) for name in given):
-            return {**defaults, **given}
-    elif isinstance(given, (str, bytes, int, float)) and not isinstance(given, bool):
-        return {**defaults, "identifier": given}
-    raise InvalidArgument("specs", given, "identifiers, or mappings of the arguments of add_job, with an identifier")

@@ -14,15 +14,14 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextvars import ContextVar, copy_context
+from contextvars import ContextVar
 from dataclasses import fields as dataclass_fields
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import cache, partial
 from importlib import import_module
 from types import ModuleType
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, TypeAlias, TypeVar, cast
 
 from limpyd import fields
 from limpyd.contrib.indexes import SimpleDateTimeIndex
@@ -30,19 +29,19 @@ from limpyd.contrib.related import RelatedModel
 from limpyd.exceptions import DoesNotExist
 from redis.exceptions import RedisError, ResponseError
 
-from . import aio, recipes, run_options, transitions, waiting
+from . import aio, recipes, run_options, transitions, waiting, wire
 from .additions import (
     OPTIONS,
     AddedJobs,
     AlikeJobs,
     AnyJobs,
     Chunk,
+    Specs,
+    Terms,
     Way,
-    fields_of,
     first,
     idents_of,
     to_delay,
-    to_spec,
 )
 from .database import JobsDatabase, is_outage, leave_replica
 from .exceptions import (
@@ -282,6 +281,21 @@ class BaseJobsModel(RelatedModel):
                 if pause is None:
                     raise
             time.sleep(pause)
+
+    @classmethod
+    def _send_ahead(cls, call: transitions.Call[T]) -> transitions.SentCall[T] | None:
+        """Send a call whose reply is read later; None when it is to be sent patiently, and waited for.
+
+        Until then it keeps a connection, which is too much of a small pool.
+        """
+        try:
+            if unsent_ends.settle is not None:
+                unsent_ends.settle()
+            client = cls.database.connection
+            is_pool_small = client.connection_pool.max_connections < wire.SHARE
+            return None if is_pool_small else transitions.SentCall(client, call)
+        except (RedisError, DatabaseException):  # as it will be said to whoever is patient, if it lasts
+            return None
 
     @classmethod
     async def _asend(cls, call: transitions.Call[T], retry_for: float = 0) -> T:
@@ -972,13 +986,10 @@ class Job(BaseJobsModel):
         patience = _seconds("retry_for", cls.retry_for if retry_for is None else retry_for)
         parents = idents_of(after)
         options = (queue_name, priority, queue_model, prepend, delayed_for, delayed_until, parents)
-        defaults = dict(zip(OPTIONS, options, strict=True))
-        cls._patiently(lambda client: None, patience)  # the ends of this worker, before the thread of `bulk` adds
-        bulk = _Bulk(cls, patience)
+        read, bulk = Specs(cls, dict(zip(OPTIONS, options, strict=True))).read, _Bulk(cls, patience)
         with bulk:
             for given in specs:
-                spec = to_spec(given, defaults)
-                bulk.add(cls._way(spec["queue_model"], spec["queue_name"], spec["priority"]), spec)
+                bulk.add(*read(given))
         return AddedJobs(bulk.counts["NEW"], bulk.counts["EXISTING"] + bulk.counts["MOVED"])
 
     @classmethod
@@ -1478,8 +1489,11 @@ class Job(BaseJobsModel):
         self._claim = None
 
 
+_SentJobs: TypeAlias = transitions.SentCall[list[Any]]
+
+
 class _Bulk:
-    """Adds jobs in chunks, one after the other; in a thread, so that the next one is made while Redis works on it.
+    """Adds jobs in chunks, one after the other: while Redis works on one, the next one is made.
 
     Attributes:
         counts: of what was done, by kind.
@@ -1489,90 +1503,102 @@ class _Bulk:
         self.counts: Counter[str] = Counter()
         self._model, self._retry_for = model, retry_for
         self._chunk = Chunk()
-        self._thread: ThreadPoolExecutor | None = None
-        self._sent: Future[None] | None = None
+        self._errors: list[Exception] = []  # of single jobs
+        self._finish: Callable[[], None] | None = None  # what remains to be done for the chunk that was sent
 
     def __enter__(self) -> _Bulk:
         return self
 
-    def __exit__(self, *exc_info: Any) -> None:
-        try:
-            if exc_info[0] is None or issubclass(exc_info[0], Exception):  # what came before an error is added
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if kind is None or issubclass(kind, Exception):  # what came before an error is added
+            self._wait()
+            self._send(self._chunk)
+            self._wait()
+        else:
+            with contextlib.suppress(Exception):  # its connection must not stay with a reply that nobody reads
                 self._wait()
-                self._send(self._chunk)
-        finally:
-            if self._thread is not None:
-                self._thread.shutdown()
 
-    def add(self, way: Way, spec: Mapping[str, Any]) -> None:
+    def add(self, terms: Terms, identifier: str) -> None:
         """Take a job. Errors as for `Job.add_job`, also for those that were taken before."""
-        is_taken = self._chunk.add(way, spec)
+        is_taken = self._chunk.add(terms, identifier)
         if not is_taken or self._chunk.is_full:
             self._wait()
             chunk, self._chunk = self._chunk, Chunk()
-            if is_taken:
-                self._start(chunk)
-            else:
-                self._send(chunk)
-                self._add_alone(way, spec)
-
-    def _start(self, chunk: Chunk) -> None:
-        self._thread = self._thread or ThreadPoolExecutor(1, "limpyd-jobs-add")
-        try:
-            self._sent = self._thread.submit(copy_context().run, self._send, chunk)  # instruments look into it
-        except RuntimeError:  # Python is about to end: there are no new threads
             self._send(chunk)
-
-    def _wait(self) -> None:
-        sent, self._sent = self._sent, None
-        if sent is not None:
-            sent.result()
+            if not is_taken:
+                self._wait()
+                self._add_alone(terms, identifier)
 
     def _send(self, chunk: Chunk) -> None:
-        errors: list[Exception] = []
-        for group in chunk.groups:
-            self._send_group(group, errors)
-        if errors:
-            raise errors[0]
+        """Send a chunk; what remains to be done for it, `_wait` does."""
+        if not chunk.groups:
+            return
+        *others, last = chunk.groups
+        for group in others:  # one after the other, as the jobs are added in the order given
+            self._add_group(group)
+        sent = self._model._send_ahead(last.call(0))
+        self._finish = partial(self._add_last, last, sent)
+        if sent is None:
+            self._wait()
 
-    def _send_group(self, group: AlikeJobs | AnyJobs, errors: list[Exception]) -> None:
-        place = 0
+    def _wait(self) -> None:
+        finish, self._finish = self._finish, None
+        if finish is not None:
+            finish()
+
+    def _add_last(self, group: AlikeJobs | AnyJobs, sent: _SentJobs | None) -> None:
+        """Add the last group of a chunk; the error of the first job that could not be added is raised."""
+        self._add_group(group, sent)
+        if self._errors:
+            raise self._errors[0]
+
+    def _add_group(self, group: AlikeJobs | AnyJobs, sent: _SentJobs | None = None) -> None:
+        """Add some jobs.
+
+        Args:
+            sent: the call that adds them all, if it is on its way.
+        """
+        place = new = 0
 
         def send(client: Any) -> list[Any]:
             """Answers for those from `place` on; an outage is raised when it comes first."""
-            answers = transitions.send(client, group.call(place))
+            nonlocal sent
+            ahead, sent = sent, None
+            answers = transitions.send(client, group.call(place)) if ahead is None else ahead.read()
             answer = answers[0]
             if isinstance(answer, Exception) and is_outage(answer):
                 raise answer
             return answers
 
-        while place < group.size:
-            for answer in self._model._patiently(send, self._retry_for):
-                if isinstance(answer, str):
-                    self.counts["NEW"] += 1
+        try:
+            while place < group.size:
+                for answer in self._model._patiently(send, self._retry_for):
+                    if isinstance(answer, str):
+                        new += 1
+                    elif isinstance(answer, Exception) and is_outage(answer):
+                        break  # it comes first in the next call, which waits
+                    else:
+                        self._take_answer(group, place, answer)
                     place += 1
-                    continue
-                if isinstance(answer, Exception) and is_outage(answer):
-                    break  # it comes first in the next call, which waits
-                self._take_answer(group, place, answer, errors)
-                place += 1
+        finally:
+            if sent is not None:  # what comes before a call could not be done
+                sent.drop()
+        self.counts["NEW"] += new
 
-    def _take_answer(self, group: AlikeJobs | AnyJobs, place: int, answer: Any, errors: list[Exception]) -> None:
+    def _take_answer(self, group: AlikeJobs | AnyJobs, place: int, answer: Any) -> None:
         if isinstance(answer, Exception):
-            errors.append(answer)
+            self._errors.append(answer)
         elif answer.kind == "NO_QUEUE":
-            self._add_alone(*group.spec_of(place))
+            self._add_alone(*group.terms_of(place))
         else:
             self.counts[answer.kind] += 1
             if answer.changes:
                 repair_indexes(answer.changes)
 
-    def _add_alone(self, way: Way, spec: Mapping[str, Any]) -> None:
+    def _add_alone(self, terms: Terms, identifier: str) -> None:
         """Add a job that cannot go with others."""
-        text, delays = recipes.to_text("identifier", spec["identifier"]), (spec["delayed_for"], spec["delayed_until"])
-        after = idents_of(spec["after"])
-        fields = way.with_run_options(fields_of(spec), bool(after))
-        added = self._model._add_any(way, text, fields, spec["prepend"], *delays, self._retry_for, after)
+        where = (terms.prepend, *terms.delays, self._retry_for, terms.after)
+        added = self._model._add_any(terms.way, identifier, terms.fields, *where)
         self.counts[added[1]] += 1
 
 

@@ -80,6 +80,10 @@ class SentCall(Generic[T]):
         reply = self._sent.reply()
         return send(self._client, self._call) if reply is None else self._call.read(reply)
 
+    def drop(self) -> None:
+        """Leave its reply unread."""
+        self._sent.drop()
+
 
 def then(call: Call[T], change: Callable[[T], U]) -> Call[U]:
     """A call whose reply means something else."""

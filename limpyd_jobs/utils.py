@@ -42,6 +42,22 @@ def utcnow() -> datetime:
     return datetime.now(timezone.utc).replace(tzinfo=None) if _fixed is None else _fixed
 
 
+_second = 0, ""  # one since the epoch, and its text
+
+
+def now_text() -> str:
+    """Now, as fields store it: `str(utcnow())`, in a quarter of its time."""
+    global _second
+    if _fixed is not None:
+        return str(_fixed)
+    seconds, micros = divmod(time.time_ns() // 1000, 1_000_000)
+    known, text = _second
+    if seconds != known:
+        text = str(datetime.fromtimestamp(seconds, timezone.utc).replace(tzinfo=None))
+        _second = seconds, text
+    return f"{text}.{micros:06}" if micros else text
+
+
 def seconds_now() -> float:
     """Now, in seconds since the epoch."""
     return time.time() if _fixed is None else datetime_to_score(_fixed)

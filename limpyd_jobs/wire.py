@@ -48,7 +48,7 @@ def execute(client: Any, command: Callable[[], Sequence[Any]], packed: bytes | N
     except BaseException as error:  # what comes next on this connection may be the reply that was not read
         connection.disconnect()
         pool.release(connection)
-        if isinstance(error, ConnectionError) or (isinstance(error, TimeoutError) and _repeats_timeouts(connection)):
+        if _is_repeated(error, connection):
             return client.execute_command(*command())
         raise
     _keep(pool, spares, connection)
@@ -70,7 +70,7 @@ class Sent:
                 raise
 
     def reply(self) -> Any:
-        """The reply; None when there is none: it was not sent, or the connection broke, or Redis has not the script."""
+        """The reply; None: the command is to be sent again, as the connection broke, or Redis has not the script."""
         if self._connection is None or self._connection.pid != os.getpid():  # another process waits for it
             return None
         try:
@@ -82,12 +82,18 @@ class Sent:
             self._keep()
             raise
         except BaseException as error:
+            is_repeated = _is_repeated(error, self._connection)
             self._give_up()
-            if isinstance(error, ConnectionError):
+            if is_repeated:
                 return None
             raise
         self._keep()
         return reply
+
+    def drop(self) -> None:
+        """Leave the reply unread: its connection is closed."""
+        if self._connection is not None and self._connection.pid == os.getpid():
+            self._give_up()
 
     def _keep(self) -> None:
         connection, self._connection = self._connection, None
@@ -113,8 +119,10 @@ def pack_command(command: Sequence[Any]) -> bytes:
     return b"*%d\r\n" % len(command) + pack(command)
 
 
-def _repeats_timeouts(connection: Any) -> bool:
-    """Do the settings say that commands are sent again when no reply has come in time?"""
+def _is_repeated(error: BaseException, connection: Any) -> bool:
+    """Is a command sent again after an error, by the settings of its connection?"""
+    if not isinstance(error, TimeoutError):
+        return isinstance(error, ConnectionError)
     return bool(connection.retry_on_timeout) or TimeoutError in getattr(connection.retry, "_supported_errors", ())
 
 

@@ -4,16 +4,20 @@ Scripts with literal keys write what `Job.add_job` and a plain worker write abou
 one call to add a job, and one to end a job and to take the next. No check but that for a queued identifier, no class,
 no hook, no log. No library that keeps these records through redis-py can be faster without sending less often.
 
-`check` compares what is in Redis afterwards with what limpyd_jobs leaves there. What it does not compare: times,
-tokens, the registry of classes, and the doorbell, which says nothing about jobs.
+`check` compares what is in Redis afterwards with what limpyd_jobs leaves there: the records of the jobs, their indexes,
+the queue, and what is counted (docs/numbers.md). A time is another one each time; what is counted of times has to be
+what the records say. It does not compare tokens, the registry of classes, the doorbell and the records of workers,
+which say nothing about jobs, and the numbers of hours, which are made of those of minutes later.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from time import perf_counter, sleep
 from typing import Any
@@ -25,10 +29,26 @@ import redis
 
 BULK = 500
 DOORBELL = "jobs:doorbell:queue:bench"
+OF = " limpyd_jobs.models.Job bench"
+COUNTED_ONCE = 10_000_000_000  # of what took a time: the rest of the number is how long, in parts of its bucket
+
+# Adds to a number of this minute.
+COUNT = """
+local minute = redis.call('TIME')[1] / 60
+local function count(field, number)
+  local key = string.format('jobs:numbers:%d', minute)
+  local text = string.format('%.0f', number)
+  if redis.call('HINCRBY', key, field .. ' limpyd_jobs.models.Job bench', text) == number then
+    redis.call('EXPIRE', key, 93600)
+  end
+end
+"""
 
 # ARGV: added identifier...
 # Answers how many were new.
-ADD = """
+ADD = (
+    COUNT
+    + """
 local new = 0
 for position = 2, #ARGV do
   local identifier = ARGV[position]
@@ -45,15 +65,25 @@ for position = 2, #ARGV do
     new = new + 1
   end
 end
+if new > 0 then count('a', new) end
 redis.call('ZADD', 'jobs:ready:queue:bench', 0, '1')
 if redis.call('LLEN', 'jobs:doorbell:queue:bench') < 100 then redis.call('RPUSH', 'jobs:doorbell:queue:bench', '1') end
 return new
 """
+)
 
-# ARGV: now worker token previous_pk previous_token; without a previous job, '' and ''.
+# ARGV: now seconds_of_day worker token previous_pk previous_token previous_micros; without a previous job, '' as pk.
 # Answers the primary key of the job that is to be run, or nil.
-NEXT = """
-local now, worker, token, pk, previous = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+NEXT = (
+    COUNT
+    + """
+local now, today, worker, token, pk, previous, ran = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
+local function count_time(kind, micros)
+  local fraction, bucket = math.frexp(micros / 1000)
+  if fraction == 0.5 then bucket = bucket - 1 end
+  bucket = math.max(bucket, 0)
+  count(kind .. bucket, 10000000000 + math.floor(micros / 2 ^ bucket + 0.5))
+end
 if pk ~= '' then
   local ident, hash = 'limpyd_jobs.models.Job:' .. pk, 'jobs:job:' .. pk .. ':hash'
   redis.call('SREM', 'jobs:job:status:r', pk)
@@ -65,6 +95,7 @@ if pk ~= '' then
   redis.call('HDEL', 'jobs:claims', ident, previous)
   redis.call('RPUSH', 'jobs:queue:1:success', ident)
   redis.call('SET', 'jobs:done:' .. worker, previous .. '/finish', 'EX', 3600)
+  count_time('s', ran)
 end
 local ident = redis.call('LPOP', 'jobs:queue:1:waiting')
 if not ident then
@@ -72,13 +103,19 @@ if not ident then
   return nil
 end
 pk = string.sub(ident, 24)
-redis.call('ZADD', 'jobs:leases', redis.call('TIME')[1] + 30, ident)
+redis.call('ZADD', 'jobs:leases', minute * 60 + 30, ident)
 redis.call('HSET', 'jobs:claims', ident, token, token, ident)
 redis.call('SREM', 'jobs:job:status:w', pk)
 redis.call('SADD', 'jobs:job:status:r', pk)
-redis.call('HSET', 'jobs:job:' .. pk .. ':hash', 'status', 'r', 'start', now, 'tries', '1')
+local hash = 'jobs:job:' .. pk .. ':hash'
+redis.call('HSET', hash, 'status', 'r', 'start', now, 'tries', '1')
+local hours, minutes, seconds = string.match(redis.call('HGET', hash, 'added'), '(%d+):(%d+):([%d.]+)$')
+local waited = today - hours * 3600 - minutes * 60 - seconds
+if waited < 0 then waited = waited + 86400 end
+count_time('w', math.floor(waited * 1000000 + 0.5))
 return pk
 """
+)
 
 client = redis.Redis.from_url(probe.URL, decode_responses=True)
 
@@ -99,9 +136,14 @@ def describe() -> dict[str, Any]:
     }
 
 
-def now() -> str:
-    """The time, as the fields of a job have it."""
-    return str(datetime.now(timezone.utc).replace(tzinfo=None))
+def utcnow() -> datetime:
+    """The time, whose text the fields of a job have."""
+    return datetime.now(timezone.utc).replace(tzinfo=None)
+
+
+def seconds_of_day(moment: datetime) -> float:
+    """How long its day has lasted."""
+    return moment.hour * 3600 + moment.minute * 60 + moment.second + moment.microsecond / 1_000_000
 
 
 def prepare() -> None:
@@ -119,7 +161,7 @@ def add(n: int, first: int = 0) -> float:
     sha = client.script_load(ADD)
     begin = perf_counter()
     for i in range(first, first + n):
-        client.execute_command("EVALSHA", sha, 0, now(), i)
+        client.execute_command("EVALSHA", sha, 0, str(utcnow()), i)
     return perf_counter() - begin
 
 
@@ -129,7 +171,7 @@ def bulk(n: int) -> float:
     sha = client.script_load(ADD)
     begin = perf_counter()
     for start in range(0, n, BULK):
-        client.execute_command("EVALSHA", sha, 0, now(), *range(start, min(start + BULK, n)))
+        client.execute_command("EVALSHA", sha, 0, str(utcnow()), *range(start, min(start + BULK, n)))
     return perf_counter() - begin
 
 
@@ -142,11 +184,14 @@ def run(job: Callable[[str], None], jobs: int = sys.maxsize) -> None:
     """Run jobs: one call each, in which the former job ends, too."""
     sha = client.script_load(NEXT)
     worker = os.urandom(8).hex()
-    pk, token, done, number = "", "", 0, 0
+    pk, token, done, number, start = "", "", 0, 0, utcnow()
     while True:
         number += 1
         previous, token = token, f"{worker}-{number}"
-        pk = client.execute_command("EVALSHA", sha, 0, now(), worker, token, pk, previous) or ""
+        started, start = start, utcnow()
+        ended = (pk, previous, (start - started) // timedelta(microseconds=1))
+        times = (str(start), repr(seconds_of_day(start)))
+        pk = client.execute_command("EVALSHA", sha, 0, *times, worker, token, *ended) or ""
         if not pk:
             if done >= jobs:
                 return
@@ -162,7 +207,7 @@ def latency(n: int, interval: float) -> None:
     sha = client.script_load(ADD)
     for i in range(n):
         probe.added(i)
-        client.execute_command("EVALSHA", sha, 0, now(), i)
+        client.execute_command("EVALSHA", sha, 0, str(utcnow()), i)
         sleep(interval)
 
 
@@ -213,12 +258,46 @@ def dump() -> dict[str, Any]:
     }
     found: dict[str, Any] = {}
     for key in client.scan_iter():
-        if key == "jobs:models" or key.startswith("jobs:doorbell:"):
+        if key == "jobs:models" or key.startswith(("jobs:doorbell:", "jobs:worker", "jobs:numbers:")):
             continue
         if key.startswith("jobs:done:"):
             found["jobs:done:<worker>"] = client.ttl(key) > 0
         else:
             found[key] = read[client.type(key)](key)
+    return {**found, "jobs:numbers:<minute>": counted(), "whether these expire": do_numbers_expire()}
+
+
+def minutes() -> list[str]:
+    """The keys of what is counted."""
+    return [key for key in client.scan_iter("jobs:numbers:*") if key.removeprefix("jobs:numbers:").isdecimal()]
+
+
+def do_numbers_expire() -> bool:
+    """Is what is counted kept for a time alone?"""
+    return all(client.ttl(key) > 0 for key in minutes())
+
+
+def counted() -> dict[str, Any]:
+    """What is counted, in all minutes; what took a time in one, when it is what the records of the jobs say."""
+    found: Counter[str] = Counter()
+    for key in minutes():
+        found.update({field: int(number) for field, number in client.hgetall(key).items()})
+    times = {field: number for field, number in found.items() if number >= COUNTED_ONCE}
+    others = {field: number for field, number in found.items() if field not in times}
+    return {**others, "times": "as in the records" if times == times_of_jobs() else times}
+
+
+def times_of_jobs() -> dict[str, int]:
+    """How long the jobs waited and ran, as it is to be counted."""
+    found: Counter[str] = Counter()
+    for key in client.scan_iter("jobs:job:*:hash"):
+        job = client.hgetall(key)
+        for kind, begin, end in (("w", "added", "start"), ("s", "start", "end")):
+            if end in job:
+                took = datetime.fromisoformat(job[end]) - datetime.fromisoformat(job[begin])
+                micros = took // timedelta(microseconds=1)
+                bucket = max(math.ceil(math.log2(micros / 1000)), 0) if micros else 0
+                found[f"{kind}{bucket}{OF}"] += COUNTED_ONCE + math.floor(micros / 2**bucket + 0.5)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
@@ -14,12 +15,13 @@ from hypothesis import strategies as st
 from limpyd import fields
 from limpyd.indexes import EqualIndex, NumberRangeIndex, TextRangeIndex
 
-from limpyd_jobs import Job, Queue, additions, admin
+from limpyd_jobs import Job, Queue, additions, admin, models, wire
+from limpyd_jobs import run_options as run_options_module
 from limpyd_jobs.additions import CHUNK_JOBS
 from limpyd_jobs.exceptions import InvalidArgument, JobAlreadyExists, LimpydJobsException, WrongKeyType
 from limpyd_jobs.utils import parse_datetime, utcnow
 
-from ..base import RedisServer, free_port
+from ..base import RedisServer, free_port, wait_until
 from ..proxy import Proxy
 from .support import LONG_AGO, connection, dump, run_worker
 
@@ -91,6 +93,10 @@ class AddJobsDateDefaultJob(Job):
 
 class AddJobsUniqueJob(Job):
     code = fields.InstanceHashField(indexable=True, unique=True)
+
+
+class AddJobsExpiringJob(Job):
+    expires = timedelta(minutes=1)
 
 
 class AddJobsRedeclaredJob(Job):
@@ -529,12 +535,12 @@ def test_added_is_the_time_of_the_call(database: Any) -> None:
 
 
 def test_added_is_not_before_the_spec_came_out_of_the_iterable(database: Any, monkeypatch: Any) -> None:
-    clock = [datetime(2030, 1, 1, 12)]
-    monkeypatch.setattr(additions, "utcnow", lambda: clock[0])
+    clock = ["2030-01-01 12:00:00"]
+    monkeypatch.setattr(additions, "now_text", lambda: clock[0])
 
     def specs() -> Iterator[str]:
         yield "a"
-        clock[0] += timedelta(hours=1)
+        clock[0] = "2030-01-01 13:00:00"
         yield "b"
 
     Job.add_jobs(specs(), "q")
@@ -720,6 +726,15 @@ def test_the_error_of_the_first_job_is_raised_and_all_before_it_are_added(databa
     assert admin.check() == []
 
 
+def test_the_error_of_the_first_job_is_raised_also_when_one_of_the_next_chunk_is_refused(database: Any) -> None:
+    AddJobsUniqueJob.add_job("first", "q", code=10)
+    connection().set(Queue.get_queue("broken").waiting.key, "no list")
+    in_next_chunk = {"identifier": "b", "queue_name": "broken", "code": 0}
+
+    with pytest.raises(JobAlreadyExists):
+        AddJobsUniqueJob.add_jobs([*codes(*range(1, CHUNK_JOBS + 5)), in_next_chunk, *codes(*range(600, 1200))], "q")
+
+
 def free_connections(database: Any) -> int:
     """How many connections of the pool somebody took and did not give back, but for those that are spare."""
     pool = database.connection.connection_pool
@@ -737,7 +752,7 @@ def test_an_error_in_the_first_of_several_chunks_keeps_no_connection(database: A
     assert free_connections(database) == before
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit, GeneratorExit])
 def test_an_iterable_that_ends_with_an_error_keeps_no_connection(database: Any, error: type[BaseException]) -> None:
     def specs() -> Iterator[str]:
         yield from map(str, range(CHUNK_JOBS + 10))
@@ -748,6 +763,8 @@ def test_an_iterable_that_ends_with_an_error_keeps_no_connection(database: Any, 
         Job.add_jobs(specs(), "q")
 
     assert free_connections(database) == before
+    assert Job.add_job("next", "q").identifier.hget() == "next"
+    assert len(Job.collection()) == (CHUNK_JOBS + 11 if error is RuntimeError else CHUNK_JOBS + 1)
 
 
 def test_a_broken_queue_keeps_only_its_own_jobs_from_being_added(database: Any) -> None:
@@ -803,6 +820,150 @@ def test_something_else_under_an_index_of_all_of_them_leaves_no_job_in_no_place(
     connection().delete(key)
     wrong = [problem for problem in admin.check() if problem.kind == "place"]
     assert wrong == []
+
+
+# --- While the iterable is read
+
+
+class Reading:
+    """An iterable of two chunks and some, and what it finds when it was asked for more than the first chunk."""
+
+    def __init__(self, look: Any) -> None:
+        self._look = look
+        self.found: Any = None
+
+    def __iter__(self) -> Iterator[int]:
+        for number in range(THREE_CHUNKS):
+            if number == CHUNK_JOBS + 10:
+                self.found = self._look()
+            yield number
+
+
+def test_a_chunk_is_added_while_the_next_one_is_read(database: Any, redis_server: RedisServer) -> None:
+    client = redis_server.client()
+
+    def look() -> int:
+        wait_until(lambda: client.llen(queue.waiting.key) == CHUNK_JOBS, message="the first chunk is added")
+        return free_connections(database)
+
+    queue, specs = Queue.get_queue("q"), Reading(look)
+    assert Job.add_jobs(specs, "q") == (THREE_CHUNKS, 0)
+
+    assert specs.found == 1
+    assert free_connections(database) == 0
+
+
+@pytest.mark.parametrize("limit", [1, wire.SHARE - 1])
+def test_a_small_pool_has_all_its_connections_while_the_next_chunk_is_read(
+    database: Any, redis_server: RedisServer, limit: int
+) -> None:
+    database.connect(**redis_server.settings, max_connections=limit)
+    specs = Reading(lambda: (Queue.count_waiting_jobs("q"), free_connections(database)))
+
+    assert Job.add_jobs(specs, "q") == (THREE_CHUNKS, 0)
+
+    assert specs.found == (CHUNK_JOBS, 0)
+    database.connect(**redis_server.settings)
+
+
+def test_a_pool_without_a_free_connection_is_waited_for(database: Any, redis_server: RedisServer) -> None:
+    pool = database.connect(**redis_server.settings, max_connections=wire.SHARE).connection_pool
+    wire.release_spares(pool)
+    held = [pool.get_connection() for _ in range(wire.SHARE)]
+    timer = threading.Timer(0.3, lambda: [pool.release(one) for one in held])
+    timer.start()
+
+    assert Job.add_jobs(range(CHUNK_JOBS + 10), "q", retry_for=5) == (CHUNK_JOBS + 10, 0)
+
+    timer.join()
+    database.connect(**redis_server.settings)
+
+
+def test_an_iterable_may_add_jobs_itself(database: Any) -> None:
+    specs = Reading(lambda: Job.add_jobs((f"inner {number}" for number in range(THREE_CHUNKS)), "inner"))
+
+    assert Job.add_jobs(specs, "q") == (THREE_CHUNKS, 0)
+
+    assert specs.found == (THREE_CHUNKS, 0)
+    for name, prefix in (("q", ""), ("inner", "inner ")):
+        assert identifiers_in(Queue.get_queue(name)) == [f"{prefix}{number}" for number in range(THREE_CHUNKS)]
+    assert free_connections(database) == 0
+
+
+def test_a_process_that_the_iterable_forks_reads_no_reply_of_its_parent(database: Any) -> None:
+    pids: list[int] = []
+    forked = Reading(lambda: pids.append(os.fork()))
+    added = None
+    try:
+        added = Job.add_jobs(forked, "q")
+    finally:
+        if pids == [0]:
+            os._exit(0 if added is not None and sum(added) == THREE_CHUNKS else 1)
+
+    assert os.waitstatus_to_exitcode(os.waitpid(pids[0], 0)[1]) == 0
+    assert sum(added) == THREE_CHUNKS
+    assert sorted(map(int, identifiers_in(Queue.get_queue("q")))) == list(range(THREE_CHUNKS))
+    assert free_connections(database) == 0
+
+
+def test_jobs_are_added_at_once_within_a_pipeline_of_limpyd(database: Any) -> None:
+    with database.pipeline():
+        added = Job.add_jobs(range(THREE_CHUNKS), "q")
+
+    assert added == (THREE_CHUNKS, 0)
+    assert Queue.count_waiting_jobs("q") == THREE_CHUNKS
+
+
+def test_the_ends_of_a_worker_are_sent_before_each_chunk(database: Any, monkeypatch: Any) -> None:
+    waiting: set[int] = set()
+    monkeypatch.setattr(models.unsent_ends, "settle", lambda: waiting.add(Queue.count_waiting_jobs("q")))
+
+    Job.add_jobs(range(THREE_CHUNKS), "q")
+
+    assert waiting >= {0, CHUNK_JOBS, 2 * CHUNK_JOBS}
+
+
+def test_ends_of_a_worker_that_cannot_be_sent_keep_no_connection(database: Any, monkeypatch: Any) -> None:
+    def settle() -> None:
+        if Queue.count_waiting_jobs("q"):
+            raise redis.ConnectionError("no more")
+
+    monkeypatch.setattr(models.unsent_ends, "settle", settle)
+
+    with pytest.raises(redis.ConnectionError, match="no more"):
+        Job.add_jobs(range(THREE_CHUNKS), "q", retry_for=0)
+
+    assert free_connections(database) == 0
+
+
+def test_a_reply_that_comes_too_late_is_nobodys(database: Any, redis_server: RedisServer) -> None:
+    database.connect(**redis_server.settings, socket_timeout=0.2)
+    client = redis_server.client()
+    specs = Reading(lambda: client.client_pause(500, all=True))
+
+    added = Job.add_jobs(specs, "q", retry_for=5)
+
+    assert sum(added) == THREE_CHUNKS
+    assert identifiers_in(Queue.get_queue("q")) == [str(number) for number in range(THREE_CHUNKS)]
+    assert free_connections(database) == 0
+    database.connect(**redis_server.settings)
+
+
+def test_what_a_class_says_of_the_time_counts_from_the_adding_of_each_job(database: Any, monkeypatch: Any) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(run_options_module, "seconds_now", lambda: clock[0])
+
+    def specs() -> Iterator[str]:
+        yield "a"
+        clock[0] += 3600
+        yield "b"
+
+    AddJobsExpiringJob.add_jobs(specs(), "q")
+
+    assert [AddJobsExpiringJob.get(pk).run_options.hget() for pk in "12"] == [
+        '{"expires":1060.0}',
+        '{"expires":4660.0}',
+    ]
 
 
 # --- Round trips

@@ -10,7 +10,8 @@ from typing import Any, ParamSpec
 
 from django.db import transaction
 
-from ...additions import OPTIONS, Chunk, to_spec
+from ... import recipes
+from ...additions import OPTIONS, Chunk, to_terms
 from ...exceptions import InvalidArgument
 from ...models import Job
 from ...tasks.definition import Addable
@@ -73,5 +74,7 @@ def _check_job(model: Any, bound: inspect.BoundArguments) -> None:
     given = dict(bound.arguments)
     given.update(given.pop("fields_if_new"))
     del given["retry_for"]
-    spec = to_spec(given, dict.fromkeys(OPTIONS))
-    Chunk().add(model._known_way(spec["queue_model"], spec["queue_name"], spec["priority"]), spec)
+    options = {name: given.pop(name) for name in OPTIONS}
+    way = model._known_way(options["queue_model"], options["queue_name"], options["priority"])
+    identifier = recipes.to_text("identifier", given.pop("identifier"))
+    Chunk().add(to_terms(way, options, given), identifier)
