@@ -8,6 +8,9 @@ for whoever comes next. All else is redis-py's: making a connection, its setting
 from __future__ import annotations
 
 import os
+import select
+import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -22,9 +25,60 @@ except ImportError:  # it comes with redis[hiredis]; without it all is done in P
 
 MAX_SPARES = 10
 SHARE = 10  # of the connections that a pool may have, one in so many may be a spare
+AWAKE_SECONDS = 0.0002  # what a worker may wait for a reply without sleeping
+MOST_MISSES = 5  # in a row, after which it sleeps
+PAUSED_REPLIES = 500  # for so many
 _SPARES = "_limpyd_jobs_spares"
 # redis-py wants to know the command before its version 5.3, and says that it does not since
 _NAME = ("EVALSHA",) if tuple(map(int, redis.__version__.split(".")[:2])) < (5, 3) else ()
+
+
+class Vigil:
+    """Waits for replies awake: to be woken takes a process longer than most scripts take.
+
+    It lets others run meanwhile that want to, ends after a moment, and pauses where replies take longer than that.
+    """
+
+    def __init__(self) -> None:
+        self._misses = self._pause = 0
+
+    def wait(self, connection: Any) -> None:
+        """Wait until a reply begins to come, for `AWAKE_SECONDS` at most; it is not read."""
+        if self._pause:
+            self._pause -= 1
+            return
+        poll, end = select.poll(), time.perf_counter() + AWAKE_SECONDS
+        try:
+            poll.register(connection._sock, select.POLLIN)
+        except (AttributeError, TypeError, ValueError):  # no socket, or a closed one: reading says what is wrong
+            return
+        while not poll.poll(0):
+            if time.perf_counter() > end:
+                self._note_miss()
+                return
+            os.sched_yield()
+        self._misses = 0
+
+    def _note_miss(self) -> None:
+        self._misses += 1
+        if self._misses == MOST_MISSES:
+            self._misses, self._pause = 0, PAUSED_REPLIES
+
+
+CAN_BE_AWAKE = hasattr(select, "poll") and hasattr(os, "sched_yield")  # not on Windows
+
+
+class _Thread(threading.local):
+    """What holds for the commands of a thread.
+
+    Attributes:
+        vigil: waits for the replies, where nothing else has to run in the process.
+    """
+
+    vigil: Vigil | None = None
+
+
+this_thread = _Thread()
 
 
 def execute(client: Any, command: Callable[[], Sequence[Any]], packed: bytes | None = None) -> Any:
@@ -41,6 +95,8 @@ def execute(client: Any, command: Callable[[], Sequence[Any]], packed: bytes | N
     connection = _take(pool, spares)
     try:
         connection.send_packed_command((packed or pack_command(command()),))
+        if this_thread.vigil is not None:
+            this_thread.vigil.wait(connection)
         reply = connection.read_response()
     except ResponseError:  # an answer: the connection is as good as before
         _keep(pool, spares, connection)

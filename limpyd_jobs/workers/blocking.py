@@ -306,6 +306,8 @@ class Worker(JobLife):
         self._heartbeat.do_beside(self._presence.note)
         self._heartbeat.start()
         unsent_ends.settle = self._settle_for_adding if self.prefetch > 1 else None
+        # threads that run jobs need the interpreter meanwhile
+        wire.this_thread.vigil = wire.Vigil() if wire.CAN_BE_AWAKE and self._hands is None else None
         if self.metrics_port is not None:
             self._metrics_port = MetricsPort(self.metrics_port, self.queue_model, self.log)
             self._metrics_port.start()
@@ -317,6 +319,7 @@ class Worker(JobLife):
         doorbell, self._doorbell = self._doorbell, None
         presence, self._presence = self._presence, None
         private_loop.close()
+        wire.this_thread.vigil = None
         if heartbeat is not None:
             heartbeat.stop()
         if presence is not None and self._is_this_process:

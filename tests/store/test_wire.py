@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import itertools
 import os
+import select
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import Mock, patch
 
 import pytest
 import redis
@@ -399,3 +402,77 @@ def test_a_packed_command_is_what_redis_py_sends(named: Named, words: list[Any])
 
     assert wire.pack_command(words) == expected
     assert b"*%d\r\n" % len(words) + wire.pack(words) == expected
+
+
+# --- Waiting awake
+
+
+class Peer:
+    """A connection with a server that answers when it is told to."""
+
+    def __init__(self) -> None:
+        self._sock, self.server = socket.socketpair()
+
+    def answer(self) -> None:
+        self.server.send(b"+OK\r\n")
+
+    def close(self) -> None:
+        self._sock.close()
+        self.server.close()
+
+
+@pytest.fixture
+def peer() -> Iterator[Peer]:
+    found = Peer()
+    yield found
+    found.close()
+
+
+def pauses(vigil: wire.Vigil, peer: Peer) -> bool:
+    """Does it not look whether a reply has come?"""
+    polls = Mock(side_effect=select.poll)
+    with patch.object(wire.select, "poll", polls):
+        vigil.wait(peer)
+    return not polls.called
+
+
+def test_a_vigil_waits_until_a_reply_begins_to_come_and_leaves_it_there(peer: Peer, monkeypatch: Any) -> None:
+    monkeypatch.setattr(wire, "AWAKE_SECONDS", 10)
+    monkeypatch.setattr(os, "sched_yield", peer.answer)  # the server runs while this process lets it
+
+    wire.Vigil().wait(peer)
+
+    assert peer._sock.recv(5) == b"+OK\r\n"
+
+
+def test_a_vigil_pauses_where_replies_take_long_and_begins_again(peer: Peer, monkeypatch: Any) -> None:
+    monkeypatch.setattr(wire, "AWAKE_SECONDS", 0.0001)
+    vigil = wire.Vigil()
+
+    misses = [pauses(vigil, peer) for _ in range(wire.MOST_MISSES)]
+    paused = [pauses(vigil, peer) for _ in range(wire.PAUSED_REPLIES)]
+
+    assert misses == [False] * wire.MOST_MISSES
+    assert paused == [True] * wire.PAUSED_REPLIES
+    assert not pauses(vigil, peer)
+
+
+def test_a_reply_in_time_makes_a_vigil_forget_its_misses(peer: Peer, monkeypatch: Any) -> None:
+    monkeypatch.setattr(wire, "AWAKE_SECONDS", 0.0001)
+    vigil = wire.Vigil()
+    for _ in range(wire.MOST_MISSES - 1):
+        vigil.wait(peer)
+    peer.answer()
+    vigil.wait(peer)
+    peer._sock.recv(5)
+
+    vigil.wait(peer)
+
+    assert not pauses(vigil, peer)
+
+
+def test_a_vigil_leaves_a_closed_connection_to_whoever_reads(peer: Peer) -> None:
+    peer.close()
+
+    wire.Vigil().wait(peer)
+    wire.Vigil().wait(object())

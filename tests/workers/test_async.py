@@ -18,7 +18,7 @@ from redis.exceptions import ReadOnlyError
 from limpyd_jobs import STATUSES, Error, Job, Queue, transitions
 from limpyd_jobs.exceptions import LimpydJobsException, Retry
 from limpyd_jobs.fields import InstanceHashField
-from limpyd_jobs.workers import AsyncWorker, asynchronous, base, presence
+from limpyd_jobs.workers import AsyncWorker, asynchronous, base, claiming, expiring, presence
 
 from ..base import wait_until
 from .base import Log, Running, client, leased, run, wait_until_idle
@@ -991,6 +991,8 @@ def test_a_blocked_loop_is_told_once_with_the_culprit_and_not_without_one(log: L
 
 def test_an_idle_worker_sends_at_most_two_commands_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(presence, "EARLY_SECONDS", 1000)  # that it lives it says along with another command
+    monkeypatch.setattr(claiming, "FIRST_LOOK_SECONDS", (1000.0, 1000.0))  # what is done once a minute
+    monkeypatch.setattr(expiring, "FIRST_LOOK_SECONDS", (1000.0, 1000.0))
     Queue.get_queue("test")
     with Running(idle()):
         wait_until_idle()

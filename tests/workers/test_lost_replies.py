@@ -46,7 +46,7 @@ class RepliesJob(Job):
 
 def records_ends(call: transitions.Call[Any]) -> int:
     """Of how many jobs a call records the end."""
-    return int(call.args["ends_count"]) if call.script == "exchange" else call.script in ("fail", "finish")
+    return int(call.args["counts"].split()[3]) if call.script == "exchange" else call.script in ("fail", "finish")
 
 
 class LostReplies:
