@@ -66,7 +66,9 @@ class Ahead:
         self.fetch: Fetch | None = None
         self.unsent: list[Done] = []
         self.sent: deque[Done] = deque()  # by the thread: the worker has yet to tell of them
-        self.running: Claim | None = None  # claimed ahead, begun, and not noted as RUNNING
+        self.running: tuple[Claim, str] | None = (
+            None  # claimed ahead, begun, and not noted as RUNNING; and when it began
+        )
         self.may_have_more = False  # did the last exchange give all the claims that it was asked for?
         self.look = Look()
         self._settle = settle
@@ -107,12 +109,22 @@ class Ahead:
             self._wake.clear()
             if self._must_stop:
                 return
-            time.sleep(LINGER_SECONDS)
+            waited = self._waits()
+            time.sleep(LINGER_SECONDS / 2)
+            now = self._waits()
             try:
-                self._settle()
+                if any(one is not None and one is other for one, other in zip(waited, now, strict=True)):
+                    self._settle()
+                elif now != (None, None):
+                    self._wake.set()  # these came since, and it may be that nobody wakes
             except Exception:  # the worker will meet it, too, but perhaps not soon
                 time.sleep(AGAIN_SECONDS)
                 self._wake.set()
+
+    def _waits(self) -> tuple[Done | None, tuple[Claim, str] | None]:
+        """What waits: the oldest of the ends, and the job that runs without being noted."""
+        oldest = self.unsent[:1]
+        return oldest[0] if oldest else None, self.running
 
     def stop(self) -> None:
         """End the thread."""

@@ -548,10 +548,16 @@ class Worker(JobLife):
         ahead.look = ahead.new_look()
         hashes: dict[str, str] = {}
         marks: dict[str, str] = {}
+        keys: dict[
+            str, str
+        ] = {}  # of classes of jobs; that of one which cannot be had is '': it is in error when its turn comes
         for taken in list(ahead.claims):
             if taken.is_ahead:
-                with contextlib.suppress(JobClassError):  # it is in error when its turn comes
-                    hashes[taken.ident] = f"{Job.class_of(taken.ident)._name}:{taken.ident.partition(':')[2]}:hash"
+                model_repr, _, pk = taken.ident.partition(":")
+                if model_repr not in keys:
+                    keys[model_repr] = self._key_of_class(taken.ident)
+                if keys[model_repr]:
+                    hashes[taken.ident] = f"{keys[model_repr]}:{pk}:hash"
                 if taken.queue_name not in marks:
                     marks[taken.queue_name] = self._side_key("ready", taken.queue_name)
         call = transitions.look(self._namespace, list(marks.values()), list(hashes.values()))
@@ -562,6 +568,13 @@ class Worker(JobLife):
         if paused:
             names = list(marks)
             self._give_back_paused({names[place] for place in paused})
+
+    @staticmethod
+    def _key_of_class(ident: str) -> str:
+        try:
+            return str(Job.class_of(ident)._name)
+        except JobClassError:
+            return ""
 
     def _give_back_paused(self, names: set[str]) -> None:
         """Give the jobs that were claimed ahead from some queues back to their heads, in their order."""
@@ -634,7 +647,7 @@ class Worker(JobLife):
         """
         job._began = utcnow()
         with self._ahead.lock:
-            self._ahead.running = job._claim._replace(start=str(job._began))
+            self._ahead.running = job._claim, str(job._began)
         job._note_begun = lambda: self._note_begun(job, queue)
         if not (self._has_own_start or has_method(job, "on_started") or self._is_isolated(job)):
             self._ahead.wake()
@@ -655,7 +668,7 @@ class Worker(JobLife):
             with self._ahead.lock:
                 running, self._ahead.running = self._ahead.running, None
             if running is not None:
-                ended = run_now(self._end_alone(transitions.begin(self._namespace, running, running.start)))
+                ended = run_now(self._end_alone(transitions.begin(self._namespace, *running)))
                 repair_indexes(ended.changes)
                 if ended.kind in ("CHANGED", "GONE"):
                     job._cached_status = ended.status
@@ -680,7 +693,7 @@ class Worker(JobLife):
                 done = list(ahead.unsent)
                 self._note_exchanged(done, self._send_call(self._exchange_call(done, 0, False)), 0)
             if ahead.running is not None:
-                call = transitions.begin(self._namespace, ahead.running, ahead.running.start)
+                call = transitions.begin(self._namespace, *ahead.running)
                 with contextlib.suppress(LeaseLost):  # it is found at the end
                     repair_indexes(self._send_call(call).changes)
                 ahead.running = None
@@ -702,7 +715,7 @@ class Worker(JobLife):
         ended = utcnow()
         with self._ahead.lock:
             running, self._ahead.running = self._ahead.running, None
-            start = running.start if job._is_ahead and running is not None else ""
+            start = running[1] if job._is_ahead and running is not None else ""
             self._ahead.unsent.append(Done(job, queue, result, End(job._claim, start, str(ended), job._extra)))
         job._cached_duration = ended - (job._began or parse_datetime(job._claim.start))
         job._ends_later = True
