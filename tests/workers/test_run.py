@@ -3,9 +3,11 @@ W62, W63."""
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -834,3 +836,35 @@ def test_w63_an_override_of_must_be_cancelled_on_error_decides() -> None:
     work(2, requeue_times=5)
 
     assert (monday.status.hget(), tuesday.status.hget()) == (STATUSES.ERROR, STATUSES.DELAYED)
+
+
+# --- What a run changes in its process
+
+
+@pytest.fixture
+def threshold() -> Iterator[tuple[int, int, int]]:
+    former = gc.get_threshold()
+    yield former
+    gc.set_threshold(*former)
+
+
+@pytest.mark.parametrize(("chosen", "inside"), [(700, 10_000), (2000, 10_000), (500, 500), (0, 0), (50_000, 50_000)])
+def test_cycles_are_looked_for_rarely_while_a_worker_runs_unless_the_program_says_how_often(
+    threshold: Any, chosen: int, inside: int
+) -> None:
+    gc.set_threshold(chosen, 9, 8)
+    seen: list[Any] = []
+    RunJob.add_job("one")
+
+    work(1, callback=lambda job, queue: seen.append(gc.get_threshold()))
+
+    assert seen == [(inside, 9, 8)]
+    assert gc.get_threshold() == (chosen, 9, 8)
+
+
+def test_what_a_job_says_of_looking_for_cycles_holds_after_the_run(threshold: Any) -> None:
+    RunJob.add_job("one")
+
+    work(1, callback=lambda job, queue: gc.set_threshold(123, 4, 5))
+
+    assert gc.get_threshold() == (123, 4, 5)
