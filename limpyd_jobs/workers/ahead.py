@@ -73,7 +73,7 @@ class Ahead:
         self.look = Look()
         self._settle = settle
         self._wake = threading.Event()
-        self._must_stop = False
+        self._must_stop = threading.Event()
         self._thread: threading.Thread | None = None
 
     @contextmanager
@@ -107,10 +107,9 @@ class Ahead:
         while True:
             self._wake.wait()
             self._wake.clear()
-            if self._must_stop:
-                return
             waited = self._waits()
-            time.sleep(LINGER_SECONDS / 2)
+            if self._must_stop.wait(LINGER_SECONDS / 2):
+                return
             now = self._waits()
             try:
                 if any(one is not None and one is other for one, other in zip(waited, now, strict=True)):
@@ -118,7 +117,7 @@ class Ahead:
                 elif now != (None, None):
                     self._wake.set()  # these came since, and it may be that nobody wakes
             except Exception:  # the worker will meet it, too, but perhaps not soon
-                time.sleep(AGAIN_SECONDS)
+                self._must_stop.wait(AGAIN_SECONDS)
                 self._wake.set()
 
     def _waits(self) -> tuple[Done | None, tuple[Claim, str] | None]:
@@ -129,7 +128,8 @@ class Ahead:
     def stop(self) -> None:
         """End the thread."""
         if self._thread is not None:
-            self._must_stop = True
+            self._must_stop.set()
             self._wake.set()
             self._thread.join()
-            self._thread, self._must_stop = None, False
+            self._thread = None
+            self._must_stop.clear()

@@ -329,8 +329,9 @@ class Worker(JobLife):
         self._heartbeat.do_beside(self._presence.note)
         self._heartbeat.start()
         unsent_ends.settle = self._settle_for_adding if self.prefetch > 1 else None
-        # threads that run jobs need the interpreter meanwhile
-        wire.this_thread.vigil = wire.Vigil() if wire.CAN_BE_AWAKE and self._hands is None else None
+        has_no_threads = self._hands is None and threading.current_thread() is threading.main_thread()
+        # other threads, which do something, need the interpreter meanwhile
+        wire.this_thread.vigil = wire.Vigil() if wire.CAN_BE_AWAKE and has_no_threads else None
         if self.metrics_port is not None:
             self._metrics_port = MetricsPort(self.metrics_port, self.queue_model, self.log)
             self._metrics_port.start()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from limpyd_jobs import STATUSES, Error, Job, Queue, Worker, admin
-from limpyd_jobs.workers import LOGGER_NAME, presence
+from limpyd_jobs.workers import LOGGER_NAME, ahead, presence
 
 from ..base import RedisServer, wait_until
 from .base import Log, Running, client, idle, wait_until_idle, work
@@ -248,7 +248,10 @@ def test_an_idle_worker_costs_two_round_trips_a_second_at_most(
 # --- With prefetch
 
 
-def test_five_hundred_jobs_by_fifty_cost_fifty_round_trips_at_most(listening: str) -> None:
+def test_five_hundred_jobs_by_fifty_cost_fifty_round_trips_at_most(
+    listening: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ahead, "LOOK_SECONDS", 10)  # a look each 10 ms is one more, however many jobs that are
     for number in range(500):
         BudgetJob.add_job(str(number))
 
