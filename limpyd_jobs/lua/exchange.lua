@@ -51,11 +51,12 @@ local function facts_of(queue)
 end
 
 local function change_status(pks, count, old, new)
+  local from, to = CLASS.status .. old, CLASS.status .. new
+  -- the first one alone: if one of these is no set, nothing has changed
+  if redis.call('SMOVE', from, to, pks[1]) == 0 then redis.call('SADD', to, pks[1]) end  -- it was not where it should be
   if count > 1 then
-    redis.call('SREM', CLASS.status .. old, unpack(pks, 1, count))
-    redis.call('SADD', CLASS.status .. new, unpack(pks, 1, count))
-  elseif redis.call('SMOVE', CLASS.status .. old, CLASS.status .. new, pks[1]) == 0 then  -- it was not where it should be
-    redis.call('SADD', CLASS.status .. new, pks[1])
+    redis.call('SREM', from, unpack(pks, 2, count))
+    redis.call('SADD', to, unpack(pks, 2, count))
   end
 end
 
@@ -76,12 +77,12 @@ local function read_end(hash, begun)
   return values
 end
 
--- Record the plain ends in a row from one on, if they are of one queue, and all ran or were all claimed ahead: the sets first,
--- as what fails there may be done again. Answers how many.
-local function end_quickly(first)
+-- Record the plain ends in a row from one on, `most` at most, if they are of one queue, and all ran or were all claimed ahead: the sets
+-- first, as what fails there may be done again. Answers how many.
+local function end_quickly(first, most)
   local queue, was_ahead, wanted = ARGV[first + 2], ARGV[first + 3] ~= '', 0
   local pks, idents, asked, records = {}, {}, {}, {}
-  for at = first, math.min(ends_end, first + 6 * MOST_AT_ONCE) - 1, 6 do
+  for at = first, math.min(ends_end, first + 6 * most) - 1, 6 do
     local ident = ARGV[at]
     local pk = pk_of(ident)
     local is_alike = ARGV[at + 2] == queue and (ARGV[at + 3] ~= '') == was_ahead
@@ -160,19 +161,21 @@ local function claim_quickly(position, wanted)
   if wanted < 1 or not top or top == '' then return 0 end  -- '' is the mark of a paused name
   local queue = CLASS.queue_model .. ':' .. top
   local waiting = queue .. ':waiting'
-  local idents = redis.pcall('LRANGE', waiting, 0, math.min(wanted, MOST_AT_ONCE) - 1)
+  local idents = redis.pcall('LRANGE', waiting, 0, wanted - 1)
   if not idents[1] or facts_of(queue)[1] ~= name then return 0 end
   local asked, pks, records, seen = {}, {}, {}, {}
   for place = 1, #idents do
+    if not pk_of(idents[place]) then break end
     asked[2 * place - 1] = idents[place]
     asked[2 * place] = token_of(position + place - 1)
   end
+  if not asked[1] then return 0 end
   local holders = redis.call('HMGET', claims_key, unpack(asked))
   local count = 0
-  for place = 1, #idents do
+  for place = 1, #asked / 2 do
     local ident = idents[place]
     local pk = pk_of(ident)
-    if not pk or holders[2 * place - 1] or holders[2 * place] or seen[ident] then break end
+    if holders[2 * place - 1] or holders[2 * place] or seen[ident] then break end
     local values = read_claim(CLASS.key .. ':' .. pk .. ':hash', position + place > runs_count)
     if not values then break end
     count, pks[place], records[place], seen[ident] = place, pk, values, true
@@ -234,21 +237,35 @@ local function prepare()
   end
 end
 
-local at, may_claim = names_end + 1, true
+-- How many to look at together next: few after one that was not plain, so that most of what is read is of use.
+local function next_reach(reach, count)
+  return count == 0 and 1 or math.min(2 * reach, MOST_AT_ONCE)
+end
+
+local at, may_claim, reach = names_end + 1, true, MOST_AT_ONCE
 while at < ends_end do
   local is_done, count = true, 0
-  if is_known then is_done, count = pcall(end_quickly, at) end
-  if is_done and count > 0 then
-    at = at + 6 * count
-  else
+  if is_known then
+    is_done, count = pcall(end_quickly, at, reach)
+    if not is_done and reach > 1 then
+      reach, is_done, count = 1, pcall(end_quickly, at, 1)  -- whatever is wrong, is it so with this one?
+    end
+  end
+  local reply
+  if not is_done then
+    reply, count = {'FAILED', error_text(count)}, 0
+  elseif count == 0 then
     if not end_other then prepare() end
-    local is_recorded, reply = pcall(end_other, at)
-    if not is_recorded then reply = {'FAILED', error_text(reply)} end
+    is_done, reply = pcall(end_other, at)
+    if not is_done then reply = {'FAILED', error_text(reply)} end
+  end
+  reach = next_reach(reach, count)
+  if reply then
     ends[#ends + 1] = reply
     if reply[1] == 'ALREADY' then steps[#steps + 1] = ARGV[at + 1] .. '/finish' end  -- of a call that failed: remember it on
     may_claim = may_claim and (reply[1] == 'OK' or reply[1] == 'ALREADY')
-    at = at + 6
   end
+  at = at + 6 * math.max(count, 1)
 end
 if steps[1] then mark_done(namespace, table.concat(steps, ' '), worker, '') end
 
@@ -256,9 +273,10 @@ local is_alone = is_known and names_count + 0 == 1 and keys_end == #ARGV  -- the
 local is_quick = is_alone and keys_end == ends_end and looks_around == '0'
 local position, most = 0, claims_count
 if is_alone and claims_count > runs_count and (CLASS.max_recoveries or cjson.decode(ARGV[1]).max_recoveries) < 1 then most = runs_count end
+reach = MOST_AT_ONCE
 while may_claim and position < claims_count do
-  local count = is_quick and claim_quickly(position, most - position) or 0
-  position = position + count
+  local count = is_quick and claim_quickly(position, math.min(most - position, reach)) or 0
+  position, reach = position + count, next_reach(reach, count)
   if count == 0 then
     if not claim_other then prepare() end
     top = nil

@@ -66,9 +66,8 @@ class Ahead:
         self.fetch: Fetch | None = None
         self.unsent: list[Done] = []
         self.sent: deque[Done] = deque()  # by the thread: the worker has yet to tell of them
-        self.running: tuple[Claim, str] | None = (
-            None  # claimed ahead, begun, and not noted as RUNNING; and when it began
-        )
+        # claimed ahead, begun, and not noted as RUNNING; and when it began
+        self.running: tuple[Claim, str] | None = None
         self.may_have_more = False  # did the last exchange give all the claims that it was asked for?
         self.look = Look()
         self._settle = settle

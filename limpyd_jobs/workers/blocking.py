@@ -329,12 +329,12 @@ class Worker(JobLife):
         self._heartbeat.do_beside(self._presence.note)
         self._heartbeat.start()
         unsent_ends.settle = self._settle_for_adding if self.prefetch > 1 else None
-        has_no_threads = self._hands is None and threading.current_thread() is threading.main_thread()
-        # other threads, which do something, need the interpreter meanwhile
-        wire.this_thread.vigil = wire.Vigil() if wire.CAN_BE_AWAKE and has_no_threads else None
         if self.metrics_port is not None:
             self._metrics_port = MetricsPort(self.metrics_port, self.queue_model, self.log)
             self._metrics_port.start()
+        is_alone = not self._runs_many and threading.current_thread() is threading.main_thread()
+        # else other threads, which do something, need the interpreter meanwhile
+        wire.this_thread.vigil = wire.Vigil() if wire.CAN_BE_AWAKE and is_alone else None
 
     def _close(self) -> None:
         if self._metrics_port is not None and self._is_this_process:
@@ -572,9 +572,8 @@ class Worker(JobLife):
         ahead.look = ahead.new_look()
         hashes: dict[str, str] = {}
         marks: dict[str, str] = {}
-        keys: dict[
-            str, str
-        ] = {}  # of classes of jobs; that of one which cannot be had is '': it is in error when its turn comes
+        # of classes of jobs; '' of one that cannot be had: it is in error when its turn comes
+        keys: dict[str, str] = {}
         for taken in list(ahead.claims):
             if taken.is_ahead:
                 model_repr, _, pk = taken.ident.partition(":")

@@ -44,7 +44,6 @@ from .retention import Retention
 LAST_TRIES_SECONDS = 5  # for recording an end, or giving jobs back, when the worker must stop
 BROKEN_SECONDS = 60  # how long a queue is left alone when something else is under one of its keys
 AROUND_SECONDS = 0.1  # how often a busy worker asks when the next delayed job is due
-UNSEEN_SECONDS = 2  # how long a worker whom a doorbell rings does not look at anything else
 LONG_REFRESH_SECONDS = 0.05  # of the keys: above that it is not done for each new queue
 ROLL_UP_SECONDS = 60  # between two looks whether the numbers of some minutes are to be added up
 
@@ -59,7 +58,6 @@ class Claiming(BaseWorker):
         self._next_due: float | None = None  # by the monotonic clock, as all that follow
         self._looked_at_keys = self._looked_at_delayed = self._updated_keys = self._recovered_at = float("-inf")
         self._looked_around = float("-inf")
-        self._is_rung = False  # did a doorbell end the last wait, and has nobody looked since?
         self._recover_after = self.lease_seconds / 3
         self._known_caller: transitions.Caller | None = None
         self._made_for = transitions.NO_CLASS  # what the next exchange knows of the class of the last job
@@ -457,9 +455,7 @@ class Claiming(BaseWorker):
             start: of the jobs that are claimed; now when it is not given.
         """
         now = time.monotonic()
-        is_time = looks_at_keys or now - self._looked_around >= AROUND_SECONDS
-        looks_around = claims_count > 0 and is_time and not self._is_rung
-        self._is_rung = False
+        looks_around = claims_count > 0 and (looks_at_keys or now - self._looked_around >= AROUND_SECONDS)
         if looks_around:
             self._looked_around = now
         keys: Any = self.keys if looks_at_keys else ()
@@ -524,11 +520,7 @@ class Claiming(BaseWorker):
             self._log_facts({"job": taken.ident}, f"Unable to get job: no record of {taken.ident}", level="error")
 
     def _looks_at_keys(self) -> bool:
-        """Is it time to look at the waiting lists, too: not before a job that has just rung, which it would keep."""
         now = time.monotonic()
-        self._is_rung = self._is_rung and now - self._looked_at_keys < UNSEEN_SECONDS
-        if self._is_rung:
-            return self._has_own_keys
         if now - self._looked_at_keys >= self._poll_seconds:
             self._looked_at_keys = now
             return True
@@ -688,8 +680,7 @@ class Claiming(BaseWorker):
         if self._expiring.is_due:
             seconds = min(seconds, NEXT_STEP_SECONDS)
         news = self._presence.take_call(is_early=True) if self._presence is not None else None
-        is_exact = until_due < seconds
-        self._is_rung = self._doorbell.wait(min(seconds, until_due), is_exact, news.command() if news else ())
+        self._doorbell.wait(min(seconds, until_due), until_due < seconds, news.command() if news else ())
         if news and self._doorbell is not None and self._presence is not None and self._doorbell.has_refused_news:
             self._presence.note_refused()
 

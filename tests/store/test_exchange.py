@@ -583,6 +583,35 @@ def test_an_end_that_cannot_be_recorded_does_not_make_others_look_lost(way: str)
     assert [job.status.hget() for job in (jobs[0], jobs[2])] == [STATUSES.SUCCESS] * 2
 
 
+@pytest.mark.parametrize("count", [2, 4])
+def test_ends_whose_index_is_of_another_type_leave_the_other_one_as_it_is(count: int) -> None:
+    jobs = add(count)
+    made_for = ways()[1]
+    ends = ends_of(claim_all(count, made_for=made_for))
+    key = f"{jobs[0]._name}:status:s"
+    client().delete(key)
+    client().set(key, "something else")
+
+    found = exchange(ends, 0, count + 1, made_for=made_for).ends
+    client().delete(key)
+
+    assert [type(one) for one in found] == [ResponseError] * count
+    assert len(client().smembers(f"{jobs[0]._name}:status:w")) == count - 1
+    assert kinds(exchange(ends, 0, count + 1, made_for=made_for).ends) == ["OK"] * count
+
+
+def test_ends_that_are_plain_and_others_in_turn_are_recorded_in_their_order() -> None:
+    jobs, made_for = add(9), ways()[1]
+    ends = ends_of(claim_all(9, made_for=made_for))
+    for job in jobs[1:9:3]:
+        client().hset(job.key, "follow_up", "w")
+
+    found = exchange(ends, 0, 10, made_for=made_for).ends
+
+    assert kinds(found) == ["OK"] * 9
+    assert client().lrange("jobs:queue:1:success", 0, -1) == [job.ident for job in jobs]
+
+
 # --- begin
 
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from limpyd_jobs import STATUSES, Job, Queue, Worker, transitions, wire
+from limpyd_jobs import STATUSES, Job, Queue, Worker, wire
 from limpyd_jobs.utils import score_to_datetime, utcnow
-from limpyd_jobs.workers import blocking
+from limpyd_jobs.workers import AsyncWorker, blocking
 from limpyd_jobs.workers.doorbell import Alarm
 
 from ..base import Process, RedisServer, wait_until
@@ -29,7 +29,7 @@ POLL_SECONDS = 30  # patched: what happens before is not the poll
 
 # A worker process with a poll of 30 seconds.
 PATIENT_PROGRAM = f"""
-from limpyd_jobs.workers import blocking
+from limpyd_jobs.workers import AsyncWorker, blocking
 from limpyd_jobs.workers.doorbell import Alarm
 blocking.POLL_SECONDS = {POLL_SECONDS}
 from limpyd_jobs.scripts.worker import main
@@ -121,37 +121,29 @@ def test_an_idle_worker_takes_one_job_after_the_other(worker: Worker, started_at
     assert worker.num_loops == 20
 
 
-def test_a_job_that_rings_is_claimed_without_a_look_at_anything_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    counts: list[str] = []
-    send = transitions.send
-
-    def noting(client: Any, call: Any) -> Any:
-        if call.script in ("claim", "exchange"):
-            counts.append(call.args.get("counts", call.script))
-        return send(client, call)
-
-    WaitingJob.add_job("first", queue_name="test")  # its class is known then
-    with Running(idle()):
-        wait_until(lambda: WaitingJob.collection(status=STATUSES.SUCCESS))
-        wait_until_idle()
-        monkeypatch.setattr(transitions, "send", noting)
-        rung = WaitingJob.add_job("rung", queue_name="test")
-        wait_until(lambda: rung.status.hget() == STATUSES.SUCCESS and len(counts) > 1)
-
-    assert counts[0] == "1 1 1 0 0 0"  # one claim, and no look around
-
-
-@pytest.mark.parametrize(("threads", "is_awake"), [(1, wire.CAN_BE_AWAKE), (2, False)])
-def test_a_worker_waits_awake_for_redis_where_no_thread_of_it_runs_jobs(threads: int, is_awake: bool) -> None:
+def vigils_of(worker: Any) -> list[bool]:
+    """Does it wait for Redis awake: at the begin of its run, and afterwards?"""
     vigils: list[Any] = []
     WaitingJob.add_job("one", queue_name="test")
-    worker = idle(threads=threads, max_loops=1)
     worker.run_ended = lambda: vigils.append(wire.this_thread.vigil)
     worker.run_started = lambda: vigils.append(wire.this_thread.vigil)
-
     worker.run()
+    return [vigil is not None for vigil in vigils]
 
-    assert [vigil is not None for vigil in vigils] == [is_awake, False]
+
+def test_a_plain_worker_waits_awake_for_redis() -> None:
+    assert vigils_of(idle(max_loops=1)) == [wire.CAN_BE_AWAKE, False]
+
+
+def test_workers_in_whose_process_something_else_may_run_sleep() -> None:
+    found: list[list[bool]] = []
+    thread = threading.Thread(target=lambda: found.append(vigils_of(idle(max_loops=1))))
+    thread.start()
+    thread.join()
+
+    assert found == [[False, False]]
+    assert vigils_of(idle(threads=2, max_loops=1)) == [False, False]
+    assert vigils_of(AsyncWorker("test", max_loops=1)) == [False, False]
 
 
 def test_w15_an_idle_worker_takes_a_delayed_job_when_it_is_due(worker: Worker) -> None:
