@@ -50,7 +50,7 @@ def now_text() -> str:
     global _second
     if _fixed is not None:
         return str(_fixed)
-    seconds, micros = divmod(time.time_ns() // 1000, 1_000_000)
+    seconds, micros = divmod(int(time.time() * 1_000_000), 1_000_000)
     known, text = _second
     if seconds != known:
         text = str(datetime.fromtimestamp(seconds, timezone.utc).replace(tzinfo=None))
