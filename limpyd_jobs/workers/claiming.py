@@ -209,16 +209,11 @@ class Claiming(BaseWorker):
 
     def _ask_keys(self, command: str, keys: list[str], *args: Any) -> list[Any]:
         """The replies for some keys; None for those of a wrong type, which are left alone for a while."""
-        return self._ask_all([(command, key, *args) for key in keys])
-
-    def _ask_all(self, commands: list[tuple[Any, ...]]) -> list[Any]:
-        """As `_ask_keys`, for several commands, each with its key; no key is there twice."""
-        broken, keys = set(self._broken_keys()), [key for _, key, *_ in commands]
+        broken = set(self._broken_keys())
         good = [key for key in keys if key not in broken]
         pipeline = self.connection.pipeline(transaction=False)
-        for command, key, *args in commands:
-            if key not in broken:
-                getattr(pipeline, command)(key, *args)
+        for key in good:
+            getattr(pipeline, command)(key, *args)
         replies = dict(zip(good, pipeline.execute(raise_on_error=False), strict=True))
         for key, reply in replies.items():
             if isinstance(reply, ResponseError) and "WRONGTYPE" in str(reply):
