@@ -604,13 +604,13 @@ def test_an_option_is_found_by_the_job() -> None:
 @pytest.mark.parametrize("worker_class", [Worker, AsyncWorker])
 def test_what_a_task_returns_is_kept_if_it_says_so(worker_class: type[Worker]) -> None:
     kept, other = tasks.weigh.add(2), tasks.send.add("a")
-    called = call(tasks.send.name, ["b"], save_result="1h")
+    called = call(tasks.fetch.name, ["b"], save_result="1h")
 
     work(3, worker_class=worker_class)
 
     assert kept.get_result() == tasks.Parcel(2.0, tasks.Size.LARGE)
     assert other.get_result(default="nothing") == "nothing"
-    assert called.get_result() == 2
+    assert called.get_result() == "b"
 
 
 def test_the_hints_of_the_function_restore_its_result_for_whoever_asks() -> None:
