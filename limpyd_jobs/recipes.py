@@ -625,7 +625,8 @@ def _describe_alike(model: Any, names: tuple[str, ...]) -> str | None:
     shared = {**texts, "priority": "priority"}
     pairs = [f"{lua.quoted(name)}, {value}" for name, value in {**values, **shared}.items()]
     own_sets = [f"{lua.quoted(prefix)} .. {values[name]}" for name in names for prefix in prefixes[name] or ()]
-    shared_sets = [f"{lua.quoted(prefix)} .. {shared[name]}" for name in shared for prefix in prefixes[name] or ()]
+    shared_sets = [lua.quoted(prefix + to_text(name, same[name])) for name in same for prefix in prefixes[name] or ()]
+    shared_sets += [f"{lua.quoted(prefix)} .. priority" for prefix in prefixes["priority"] or ()]
     known = {
         "repr": model.get_model_repr(),
         "key": model._name,

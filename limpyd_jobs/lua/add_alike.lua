@@ -6,6 +6,7 @@
 -- Replies, in a list, for each job: the primary key of a new one; or a list, one of those of `add`
 local namespace, queue_model, name, priority, is_prepended = ARGV[1], ARGV[2], ARGV[4], ARGV[5], ARGV[7] == '1'
 local count = (#ARGV - 7) / CLASS.width
+local ready = side(namespace, 'ready', queue_model, name)
 local queue, is_registered, are_all_new = nil, false, false
 local pks, idents, fresh, replies = {}, {}, {}, {}  -- the first three of jobs that are written and have yet to enter
 
@@ -16,9 +17,9 @@ local function known_queue()
   local found_queue = queue_model .. ':' .. known
   local found = redis.pcall('HMGET', found_queue .. ':hash', 'name', 'priority')
   if found[1] ~= name or found[2] ~= priority then return nil end
+  if count == 1 then return found_queue end  -- it is entered before anything else is written
   if type(redis.pcall('LLEN', found_queue .. ':waiting')) ~= 'number' then return nil end
-  local is_ready_good = type(redis.pcall('ZCARD', side(namespace, 'ready', queue_model, name))) == 'number'
-  return is_ready_good and found_queue or nil
+  return type(redis.pcall('ZCARD', ready)) == 'number' and found_queue or nil
 end
 
 -- Is no job known by any of these identifiers, and are all indexes that they share as they should be?
@@ -38,9 +39,17 @@ local function may_be_queued(identifier)
   return redis.call('SINTER', CLASS.by_identifier .. identifier, CLASS.by_queued .. '1')[1]
 end
 
+local function line_up(...)
+  redis.call(is_prepended and 'LPUSH' or 'RPUSH', queue .. ':waiting', ...)
+  redis.call('ZADD', ready, priority, string.sub(queue, #queue_model + 2))
+end
+
 local function write(at, pk)
+  if count == 1 then
+    line_up(CLASS.repr .. ':' .. pk)
+    in_shared_sets(redis.call, 'SADD', priority, pk)
+  end
   in_own_sets(redis.call, 'SADD', at, pk)
-  if count == 1 then in_shared_sets(redis.call, 'SADD', priority, pk) end
   redis.call('HSET', CLASS.key .. ':' .. pk .. ':hash', 'queue_key', queue, texts_of(at, priority))
 end
 
@@ -48,13 +57,15 @@ local function unwrite(at, pk)
   in_own_sets(redis.pcall, 'SREM', at, pk)
   in_shared_sets(redis.pcall, 'SREM', priority, pk)
   redis.call('SREM', CLASS.key .. ':collection', pk)
+  if count == 1 then redis.pcall('LREM', queue .. ':waiting', is_prepended and 1 or -1, CLASS.repr .. ':' .. pk) end
 end
 
 local function enter_new()
   if not pks[1] then return end
-  if count > 1 then in_shared_sets(redis.call, 'SADD', priority, unpack(pks)) end
-  redis.call(is_prepended and 'LPUSH' or 'RPUSH', queue .. ':waiting', unpack(idents))
-  redis.call('ZADD', side(namespace, 'ready', queue_model, name), priority, string.sub(queue, #queue_model + 2))
+  if count > 1 then
+    in_shared_sets(redis.call, 'SADD', priority, unpack(pks))
+    line_up(unpack(idents))
+  end
   ring(namespace, queue_model, name, #pks)
   pks, idents, fresh = {}, {}, {}
 end

@@ -79,7 +79,8 @@ for _, entry in ipairs(entries) do
   if rank and (not best or rank < best) then best = rank end
 end
 local is_known = string.find('wdrsecb', status, 1, true) and status ~= ''
-local has_ended = status == 's' or status == 'b' or ((status == 'e' or status == 'c') and not queued)
+local is_canceled_alone = status == 'c' and not queue_key and token and deadline  -- executed at once: its process comes to it
+local has_ended = status == 's' or status == 'b' or ((status == 'e' or status == 'c') and not queued and not is_canceled_alone)
 local is_leased = exists and not has_ended and ((token and deadline) or ((token or deadline) and not best))
 local kept
 for _, entry in ipairs(entries) do

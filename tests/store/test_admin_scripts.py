@@ -137,6 +137,19 @@ def test_settle_answers_what_it_would_do_and_does_just_that() -> None:
     assert Queue.count_waiting_jobs("scripts") == 1
 
 
+def test_settle_leaves_its_lease_to_a_job_that_is_executed_and_canceled_meanwhile() -> None:
+    found: list[Any] = []
+
+    class CanceledAtOnceJob(AdminScriptJob):
+        def run(self, queue: Any) -> None:
+            self.cancel()
+            found.append(raw(transitions.settle("jobs", self.ident, [], [])))
+
+    CanceledAtOnceJob.execute_now("a")
+
+    assert found == [["FINE"]]
+
+
 @pytest.mark.parametrize("ident", ["nosuch.Class:1", "nothing"])
 def test_settle_says_that_it_does_not_know_a_class(ident: str) -> None:
     assert send(transitions.settle("jobs", ident, [], [])).kind == "UNKNOWN"
