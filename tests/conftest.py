@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from .base import RedisServer
 
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
 
 # A database that the machine names must never reach a test, nor a process that a test starts.
 os.environ.pop("LIMPYD_JOBS_DATABASE", None)
+
+# Random tests try the same examples each time, so that one that fails is due to what has changed.
+# Whoever looks for new ones passes --hypothesis-profile=default.
+settings.register_profile("same", derandomize=True)
+settings.load_profile("same")
 
 ACCEPTANCE = Path(__file__).parent / "acceptance"
 
