@@ -114,6 +114,14 @@ def _copied(field: Any) -> Any:
     return copied
 
 
+_templates: dict[Any, dict[str, Any]] = {}  # of classes: what is copied for an instance that is asked for a field
+
+
+def _note_templates(model: Any) -> dict[str, Any]:
+    names = [name for name in model._fields if not hasattr(model, name)]
+    return _templates.setdefault(model, {name: getattr(model, f"_redis_attr_{name}") for name in names})
+
+
 RETRIES = {one.name for one in dataclass_fields(Retries)}
 
 
@@ -183,18 +191,18 @@ class BaseJobsModel(RelatedModel):
 
     def __getattr__(self, name: str) -> Any:
         cls = type(self)
+        template = (_templates.get(cls) or _note_templates(cls)).get(name)
+        if template is not None:
+            return self._attached_field(name, template)
         if hasattr(cls, name):
             return object.__getattribute__(self, name)  # a property that raised AttributeError: let it say why
-        if name not in cls._fields and name != "pk":
-            raise AttributeError(f"{cls.__name__!r} object has no attribute {name!r}")
-        if name == "pk" and name not in cls._fields:
+        if name == "pk":
             return getattr(self, cls._redis_attr_pk.name)
-        return self._attached_field(name)
+        raise AttributeError(f"{cls.__name__!r} object has no attribute {name!r}")
 
-    def _attached_field(self, name: str) -> Any:
-        field = _copied(getattr(type(self), f"_redis_attr_{name}"))
+    def _attached_field(self, name: str, template: Any) -> Any:
+        field = self.__dict__[name] = _copied(template)
         field._attach_to_instance(self)
-        self.__dict__[name] = field
         return field
 
     @property
@@ -567,7 +575,7 @@ class _GivingWay:
 
     def __get__(self, instance: Any, owner: Any) -> Any:
         if instance is not None and self._name in owner._fields:
-            return instance._attached_field(self._name)
+            return instance._attached_field(self._name, getattr(owner, f"_redis_attr_{self._name}"))
         return self._ours.__get__(instance, owner)
 
 
@@ -685,7 +693,6 @@ class Job(BaseJobsModel):
     _moved: transitions.Moved | None = None
     _last_claim: Claim | None = None
     _cached_status: str | None = None
-    _cached_duration: timedelta | None = None
     _is_written = False
     _is_in_doubt = False
     _is_ahead = False  # claimed ahead: it is WAITING in Redis
@@ -698,7 +705,8 @@ class Job(BaseJobsModel):
     _extra = ""  # what is to be stored with its success, see transitions.End
     _lost_result: str | None = None  # why its result did not come out of the process in which it was isolated
     _note_begun: Callable[[], None] | None = None  # to be called before the job moves itself
-    _began: datetime | None = None
+    _began = ""  # when this process has begun to run it, if it was claimed before; and when that run ended
+    _ended = ""
     _seen = ""  # as it was read: what puts it in a queue, or cancels it, is to be done only if it is so still
     _said: tuple[str, dict[str, Any]] = ("", {})  # the text of `run_options` that was read last, and what it says
 
@@ -706,6 +714,13 @@ class Job(BaseJobsModel):
     def must_exist(self) -> bool:
         """The record of a job that a worker runs, or ran, may be removed: by its retention, or by another program."""
         return self._claim is not None or self._last_claim is not None
+
+    @property
+    def _run_time(self) -> timedelta | None:
+        """How long its run has lasted, if it has ended in this process."""
+        claim = self._claim or self._last_claim
+        began = self._began or (claim.start if claim else "")
+        return parse_datetime(self._ended) - parse_datetime(began) if began and self._ended else None
 
     @property
     def ident(self) -> str:

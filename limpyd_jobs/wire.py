@@ -41,18 +41,24 @@ class Vigil:
 
     def __init__(self) -> None:
         self._misses = self._pause = 0
+        self._poll: Any = None
+        self._socket: Any = None  # that it looks at
 
     def wait(self, connection: Any) -> None:
         """Wait until a reply begins to come, for `AWAKE_SECONDS` at most; it is not read."""
         if self._pause:
             self._pause -= 1
             return
-        poll, end = select.poll(), time.perf_counter() + AWAKE_SECONDS
         try:
-            poll.register(connection._sock, select.POLLIN)
+            if connection._sock is not self._socket:
+                self._poll = select.poll()
+                self._poll.register(connection._sock, select.POLLIN)
+                self._socket = connection._sock
+            poll = self._poll.poll
         except (AttributeError, TypeError, ValueError):  # no socket, or a closed one: reading says what is wrong
             return
-        while not poll.poll(0):
+        end = time.perf_counter() + AWAKE_SECONDS
+        while not poll(0):
             if time.perf_counter() > end:
                 self._note_miss()
                 return

@@ -17,7 +17,6 @@ local function known_queue()
   local found_queue = queue_model .. ':' .. known
   local found = redis.pcall('HMGET', found_queue .. ':hash', 'name', 'priority')
   if found[1] ~= name or found[2] ~= priority then return nil end
-  if count == 1 then return found_queue end  -- it is entered before anything else is written
   if type(redis.pcall('LLEN', found_queue .. ':waiting')) ~= 'number' then return nil end
   return type(redis.pcall('ZCARD', ready)) == 'number' and found_queue or nil
 end
@@ -39,17 +38,9 @@ local function may_be_queued(identifier)
   return redis.call('SINTER', CLASS.by_identifier .. identifier, CLASS.by_queued .. '1')[1]
 end
 
-local function line_up(...)
-  redis.call(is_prepended and 'LPUSH' or 'RPUSH', queue .. ':waiting', ...)
-  redis.call('ZADD', ready, priority, string.sub(queue, #queue_model + 2))
-end
-
 local function write(at, pk)
-  if count == 1 then
-    line_up(CLASS.repr .. ':' .. pk)
-    in_shared_sets(redis.call, 'SADD', priority, pk)
-  end
   in_own_sets(redis.call, 'SADD', at, pk)
+  if count == 1 then in_shared_sets(redis.call, 'SADD', priority, pk) end
   redis.call('HSET', CLASS.key .. ':' .. pk .. ':hash', 'queue_key', queue, texts_of(at, priority))
 end
 
@@ -57,15 +48,13 @@ local function unwrite(at, pk)
   in_own_sets(redis.pcall, 'SREM', at, pk)
   in_shared_sets(redis.pcall, 'SREM', priority, pk)
   redis.call('SREM', CLASS.key .. ':collection', pk)
-  if count == 1 then redis.pcall('LREM', queue .. ':waiting', is_prepended and 1 or -1, CLASS.repr .. ':' .. pk) end
 end
 
 local function enter_new()
   if not pks[1] then return end
-  if count > 1 then
-    in_shared_sets(redis.call, 'SADD', priority, unpack(pks))
-    line_up(unpack(idents))
-  end
+  if count > 1 then in_shared_sets(redis.call, 'SADD', priority, unpack(pks)) end
+  redis.call(is_prepended and 'LPUSH' or 'RPUSH', queue .. ':waiting', unpack(idents))
+  redis.call('ZADD', ready, priority, string.sub(queue, #queue_model + 2))
   ring(namespace, queue_model, name, #pks)
   pks, idents, fresh = {}, {}, {}
 end

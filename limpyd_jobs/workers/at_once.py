@@ -18,7 +18,7 @@ from ..models import Job, executors
 from ..retries import Retries
 from ..statuses import STATUSES
 from ..transitions import Claim, End, Ended
-from ..utils import utcnow
+from ..utils import now_text
 from .asynchronous import CONNECTIONS, AsyncWorker
 from .blocking import Worker
 from .life import JobLife
@@ -71,7 +71,7 @@ def to_order(model: Any, identifier: str | None, queue_name: str | None, queue_m
         if fields.get(name) is not None:
             raise InvalidArgument(name, fields[name], "left out: a job that is executed at once is in no queue")
     text = recipes.to_text("identifier", os.urandom(8).hex() if identifier is None else identifier)
-    queue_model, start = model._get_queue_model(queue_model), str(utcnow())
+    queue_model, start = model._get_queue_model(queue_model), now_text()
     is_named = queue_name is not None or bool(model.queue_name)
     name = model._get_queue_name(queue_name) if is_named else ""
     way = model._known_way(queue_model, name or "-", 0)  # of which only what it makes of the fields is used
@@ -126,7 +126,7 @@ class _AtOnce(JobLife):
         return self._held_by(job, claim)
 
     def _held_by(self, job: Any, claim: Claim) -> Any:
-        job._claim, job._cached_status, job._began = claim, STATUSES.WAITING, utcnow()
+        job._claim, job._cached_status, job._began = claim, STATUSES.WAITING, now_text()
         return job
 
     def _next_try(self) -> Any:
@@ -163,7 +163,7 @@ class _AtOnce(JobLife):
 
     async def _requeue(self, job: Any, queue: Any, priority: int, delayed_for: float | timedelta | None) -> None:
         """There is no queue to put it in: it runs again, in the hands of this worker, which does not wait."""
-        claim, start = job._claim, str(utcnow())
+        claim, start = job._claim, now_text()
         token = self._token(claim.tries + 1)
         ended = await self._end_alone(transitions.retry(self._namespace, claim, token, start))
         if ended.kind == "CHANGED":

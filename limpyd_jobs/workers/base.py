@@ -650,7 +650,7 @@ class BaseWorker:
 
     def job_success_message(self, job: Job, queue: Queue, job_result: Any) -> str:
         """What `job_success` logs."""
-        return f"{self._place_of(job, queue)} success, in {job._cached_duration or job.duration}"
+        return f"{self._place_of(job, queue)} success, in {job._run_time or job.duration}"
 
     def job_error_message(
         self, job: Job, queue: Queue, to_be_requeued: bool, exception: BaseException, trace: str | None = None

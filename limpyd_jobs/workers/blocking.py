@@ -29,7 +29,7 @@ from ..exceptions import (
 from ..models import Job, _overrides, repair_indexes, unsent_ends
 from ..statuses import STATUSES
 from ..transitions import Claim, End, Ended, Exchanged, Taken
-from ..utils import parse_datetime, utcnow
+from ..utils import now_text, utcnow
 from .ahead import Done, Fetch
 from .base import FLUSH_SECONDS, end_process, try_for
 from .doorbell import Doorbell
@@ -641,7 +641,7 @@ class Worker(JobLife):
         runs_count = 1 if self._hands is None else claims_count
         call = self._exchange_call(done, claims_count, looks_at_keys, runs_count)
         exchanged: Exchanged = (
-            self._send_call(call) if claims_count else run_now(self._until_answered(lambda: self._send(call)))
+            self._send_call(call) if claims_count else run_now(self._until_answered(self._send, call))
         )
         if looks_at_keys:  # with thousands of queues less often, so that it takes 2% of the time at most
             self._poll_seconds = max(POLL_SECONDS, 50 * (time.monotonic() - started))
@@ -668,9 +668,9 @@ class Worker(JobLife):
 
         Where a hook looks at its start, it is noted before.
         """
-        job._began = utcnow()
+        job._began = now_text()
         with self._ahead.lock:
-            self._ahead.running = job._claim, str(job._began)
+            self._ahead.running = job._claim, job._began
         job._note_begun = lambda: self._note_begun(job, queue)
         if not (self._has_own_start or has_method(job, "on_started") or self._is_isolated(job)):
             self._ahead.wake()
@@ -735,12 +735,11 @@ class Worker(JobLife):
 
     def _end_later(self, job: Any, queue: Any, result: Any) -> None:
         """Leave the end of a job to be sent with others."""
-        ended = utcnow()
+        job._ended = now_text()
         with self._ahead.lock:
             running, self._ahead.running = self._ahead.running, None
             start = running[1] if job._is_ahead and running is not None else ""
-            self._ahead.unsent.append(Done(job, queue, result, End(job._claim, start, str(ended), job._extra)))
-        job._cached_duration = ended - (job._began or parse_datetime(job._claim.start))
+            self._ahead.unsent.append(Done(job, queue, result, End(job._claim, start, job._ended, job._extra)))
         job._ends_later = True
         self._ahead.wake()
 
@@ -778,7 +777,7 @@ class Worker(JobLife):
             ahead.is_sending = True
             try:
                 exchange = self._exchange_call([done], 1, self._looks_at_keys(), start=end.end)
-                self._note_exchanged([done], await self._until_answered(lambda: self._send(exchange)), 1)
+                self._note_exchanged([done], await self._until_answered(self._send, exchange), 1)
                 outcome = ahead.sent.pop().outcome
             finally:
                 ahead.is_sending = False

@@ -29,7 +29,7 @@ from ..exceptions import (
 from ..models import Error, Job, Queue, _overrides, all_job_models, class_name, printable, repair_indexes
 from ..modules import ANY, allowed_modules, is_dotted_name
 from ..transitions import Claim, Doomed, Ended, Exchanged, Taken
-from ..utils import pauses, server_seconds, utcnow
+from ..utils import now_text, pauses, server_seconds, utcnow
 from .ahead import Ahead, Done, Look
 from .base import BaseWorker, new_worker_key
 from .doorbell import Alarm, Doorbell
@@ -454,7 +454,7 @@ class Claiming(BaseWorker):
         if looks_around:
             self._looked_around = now
         keys: Any = self.keys if looks_at_keys else ()
-        start = start or str(utcnow())
+        start = start or now_text()
         if (
             claims_count == 1
             and not done
@@ -623,7 +623,7 @@ class Claiming(BaseWorker):
         model_repr = taken.ident.partition(":")[0]
         if isinstance(error, JobClassError) and is_dotted_name(model_repr):
             recipe = recipes.guessed_job_recipe(Job, self._namespace, model_repr)
-        call = transitions.reject(self._namespace, taken.queue_key, taken.ident, text, str(utcnow()), recipe)
+        call = transitions.reject(self._namespace, taken.queue_key, taken.ident, text, now_text(), recipe)
         ended = self._send_call(call)
         if ended.kind == "OK":
             self._retention.note(taken.queue_key, "errors", ended.history)
@@ -634,7 +634,7 @@ class Claiming(BaseWorker):
         record = self._record_of_unseen(claim.ident, claim.queue_name, claim.identifier, error)
         text = record.text if record else ""
         self._settle()  # else what is repeated of it would not be known any more
-        ended = self._send_call(transitions.fail(self._namespace, claim, str(utcnow()), None, text))
+        ended = self._send_call(transitions.fail(self._namespace, claim, now_text(), None, text))
         self._note_history(claim, "errors", ended)
         self._tell_unsaved(claim, ended, text)
         repair_indexes(ended.changes)

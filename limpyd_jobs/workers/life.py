@@ -31,7 +31,7 @@ from ..outcomes import not_stored_text
 from ..retries import Retries
 from ..statuses import STATUSES
 from ..transitions import Claim, End, Ended
-from ..utils import parse_datetime, score_to_datetime, server_seconds, utcnow
+from ..utils import now_text, parse_datetime, score_to_datetime, server_seconds
 from . import sentry
 from .base import format_trace
 from .claiming import LAST_TRIES_SECONDS, Claiming
@@ -350,8 +350,8 @@ class JobLife(Claiming):
             name = getattr(message, "__name__", message)
             self._log_exception(f"{self._ident_of(job)} raised, in {name}", job)
         else:
-            if "outcome" in facts and job._cached_duration is not None:
-                facts["duration"] = job._cached_duration.total_seconds()
+            if "outcome" in facts and job._run_time is not None:
+                facts["duration"] = job._run_time.total_seconds()
             self._log_about(job, text, level, **facts)
 
     async def _call_job_hook(self, job: Any, name: str, *args: Any) -> None:
@@ -367,14 +367,14 @@ class JobLife(Claiming):
 
     # --- Recording an end
 
-    async def _until_answered(self, send: Callable[[], Awaitable[Any]]) -> Any:
+    async def _until_answered(self, send: Callable[..., Awaitable[Any]], *args: Any) -> Any:
         """Record an end, again and again until Redis answers; each of these transitions is safe to repeat.
 
         A worker that must stop gives up after a while: the lease of the job lapses then, and it runs again.
         """
         while True:
             try:
-                result = await send()
+                result = await send(*args)
             except (RedisError, DatabaseException) as error:
                 if not is_outage(error):
                     raise
@@ -398,7 +398,7 @@ class JobLife(Claiming):
 
     async def _end_alone(self, call: transitions.Call[Any]) -> Any:
         """Record the end of one job."""
-        return await self._until_answered(lambda: self._send(call))
+        return await self._until_answered(self._send, call)
 
     async def _repair(self, changes: Any) -> None:
         if changes:
@@ -444,7 +444,7 @@ class JobLife(Claiming):
 
     @staticmethod
     def _write_start(job: Any) -> None:
-        job.hmset(start=str(utcnow()), status=STATUSES.RUNNING)
+        job.hmset(start=now_text(), status=STATUSES.RUNNING)
         job.tries.hincrby(1)
 
     def job_success(self, job: Any, queue: Any, job_result: Any) -> Any:
@@ -461,12 +461,11 @@ class JobLife(Claiming):
     async def _write_success(self, job: Any, queue: Any) -> None:
         self._note_begun(job, queue)
         claim = self._claim_for(job, queue)
-        end = utcnow()
-        ended = await self._finish(job, End(claim, "", str(end), job._extra))
+        end = now_text()
+        ended = await self._finish(job, End(claim, "", end, job._extra))
         if ended.kind == "CHANGED":
             raise StatusChanged(ended.status)
-        if claim.start:
-            job._cached_duration = end - (job._began or parse_datetime(claim.start))
+        job._ended = end
         self._take_note_of_success(job, claim, ended)
         if ended.changes:
             await self._repair(ended.changes)
@@ -536,9 +535,8 @@ class JobLife(Claiming):
         saves = self.save_errors and not self._is_retried(job, exception, times)
         record = await self._error_record(job, queue, exception, trace) if saves else None
         text = record.text if record and not record.late else ""
-        end = utcnow()
-        job._cached_duration = end - (job._began or parse_datetime(claim.start)) if claim.start else None
-        call = transitions.fail(self._namespace, claim, str(end), times, text)
+        job._ended = now_text()
+        call = transitions.fail(self._namespace, claim, job._ended, times, text)
         ended: Ended = await self._end_alone(call)
         job._cached_status, job._is_written = STATUSES.ERROR, True
         self._note_history(claim, "errors", ended)
@@ -555,7 +553,7 @@ class JobLife(Claiming):
     async def _write_plain_error(self, job: Any, queue: Any, exception: BaseException, trace: str | None) -> None:
         """As `_write_error`, without anything that a subclass may have made to raise."""
         claim = self._claim_for(job, queue)
-        ended = await self._end_alone(transitions.fail(self._namespace, claim, str(utcnow()), None, ""))
+        ended = await self._end_alone(transitions.fail(self._namespace, claim, now_text(), None, ""))
         self._note_history(claim, "errors", ended)
         job._cached_status, job._is_written = STATUSES.ERROR, True
         await self._repair(ended.changes)
@@ -611,7 +609,7 @@ class JobLife(Claiming):
         return str(await self._apart(queue.name.hget))
 
     async def _move(self, move: Callable[[], Any]) -> None:
-        await self._until_answered(lambda: self._apart(move))
+        await self._until_answered(self._apart, move)
 
     def job_skipped(self, job: Any, queue: Any) -> Any:
         """A job is not run, or was canceled while it ran: it is no longer queued."""

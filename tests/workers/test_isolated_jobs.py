@@ -473,6 +473,8 @@ def test_an_error_in_the_preparation_is_that_of_the_job() -> None:
 
 
 def test_a_hundred_jobs_in_a_burst_leave_no_process_and_no_descriptor() -> None:
+    IsolatingJob.add_job("first")
+    isolate(callback=lambda job, queue: None)  # what a worker leaves open for the next one is open then
     jobs = [IsolatingJob.add_job(str(number)) for number in range(100)]
     before = len(os.listdir("/proc/self/fd"))
     worker = idle(isolate=True, burst=True, callback=lambda job, queue: job.identifier.hget())
@@ -480,7 +482,7 @@ def test_a_hundred_jobs_in_a_burst_leave_no_process_and_no_descriptor() -> None:
     run(worker)
 
     assert worker.is_drained
-    assert [result for _, _, result in IsolatingJob.calls] == [str(number) for number in range(100)]
+    assert [result for _, _, result in IsolatingJob.calls][1:] == [str(number) for number in range(100)]
     assert {job.status.hget() for job in jobs} == {STATUSES.SUCCESS}
     assert len(os.listdir("/proc/self/fd")) <= before + 2
 
