@@ -497,6 +497,15 @@ def test_a_forked_process_waits_for_a_job_of_its_parent() -> None:
     assert os.waitpid(pid, 0)[1] == 0
 
 
+@pytest.fixture
+def without_workers() -> Iterator[None]:
+    """A worker that was made, and did not run, handles SIGINT until its process ends."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, former)
+
+
+@pytest.mark.usefixtures("without_workers")
 def test_an_interrupt_leaves_no_subscription_behind() -> None:
     job = WaitedJob.add_job("a")
 
