@@ -707,6 +707,7 @@ class Job(BaseJobsModel):
     _note_begun: Callable[[], None] | None = None  # to be called before the job moves itself
     _began = ""  # when this process has begun to run it, if it was claimed before; and when that run ended
     _ended = ""
+    _has_run = False  # whoever has its lease by now, recording its end will tell
     _seen = ""  # as it was read: what puts it in a queue, or cancels it, is to be done only if it is so still
     _said: tuple[str, dict[str, Any]] = ("", {})  # the text of `run_options` that was read last, and what it says
 

@@ -257,8 +257,8 @@ class Claiming(BaseWorker):
         )
 
     def _warn_of_lost_lease(self, claim: Claim) -> None:
-        """Called by the heartbeat: unless the job has given its lease back itself, in its run or at its end."""
-        if any(job._claim is claim for job in list(self._at_work.values())):
+        """Called by the heartbeat: unless the job has given its lease back itself, or is about to at its end."""
+        if any(job._claim is claim and not job._has_run for job in list(self._at_work.values())):
             self._log_facts(facts_of_claim(claim), f"The lease of {claim.ident} is lost", level="warning")
 
     def _warn_of_risks(self) -> None:

@@ -163,7 +163,10 @@ class JobLife(Claiming):
         outer = running_job.set(job)
         try:
             is_seen = instruments or sentry.MODULE in sys.modules
-            result = await (self._call_seen(job, queue) if is_seen else self._call(job, queue))
+            try:
+                result = await (self._call_seen(job, queue) if is_seen else self._call(job, queue))
+            finally:
+                job._has_run = True
         except StatusChanged as changed:  # it was ended as it is canceled
             job._cached_status = changed.status
             await self._pass_over(queue, job)

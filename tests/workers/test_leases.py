@@ -306,6 +306,31 @@ def test_a_worker_that_has_lost_its_lease_tells_the_job_and_the_log(loser: Any, 
     assert not any("success" in line or "error:" in line for line in log.lines)
 
 
+@pytest.mark.parametrize("error", [None, ValueError("boo")])
+def test_a_beat_after_the_end_of_a_job_that_the_worker_has_not_heard_of_takes_no_lease_for_lost(
+    error: Exception | None, log: Log
+) -> None:
+    beats: list[bool] = []
+
+    class BeatingWorker(Worker):
+        def _send_call(self, call: Any) -> Any:
+            value = super()._send_call(call)
+            if call.script in ("finish", "fail") and self._held_claims and self._heartbeat is not None:
+                self._heartbeat.beat()
+                beats.append(True)
+            return value
+
+    def callback(job: Any, queue: Any) -> None:
+        if error is not None:
+            raise error
+
+    LeasesJob.add_job("one")
+    work(1, worker_class=BeatingWorker, callback=callback, requeue_times=0)
+
+    assert beats
+    assert not any("is lost" in line for line in log.lines)
+
+
 def test_a_worker_goes_on_after_a_lost_lease() -> None:
     LeasesJob.add_job("one")
     other = LeasesJob.add_job("two")
