@@ -921,8 +921,10 @@ def test_a_job_that_has_expired_is_not_run() -> None:
 def test_jobs_begin_in_the_order_of_queues_and_priorities() -> None:
     begun: list[str] = []
 
-    async def note(job: Any, queue: Any) -> None:
-        begun.append(job.identifier.hget())
+    class NotingWorker(AsyncWorker):
+        def _start_task(self, queue: Any, job: Any) -> None:  # once begun they run at the same time, in any order
+            begun.append(job.identifier.hget())
+            super()._start_task(queue, job)
 
     for name, queue_name, priority in [
         ("c", "two", 0),
@@ -933,7 +935,7 @@ def test_jobs_begin_in_the_order_of_queues_and_priorities() -> None:
     ]:
         CoroutineJob.add_job(name, queue_name=queue_name, priority=priority)
 
-    work(5, ["one", "two"], callback=note)
+    work(5, ["one", "two"], worker_class=NotingWorker)
 
     assert begun == ["a", "b", "c", "d", "e"]
 
