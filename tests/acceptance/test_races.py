@@ -237,7 +237,7 @@ def test_a_running_job_is_returned_unchanged_by_add_job_and_runs_once(options: d
         seen.append((returned.pk.get(), running.hgetall() == before, places_of(running.ident)))
 
     with Workers(2, add_again) as workers:
-        wait_until(lambda: job.status.hget() == STATUSES.SUCCESS, 10)
+        wait_until(lambda: job.status.hget() == STATUSES.SUCCESS)
 
     assert seen == [(job.pk.get(), True, [])]
     assert workers.runs == [job.pk.get()]
@@ -255,7 +255,7 @@ def test_a_running_job_is_not_delayed_by_add_job(options: dict[str, Any]) -> Non
         statuses.append(running.hmget("status", "delayed_until"))
 
     with Workers(1, add_again):
-        wait_until(lambda: job.status.hget() == STATUSES.SUCCESS, 10)
+        wait_until(lambda: job.status.hget() == STATUSES.SUCCESS)
 
     assert statuses == [[STATUSES.RUNNING, None]]
     assert Queue.count_delayed_jobs("race") == 0

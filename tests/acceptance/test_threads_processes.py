@@ -285,7 +285,7 @@ def test_a_job_is_canceled_from_outside_and_its_process_killed(redis_server: Red
     with started(redis_server, "--isolate") as worker:
         wait_until(lambda: len(runs()) == 1, 20)
         job.cancel("from outside")
-        wait_until(lambda: not is_alive(pids()[0]), 10)
+        wait_until(lambda: not is_alive(pids()[0]))
         worker.wait_for_output("job skipped (current status: CANCELED)")
         assert worker.stop() == 0
 

@@ -51,7 +51,7 @@ def test_several_processes_run_each_job_exactly_once_and_by_priority(redis_serve
 
     with started(redis_server, CREW, "--queues=counted", "--timeout=5") as workers:
         wait_until(lambda: connection().llen("test:runs") >= 300, 30, "300 runs")
-        wait_until(lambda: len(CountedJob.collection(status=STATUSES.SUCCESS)) == 300, 10, "300 successes")
+        wait_until(lambda: len(CountedJob.collection(status=STATUSES.SUCCESS)) == 300, message="300 successes")
         codes = [worker.stop() for worker in workers]
 
     assert sorted(pk for pk, _ in runs()) == pks

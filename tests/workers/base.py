@@ -11,9 +11,9 @@ from limpyd_jobs.models import BaseJobsModel
 from limpyd_jobs.transitions import Call, Taken, claim
 from limpyd_jobs.utils import utcnow
 
-from ..base import wait_until
+from ..base import PATIENCE_SECONDS, wait_until
 
-DEADLINE_SECONDS = 10
+DEADLINE_SECONDS = PATIENCE_SECONDS
 
 
 class Log(logging.Handler):

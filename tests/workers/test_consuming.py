@@ -15,8 +15,6 @@ from limpyd_jobs.workers import AsyncConsumer
 
 from .base import DEADLINE_SECONDS, Log, client
 
-DEADLINE_SECONDS = 10
-
 
 class ConsumedJob(Job):
     queue_name = "test"

@@ -334,7 +334,7 @@ def test_a_job_that_is_canceled_is_killed_and_skipped(log: Log) -> None:
     with Running(idle(isolate=True, callback=callback)):
         pid = int(wait_until(lambda: client().get("test:pid")))
         assert job.cancel("no more") is Cancellation.REQUESTED
-        wait_until(lambda: hooks() == ["skipped"], 5)
+        wait_until(lambda: hooks() == ["skipped"])
 
     assert job.hmget("status", "queued", "cancel_reason") == [STATUSES.CANCELED, None, "no more"]
     assert len(Error.collection()) == 0

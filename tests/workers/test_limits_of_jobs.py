@@ -197,7 +197,7 @@ def test_a_freed_place_wakes_a_worker_that_waits() -> None:
             wait_until(lambda: Queue.count_parked_jobs())
             wait_until_idle()
             LimitedHeldJob.doors["first"].set()
-            wait_until(lambda: all_succeeded(LimitedHeldJob, 2), 5)
+            wait_until(lambda: all_succeeded(LimitedHeldJob, 2))
 
 
 def test_a_retry_that_waits_holds_no_place() -> None:
@@ -277,7 +277,7 @@ def test_an_idle_worker_wakes_when_the_time_has_come() -> None:
         wait_until(lambda: all_succeeded(LimitedRateJob, 3))
         wait_until_idle()
         assert worker._next_due is not None
-        wait_until(lambda: all_succeeded(LimitedRateJob, 4), 5)
+        wait_until(lambda: all_succeeded(LimitedRateJob, 4))
 
 
 def test_a_burst_does_not_wait_for_the_time_of_a_rate() -> None:

@@ -1224,7 +1224,7 @@ def test_beats_that_fail_for_a_short_lease_bar_the_worker_although_its_own_are_l
     heart._interval()
     heart._try_to_beat()
 
-    wait_until(lambda: heart.is_failing, 5)
+    wait_until(lambda: heart.is_failing)
 
 
 def test_an_interrupt_that_a_job_swallowed_does_not_make_an_interrupt_of_the_next_error() -> None:

@@ -54,7 +54,7 @@ class ThreadedChainJob(Job):
 
     def run(self, queue: Any) -> None:
         if self.identifier.hget() == "first":
-            wait_until(lambda: queue.get_connection().info("clients")["blocked_clients"], 2)
+            wait_until(lambda: queue.get_connection().info("clients")["blocked_clients"])
             ThreadedChainJob.add_job("second")
 
 
@@ -532,7 +532,7 @@ def test_the_threads_of_a_worker_that_has_ended_are_gone() -> None:
     def left() -> list[str]:
         return [one.name for one in threading.enumerate() if one.name.startswith("limpyd-jobs-hand")]
 
-    wait_until(lambda: left() == [], 2, "the threads have ended")
+    wait_until(lambda: left() == [], message="the threads have ended")
 
 
 def test_a_worker_that_is_told_to_end_waits_for_all_its_jobs() -> None:
