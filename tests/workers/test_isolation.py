@@ -27,7 +27,7 @@ from limpyd_jobs.exceptions import InvalidArgument, JobProcessDied, LeaseLost
 from limpyd_jobs.workers import isolation
 from limpyd_jobs.workers.isolation import IsolatedRun, Outcome
 
-from ..base import Process, wait_until
+from ..base import PROCESS_SECONDS, Process, wait_until
 
 
 class Late(BaseException):
@@ -774,7 +774,7 @@ isolation.IsolatedRun(function).wait()
 @pytest.mark.parametrize("how", ["system", "thread"])
 def test_the_child_dies_with_its_parent(how: str) -> None:
     with Process([sys.executable, "-c", ORPHAN, how]) as parent:
-        wait_until(lambda: parent.output.endswith("\n"), message="the child tells its id")
+        wait_until(lambda: parent.output.endswith("\n"), PROCESS_SECONDS, "the child tells its id")
         pid = int(parent.output.split()[1])
         parent.kill()
         wait_until(lambda: not is_alive(pid), message="the child is gone")
