@@ -21,11 +21,11 @@ pytestmark = pytest.mark.usefixtures("database")
 
 OPTIONS = (
     "--queues=parallel",
-    "--lease-seconds=1",
     "--job-modules=tests.acceptance.test_threads_processes",
     "--max-loops=100000",
     "--no-title",
 )
+SHORT_LEASE = "--lease-seconds=1"  # where a worker dies; else a busy machine may lose it
 
 
 class ParallelJob(Job):
@@ -149,12 +149,12 @@ def test_an_interrupt_without_grace_gives_all_back_at_once(redis_server: RedisSe
 
 def test_what_all_threads_of_a_killed_worker_ran_is_run_by_another(redis_server: RedisServer) -> None:
     jobs = add(*held(4))
-    with started(redis_server, "--threads=4") as victim:
+    with started(redis_server, "--threads=4", SHORT_LEASE) as victim:
         wait_until(lambda: len(runs()) == 4, 20)
         victim.kill()
     open_the_doors()
 
-    with started(redis_server, "--threads=4") as heir:
+    with started(redis_server, "--threads=4", SHORT_LEASE) as heir:
         wait_until(lambda: statuses(jobs) == {STATUSES.SUCCESS: 4}, 20)
         assert heir.stop() == 0
 
@@ -207,7 +207,7 @@ def test_the_command_runs_jobs_without_their_limit_where_that_is_allowed(redis_s
 
 
 def test_a_job_that_hangs_is_ended_and_the_next_one_runs(redis_server: RedisServer) -> None:
-    jobs = add("holds", "next")
+    jobs = [*add("holds"), *add("next", job_timeout=60)]  # the limit of the worker is too short for a busy machine
     with started(redis_server, "--job-timeout=0.3", "--burst") as worker:
         assert worker.wait() == 0, worker.output
 
@@ -258,13 +258,13 @@ def test_an_interrupt_without_grace_kills_the_isolated_job_and_gives_it_back(red
 
 def test_the_isolated_job_of_a_killed_worker_dies_with_it_and_runs_elsewhere(redis_server: RedisServer) -> None:
     (job,) = add("holds")
-    with started(redis_server, "--isolate") as victim:
+    with started(redis_server, "--isolate", SHORT_LEASE) as victim:
         wait_until(lambda: len(runs()) == 1, 20)
         victim.kill()
         wait_until(lambda: not is_alive(pids()[0]))
     open_the_doors()
 
-    with started(redis_server, "--isolate") as heir:
+    with started(redis_server, "--isolate", SHORT_LEASE) as heir:
         wait_until(lambda: job.status.hget() == STATUSES.SUCCESS, 20)
         assert heir.stop() == 0
     assert runs() == ["holds", "holds"]

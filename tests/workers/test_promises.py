@@ -233,7 +233,7 @@ def test_a_worker_whose_heartbeats_fail_takes_nothing_before_one_succeeds(
     monkeypatch.setattr(blocking, "FAILING_SECONDS", 0.01)
     monkeypatch.setattr(blocking, "POLL_SECONDS", 0.02)
     first, second = PromiseJob.add_job("one"), PromiseJob.add_job("two")
-    with Running(idle(callback=wait_for_the_lease, lease_seconds=0.3)) as worker:
+    with Running(idle(callback=wait_for_the_lease, lease_seconds=1)) as worker:
         wait_until(lambda: first.status.hget() == STATUSES.SUCCESS)
         looked: list[Any] = []
         monkeypatch.setattr(Worker, "_look_for_job", _counted(Worker._look_for_job, looked))

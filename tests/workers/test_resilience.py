@@ -18,6 +18,7 @@ from redis.exceptions import ConnectionError
 from limpyd_jobs import STATUSES, Error, Job, Queue, Worker, admin, exceptions, lua, transitions
 from limpyd_jobs.exceptions import ConfigurationException, InvalidArgument, JobAlreadyQueued, JobNotInStatus, LeaseLost
 from limpyd_jobs.models import BaseJobsModel
+from limpyd_jobs.workers.heartbeat import Heartbeat
 
 from ..base import wait_until
 from .base import Log, Running, client, idle, leased, wait_until_idle, work
@@ -184,7 +185,8 @@ def test_a_claim_whose_worker_fails_to_go_on_lapses(database: Any, monkeypatch: 
     worker = idle(Failing, lease_seconds=0.3, callback=nothing)
     worker._has_own_keys = False
     with Running(worker):
-        wait_until(lambda: worker.keys)
+        wait_until(lambda: job.status.hget() == STATUSES.SUCCESS)
+        wait_until_idle()  # else it may come to the new queue while it still looks at its queues for the first time
         Queue.get_queue("test", 5)
         job2 = ResilientJob.add_job("b", priority=5)  # in a queue that the worker does not know: it looks at its keys
         wait_until(lambda: job2.status.hget() == STATUSES.SUCCESS)
@@ -277,7 +279,10 @@ def test_a_worker_told_to_stop_while_it_waits_takes_nothing_more(database: Any) 
     assert [job.status.hget() for job in ResilientJob.instances()] == [STATUSES.WAITING]
 
 
-def test_a_slow_on_success_is_not_told_that_its_lease_is_lost(database: Any, log: Log) -> None:
+def test_a_slow_on_success_is_not_told_that_its_lease_is_lost(
+    database: Any, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Heartbeat, "_interval", lambda self: 0.02)  # with a long lease, that a busy machine keeps, too
     go = threading.Event()
 
     class Slow(Worker):
@@ -287,7 +292,7 @@ def test_a_slow_on_success_is_not_told_that_its_lease_is_lost(database: Any, log
             await super()._call_job_hook(job, name, *args)
 
     ResilientJob.add_job("a")
-    work(1, worker_class=Slow, callback=nothing, lease_seconds=0.3)
+    work(1, worker_class=Slow, callback=nothing)
     assert not any("lease" in line for line in log.lines)
 
 

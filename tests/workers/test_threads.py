@@ -382,10 +382,10 @@ def test_a_process_that_a_job_forks_ends_and_the_worker_goes_on(end: str) -> Non
 def test_the_leases_of_all_that_runs_are_renewed(log: Log) -> None:
     jobs = add(*numbers(4))
     gate = Gate()
-    with Running(idle(threads=4, callback=gate, lease_seconds=0.3)), Running(idle(lease_seconds=0.3, callback=gate)):
+    with Running(idle(threads=4, callback=gate, lease_seconds=1)), Running(idle(lease_seconds=1, callback=gate)):
         gate.wait_for(4)
         first = client().zscore("jobs:leases", jobs[0].ident)
-        wait_until(lambda: client().zscore("jobs:leases", jobs[0].ident) > first + 1, message="three leases long")
+        wait_until(lambda: client().zscore("jobs:leases", jobs[0].ident) > first + 1.2, message="longer than a lease")
         gate.is_open.set()
 
     assert Counter(gate.begun) == dict.fromkeys(numbers(4), 1)
