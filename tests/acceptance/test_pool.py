@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -326,7 +327,8 @@ def test_at_ctrl_c_children_that_do_not_end_gracefully_give_their_jobs_back(star
         wait_for_runs(2)
 
         for pid in (process.pid, *wait_for_ready(process, 2)):  # as a terminal does
-            os.kill(pid, signal.SIGINT)
+            with suppress(ProcessLookupError):  # the parent has passed it on, and the child has ended by that
+                os.kill(pid, signal.SIGINT)
 
         process.wait()
 
