@@ -6,7 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, ClassVar
 
 import pytest
@@ -17,7 +17,7 @@ from redis.exceptions import ConnectionError, TimeoutError
 
 from limpyd_jobs import STATUSES, Error, Job, Queue, Worker, admin, recipes, transitions, wire
 from limpyd_jobs.exceptions import ConfigurationException
-from limpyd_jobs.utils import pauses, utcnow
+from limpyd_jobs.utils import parse_datetime, pauses, utcnow
 from limpyd_jobs.workers import ahead, outage
 
 from ..base import RedisServer, wait_until
@@ -67,7 +67,7 @@ class ForeignJob(Job):
 
 class BriefLeaseJob(Job):
     queue_name = "test"
-    lease_seconds = 0.6
+    lease_seconds = 1.2
 
 
 @pytest.fixture(autouse=True)
@@ -485,14 +485,20 @@ def test_each_job_is_logged_once_as_starting_and_once_as_success_in_this_order(l
 
 
 def test_the_duration_is_that_of_the_job_alone(log: Log) -> None:
-    jobs = add(3)
+    first, second, third = add(3)
+    slept: list[datetime] = []
 
-    work(3, prefetch=10, callback=Runs(_1=lambda job, queue: time.sleep(0.1)))
+    def sleep(job: Any, queue: Any) -> None:
+        slept.append(utcnow())
+        time.sleep(0.1)
+        slept.append(utcnow())
 
-    durations = [job.duration.total_seconds() for job in jobs]
-    assert durations[0] < 0.09 and durations[1] >= 0.1 and durations[2] < 0.09
+    work(3, prefetch=10, callback=Runs(_1=sleep))
+
+    assert parse_datetime(first.end.hget()) <= slept[0] < slept[1] <= parse_datetime(third.start.hget())
+    assert second.duration >= slept[1] - slept[0]
     (line,) = [line for line in log.lines if "|1] success" in line]
-    assert "in 0:00:00.1" in line
+    assert float(line.partition("in 0:00:")[2]) >= (slept[1] - slept[0]).total_seconds()
 
 
 def test_a_job_is_noted_as_running_and_the_ends_before_it_are_recorded_within_a_moment() -> None:
@@ -527,12 +533,17 @@ def test_histories_are_kept_as_short_as_with_one_job_at_a_time() -> None:
 @pytest.mark.parametrize("model", [PrefetchJob, BriefLeaseJob])
 def test_the_leases_of_what_has_not_begun_are_kept(model: Any) -> None:
     jobs = add(6, model)
-    ran = Runs(_0=lambda job, queue: time.sleep(2))
-    other = Runs()
+    lease_seconds = BriefLeaseJob.lease_seconds
 
-    with Running(idle(prefetch=10, lease_seconds=0.6, callback=ran)):
+    def take_longer_than_a_lease(job: Any, queue: Any) -> None:
+        first = client().zscore("jobs:leases", jobs[-1].ident)
+        wait_until(lambda: client().zscore("jobs:leases", jobs[-1].ident) > first + 1.2 * lease_seconds)
+
+    ran, other = Runs(_0=take_longer_than_a_lease), Runs()
+
+    with Running(idle(prefetch=10, lease_seconds=lease_seconds, callback=ran)):
         wait_until(lambda: ran)
-        with Running(idle(prefetch=10, lease_seconds=0.6, callback=other)):
+        with Running(idle(prefetch=10, lease_seconds=lease_seconds, callback=other)):
             wait_until(lambda: all_succeeded(jobs))
 
     assert (ran, other) == (names(6), [])
@@ -540,7 +551,7 @@ def test_the_leases_of_what_has_not_begun_are_kept(model: Any) -> None:
 
 def test_a_job_whose_lease_was_lost_is_dropped_when_the_heart_has_noticed() -> None:
     jobs = add(3)
-    worker = idle(prefetch=10, lease_seconds=0.3)
+    worker = idle(prefetch=10, lease_seconds=1)
 
     def lose(job: Any, queue: Any) -> None:
         if job._claim.tries == 1 and job._claim.identifier == "0":
