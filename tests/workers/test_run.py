@@ -304,7 +304,7 @@ def test_w9_the_worker_ends_after_max_duration_although_it_waits() -> None:
     run(worker)
 
     assert worker.elapsed is not None
-    assert timedelta(seconds=0.2) <= worker.elapsed < timedelta(seconds=5)
+    assert timedelta(seconds=0.2) <= worker.elapsed < timedelta(seconds=20)
 
 
 def test_w9_a_job_that_outlasts_max_duration_is_the_last() -> None:
