@@ -151,11 +151,11 @@ def test_a_name_that_is_not_utf_8_spoils_no_answer() -> None:
 def test_thousands_of_queues_take_no_time() -> None:
     sizes = dict.fromkeys(("waiting", "due", "delayed", "running", "errors", "succeeded"), 0)
     queues = [QueueStatus(f"queue {number}", 0, **sizes) for number in range(6000)]
-    started = time.monotonic()
+    started = time.thread_time()  # of the processor: what else runs there does not count
 
     (oldest,) = [one for one in _of_status(Status(queues, [], "")) if "oldest" in one.name]
 
-    assert len(oldest.samples) == 6000 and time.monotonic() - started < 2
+    assert len(oldest.samples) == 6000 and time.thread_time() - started < 2
 
 
 # --- numbers
