@@ -36,7 +36,7 @@ from limpyd_jobs.database import default_database
 from limpyd_jobs.exceptions import DatabaseException
 from limpyd_jobs.models import BaseJobsModel
 
-from ..base import Process, RedisServer, wait_until
+from ..base import PROCESS_SECONDS, Process, RedisServer, wait_until
 from ..proxy import Fault, Proxy
 
 QUEUE = "faults"
@@ -684,7 +684,7 @@ class Stage:
     @staticmethod
     def use(url: str) -> None:
         """Bring the models of this process to another address of the server."""
-        wait_until(lambda: _connect(url), 20, "the database can be used")
+        wait_until(lambda: _connect(url), PROCESS_SECONDS, "the database can be used")
 
     @property
     def environment(self) -> dict[str, str]:
@@ -931,7 +931,11 @@ def doubled_adds(rng: random.Random, size: int, workers: int, kind: Kind = PLAIN
 def _together(stage: Stage, producers: Sequence[Process], also: Callable[[], Any]) -> None:
     """Let programs begin at the same moment, and a thread of ours with them."""
     blocked = len(producers)
-    wait_until(lambda: stage.ledger.client.info("clients")["blocked_clients"] >= blocked, 30, "all are at the door")
+    wait_until(
+        lambda: stage.ledger.client.info("clients")["blocked_clients"] >= blocked,
+        PROCESS_SECONDS,
+        "all are at the door",
+    )
     stage.ledger.open("start")
     also()
     codes = [producer.wait(60) for producer in producers]
@@ -1092,13 +1096,17 @@ def _swap_roles(client: Any, server: RedisServer, other: RedisServer) -> None:
     """Make the server a replica of the other one, which gets its data first. No write is lost."""
     successor: Any = other.client()
     successor.execute_command("REPLICAOF", "127.0.0.1", server.port)
-    wait_until(lambda: successor.info("replication")["master_link_status"] == "up", 20, "the other has the data")
+    wait_until(
+        lambda: successor.info("replication")["master_link_status"] == "up", PROCESS_SECONDS, "the other has the data"
+    )
     client.execute_command("CLIENT", "PAUSE", "20000", "WRITE")
-    wait_until(lambda: _offset(successor, "slave_repl_offset") >= _offset(client, "master_repl_offset"), 20)
+    wait_until(
+        lambda: _offset(successor, "slave_repl_offset") >= _offset(client, "master_repl_offset"), PROCESS_SECONDS
+    )
     successor.execute_command("REPLICAOF", "NO", "ONE")
     client.execute_command("REPLICAOF", "127.0.0.1", other.port)
     client.execute_command("CLIENT", "UNPAUSE")
-    wait_until(lambda: client.info("replication")["master_link_status"] == "up", 20, "it is a replica")
+    wait_until(lambda: client.info("replication")["master_link_status"] == "up", PROCESS_SECONDS, "it is a replica")
     successor.close()
 
 
@@ -1121,7 +1129,7 @@ def half_open_connections(rng: random.Random, size: int, workers: int, kind: Kin
 def _wait_for_hung_connection(stage: Stage) -> None:
     """Wait until somebody gave a dead connection up, and made another one, as dead."""
     hung = stage.proxy.counts["new and hung"]
-    wait_until(lambda: stage.proxy.counts["new and hung"] > hung, 30, "another connection is made")
+    wait_until(lambda: stage.proxy.counts["new and hung"] > hung, PROCESS_SECONDS, "another connection is made")
 
 
 def mixed_faults(rng: random.Random, size: int, workers: int, kind: Kind = PLAIN) -> Tally:
@@ -1183,7 +1191,7 @@ def _harms(stage: Stage, crew: Crew, other: RedisServer, rng: random.Random) -> 
         stage.proxy.break_all()
         number = rng.randrange(len(crew.processes))
         crew.kill(number)
-        wait_until(lambda: not crew.processes[number].is_running(), 20, "a worker that cannot connect")
+        wait_until(lambda: not crew.processes[number].is_running(), PROCESS_SECONDS, "a worker that cannot connect")
         stage.proxy.accept()
 
     def fill() -> None:
@@ -1215,7 +1223,7 @@ def _harms(stage: Stage, crew: Crew, other: RedisServer, rng: random.Random) -> 
         with suppress(ProcessLookupError):  # it has ended meanwhile
             os.kill(pid, signal.SIGSTOP)
             try:
-                wait_until(lambda: stage.ledger.now() > begin + 1.5 * LEASE_SECONDS, 20)
+                wait_until(lambda: stage.ledger.now() > begin + 1.5 * LEASE_SECONDS, PROCESS_SECONDS)
             finally:
                 os.kill(pid, signal.SIGCONT)
 
