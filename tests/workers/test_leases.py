@@ -22,7 +22,7 @@ from limpyd_jobs.utils import utcnow
 from limpyd_jobs.workers.heartbeat import Heartbeat
 
 from ..base import wait_until
-from .base import Log, Running, claim_call, client, idle, leased, run, wait_until_lapsed, work
+from .base import Log, Running, beats_on_demand, claim_call, client, idle, leased, run, wait_until_lapsed, work
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -543,11 +543,6 @@ def test_a_failure_whose_reply_is_lost_is_requeued_all_the_same(monkeypatch: pyt
 # --- Heartbeats
 
 
-def beat_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the heart of a worker beat all the time, although its leases are long: short ones a busy machine loses."""
-    monkeypatch.setattr(Heartbeat, "_interval", lambda self: 0.02)
-
-
 def test_the_heartbeat_keeps_a_job_of_three_leases() -> None:
     lease_seconds = 0.6
     job = LeasesJob.add_job("one")
@@ -640,16 +635,10 @@ def test_a_running_worker_tells_of_a_lost_lease_before_the_job_ends(log: Log) ->
 def test_a_slow_hook_after_the_end_of_a_job_is_not_told_of_a_lost_lease(
     hook: str, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    beats: list[float] = []
-    beat = Heartbeat.beat
-
-    def count_beat(self: Heartbeat) -> None:
-        beat(self)
-        beats.append(time.monotonic())
+    let_it_beat = beats_on_demand(monkeypatch)
 
     def be_slow(*args: Any) -> None:
-        before = len(beats)
-        wait_until(lambda: len(beats) >= before + 2, message="the heart beats twice")
+        let_it_beat()
         called.append(hook)
 
     def run_job(job: Any, queue: Any) -> None:
@@ -657,8 +646,6 @@ def test_a_slow_hook_after_the_end_of_a_job_is_not_told_of_a_lost_lease(
             raise ValueError("boo")
 
     called: list[str] = []
-    beat_often(monkeypatch)
-    monkeypatch.setattr(Heartbeat, "beat", count_beat)
     monkeypatch.setattr(LeasesJob, hook, be_slow, raising=False)
     job = LeasesJob.add_job("one")
     if hook in ("on_skipped", "on_delayed"):
@@ -673,20 +660,12 @@ def test_a_slow_hook_after_the_end_of_a_job_is_not_told_of_a_lost_lease(
 def test_a_job_that_puts_itself_in_a_queue_again_is_not_told_of_a_lost_lease(
     log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    beats: list[Heartbeat] = []
-    beat = Heartbeat.beat
-
-    def count_beat(self: Heartbeat) -> None:
-        beat(self)
-        beats.append(self)
+    let_it_beat = beats_on_demand(monkeypatch)
 
     def go_later(job: Any, queue: Any) -> None:
         job.enqueue_or_delay(delayed_until=utcnow() + timedelta(hours=1))
-        before = len(beats)
-        wait_until(lambda: len(beats) >= before + 2, message="the heart beats twice")
+        let_it_beat()
 
-    beat_often(monkeypatch)
-    monkeypatch.setattr(Heartbeat, "beat", count_beat)
     job = LeasesJob.add_job("one")
 
     work(1, callback=go_later)

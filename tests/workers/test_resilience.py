@@ -6,7 +6,6 @@ import copy
 import os
 import pickle
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from typing import Any
@@ -18,10 +17,9 @@ from redis.exceptions import ConnectionError
 from limpyd_jobs import STATUSES, Error, Job, Queue, Worker, admin, exceptions, lua, transitions
 from limpyd_jobs.exceptions import ConfigurationException, InvalidArgument, JobAlreadyQueued, JobNotInStatus, LeaseLost
 from limpyd_jobs.models import BaseJobsModel
-from limpyd_jobs.workers.heartbeat import Heartbeat
 
 from ..base import wait_until
-from .base import Log, Running, client, idle, leased, wait_until_idle, work
+from .base import Log, Running, beats_on_demand, client, idle, leased, wait_until_idle, work
 
 
 class ResilientJob(Job):
@@ -282,13 +280,12 @@ def test_a_worker_told_to_stop_while_it_waits_takes_nothing_more(database: Any) 
 def test_a_slow_on_success_is_not_told_that_its_lease_is_lost(
     database: Any, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Heartbeat, "_interval", lambda self: 0.02)  # with a long lease, that a busy machine keeps, too
-    go = threading.Event()
+    let_it_beat = beats_on_demand(monkeypatch)
 
     class Slow(Worker):
         async def _call_job_hook(self, job: Any, name: str, *args: Any) -> None:
             if name == "on_success":
-                go.wait(0.5)  # several beats of the heart
+                let_it_beat()
             await super()._call_job_hook(job, name, *args)
 
     ResilientJob.add_job("a")
