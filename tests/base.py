@@ -20,10 +20,15 @@ from limpyd_jobs import embedded
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# How long to wait for what comes in well under a second, before it is believed not to come at all: a busy machine may
+# take long. Less than the 30 seconds of a lease and of a worker's `timeout`, which must not make a condition true.
+PATIENCE_SECONDS = 25.0
+PROCESS_SECONDS = 60.0  # for what a process is to do: it imports all of it first, and several may start together
+
 T = TypeVar("T")
 
 
-def wait_until(condition: Callable[[], T], timeout: float = 10.0, message: str = "") -> T:
+def wait_until(condition: Callable[[], T], timeout: float = PATIENCE_SECONDS, message: str = "") -> T:
     """The first true value of the condition.
 
     Args:
@@ -214,7 +219,7 @@ class Process:
     def is_running(self) -> bool:
         return self.process.poll() is None
 
-    def wait_for_output(self, text: str, timeout: float = 20.0, times: int = 1) -> str:
+    def wait_for_output(self, text: str, timeout: float = PROCESS_SECONDS, times: int = 1) -> str:
         """Wait until it has printed the text (that many times); gives all the output."""
 
         def printed() -> bool:
@@ -232,7 +237,7 @@ class Process:
             raise AssertionError(f"{text!r} was not printed {times} times ({error}):\n{self.output}") from None
         return self.output
 
-    def wait(self, timeout: float = 20.0) -> int:
+    def wait(self, timeout: float = PROCESS_SECONDS) -> int:
         """The exit code, when it ends by itself."""
         try:
             return self.process.wait(timeout)
@@ -242,7 +247,7 @@ class Process:
     def send_signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
-    def stop(self, number: signal.Signals = signal.SIGTERM, timeout: float = 20.0) -> int:
+    def stop(self, number: signal.Signals = signal.SIGTERM, timeout: float = PROCESS_SECONDS) -> int:
         """Ask it to end; gives the exit code."""
         if self.is_running():
             self.send_signal(number)

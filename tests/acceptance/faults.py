@@ -36,13 +36,15 @@ from limpyd_jobs.database import default_database
 from limpyd_jobs.exceptions import DatabaseException
 from limpyd_jobs.models import BaseJobsModel
 
-from ..base import Process, RedisServer, wait_until
+from ..base import PROCESS_SECONDS, Process, RedisServer, wait_until
 from ..proxy import Fault, Proxy
 
 QUEUE = "faults"
 LEASE_SECONDS = 2
 LEDGER_VARIABLE = "FAULTS_LEDGER"
 NOT_ANSWERED = (RedisError, DatabaseException)
+# Where no worker comes to harm, and each job is to run once: a busy machine may hold one up for longer than above.
+LONG_LEASE = "--lease-seconds=30"
 IMPATIENT = "?socket_timeout=3"  # where connections hang: ten seconds, by default, are long for a test
 CANNOT_START = 2  # the exit code of a worker that doesn't reach its database
 ENDED = (STATUSES.SUCCESS, STATUSES.ERROR, STATUSES.CANCELED)
@@ -682,7 +684,7 @@ class Stage:
     @staticmethod
     def use(url: str) -> None:
         """Bring the models of this process to another address of the server."""
-        wait_until(lambda: _connect(url), 20, "the database can be used")
+        wait_until(lambda: _connect(url), PROCESS_SECONDS, "the database can be used")
 
     @property
     def environment(self) -> dict[str, str]:
@@ -929,7 +931,11 @@ def doubled_adds(rng: random.Random, size: int, workers: int, kind: Kind = PLAIN
 def _together(stage: Stage, producers: Sequence[Process], also: Callable[[], Any]) -> None:
     """Let programs begin at the same moment, and a thread of ours with them."""
     blocked = len(producers)
-    wait_until(lambda: stage.ledger.client.info("clients")["blocked_clients"] >= blocked, 30, "all are at the door")
+    wait_until(
+        lambda: stage.ledger.client.info("clients")["blocked_clients"] >= blocked,
+        PROCESS_SECONDS,
+        "all are at the door",
+    )
     stage.ledger.open("start")
     also()
     codes = [producer.wait(60) for producer in producers]
@@ -939,10 +945,12 @@ def _together(stage: Stage, producers: Sequence[Process], also: Callable[[], Any
 def delayed_jobs(rng: random.Random, size: int, workers: int, kind: Kind = PLAIN) -> Tally:
     """Many jobs that are due at the same moment, and jobs that fail and are delayed a second time."""
     with Stage("delayed jobs", kind=kind) as stage:
-        stage.start_workers(workers, "--requeue-times=1", "--requeue-delay-delta=1").wait_until_ready()
-        due = math.ceil(stage.ledger.now()) + 2 + size // 500
-        until = datetime.fromtimestamp(due, timezone.utc)
+        stage.start_workers(workers, LONG_LEASE, "--requeue-times=1", "--requeue-delay-delta=1").wait_until_ready()
+        begin = stage.ledger.now()
         twice = [stage.add(TwiceJob, f"twice {number}").ident for number in range(size // 10)]
+        a_tenth = stage.ledger.now() - begin  # of what it takes to add the others
+        due = math.ceil(stage.ledger.now() + 3 * 10 * a_tenth) + 1
+        until = datetime.fromtimestamp(due, timezone.utc)
         for number in range(size):
             stage.ledger.note_due(str(number), due)
             stage.add(FaultsJob, str(number), delayed_until=until)
@@ -964,7 +972,7 @@ CLOCKS = (
 def wrong_clocks(rng: random.Random, size: int, workers: int, kind: Kind = PLAIN) -> Tally:
     """Workers and producers whose clocks are off by hours, in three time zones."""
     with Stage("wrong clocks", kind=kind) as stage:
-        stage.start_workers(workers, clocks=CLOCKS).wait_until_ready()
+        stage.start_workers(workers, LONG_LEASE, clocks=CLOCKS).wait_until_ready()
         producers = [
             stage.start_producer(FaultsJob, f"{clock.zone} {delay} ", size // 6, delay=delay, clock=clock)
             for clock in CLOCKS
@@ -989,7 +997,7 @@ def _hours_off(text: str) -> int:
 def flushed_scripts(rng: random.Random, size: int, workers: int, kind: Kind = PLAIN) -> Tally:
     """SCRIPT FLUSH again and again."""
     with Stage("flushed scripts", kind=kind) as stage:
-        stage.start_workers(workers).wait_until_ready()
+        stage.start_workers(workers, LONG_LEASE).wait_until_ready()
         with stage.producing(size):
             wait_until(lambda: stage.client.script_flush() and stage.runs() >= size * 9 // 10, 60, "the runs")
         return stage.tally()
@@ -1008,7 +1016,7 @@ def full_memory(rng: random.Random, size: int, workers: int, kind: Kind = PLAIN)
         stage.ledger.open("held")  # Redis may refuse its end now, or accept it: what it needs room for comes later
         _meet_errors(stage, or_else=lambda: held.status.hget() == STATUSES.SUCCESS)
         try:
-            wait_until(lambda: not admin.check(), 5)
+            wait_until(lambda: not admin.check())
         except AssertionError:
             stage.problems += [f"in between: {problem}" for problem in admin.check()]
         stage.problems += [
@@ -1060,7 +1068,7 @@ def _meet_errors(stage: Stage, or_else: Callable[[], bool] = lambda: False) -> N
     """Wait until the server has refused some commands (`or_else`): else the scenario has no sense, and says so."""
     before = _count_errors(stage.client)
     try:
-        wait_until(lambda: _count_errors(stage.client) >= before + 3 or or_else(), 15)
+        wait_until(lambda: _count_errors(stage.client) >= before + 3 or or_else())
     except AssertionError:
         stage.problems.append("no worker met the errors of the server")
 
@@ -1088,13 +1096,17 @@ def _swap_roles(client: Any, server: RedisServer, other: RedisServer) -> None:
     """Make the server a replica of the other one, which gets its data first. No write is lost."""
     successor: Any = other.client()
     successor.execute_command("REPLICAOF", "127.0.0.1", server.port)
-    wait_until(lambda: successor.info("replication")["master_link_status"] == "up", 20, "the other has the data")
+    wait_until(
+        lambda: successor.info("replication")["master_link_status"] == "up", PROCESS_SECONDS, "the other has the data"
+    )
     client.execute_command("CLIENT", "PAUSE", "20000", "WRITE")
-    wait_until(lambda: _offset(successor, "slave_repl_offset") >= _offset(client, "master_repl_offset"), 20)
+    wait_until(
+        lambda: _offset(successor, "slave_repl_offset") >= _offset(client, "master_repl_offset"), PROCESS_SECONDS
+    )
     successor.execute_command("REPLICAOF", "NO", "ONE")
     client.execute_command("REPLICAOF", "127.0.0.1", other.port)
     client.execute_command("CLIENT", "UNPAUSE")
-    wait_until(lambda: client.info("replication")["master_link_status"] == "up", 20, "it is a replica")
+    wait_until(lambda: client.info("replication")["master_link_status"] == "up", PROCESS_SECONDS, "it is a replica")
     successor.close()
 
 
@@ -1117,7 +1129,7 @@ def half_open_connections(rng: random.Random, size: int, workers: int, kind: Kin
 def _wait_for_hung_connection(stage: Stage) -> None:
     """Wait until somebody gave a dead connection up, and made another one, as dead."""
     hung = stage.proxy.counts["new and hung"]
-    wait_until(lambda: stage.proxy.counts["new and hung"] > hung, 30, "another connection is made")
+    wait_until(lambda: stage.proxy.counts["new and hung"] > hung, PROCESS_SECONDS, "another connection is made")
 
 
 def mixed_faults(rng: random.Random, size: int, workers: int, kind: Kind = PLAIN) -> Tally:
@@ -1179,7 +1191,7 @@ def _harms(stage: Stage, crew: Crew, other: RedisServer, rng: random.Random) -> 
         stage.proxy.break_all()
         number = rng.randrange(len(crew.processes))
         crew.kill(number)
-        wait_until(lambda: not crew.processes[number].is_running(), 20, "a worker that cannot connect")
+        wait_until(lambda: not crew.processes[number].is_running(), PROCESS_SECONDS, "a worker that cannot connect")
         stage.proxy.accept()
 
     def fill() -> None:
@@ -1211,7 +1223,7 @@ def _harms(stage: Stage, crew: Crew, other: RedisServer, rng: random.Random) -> 
         with suppress(ProcessLookupError):  # it has ended meanwhile
             os.kill(pid, signal.SIGSTOP)
             try:
-                wait_until(lambda: stage.ledger.now() > begin + 1.5 * LEASE_SECONDS, 20)
+                wait_until(lambda: stage.ledger.now() > begin + 1.5 * LEASE_SECONDS, PROCESS_SECONDS)
             finally:
                 os.kill(pid, signal.SIGCONT)
 

@@ -13,7 +13,7 @@ import pytest
 from limpyd_jobs import STATUSES, Cancellation
 from limpyd_jobs.exceptions import JobAlreadyQueued, JobNotInStatus
 
-from ..base import wait_until
+from ..base import PROCESS_SECONDS, wait_until
 from .faults import ASYNC_POOL, ENDED, FailsOnceJob, FailsOnceLoopJob, FaultsJob, HeldLoopJob, LoopJob, Stage
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -28,7 +28,7 @@ def held_in_a_pool(scenario: str) -> Iterator[tuple[Stage, list[Any]]]:
         crew = stage.start_workers(1, f"--concurrency={HELD // 2}")
         crew.processes[0].wait_for_output("Run started.", times=2)
         jobs = [stage.add(HeldLoopJob, str(number)) for number in range(HELD)]
-        wait_until(lambda: stage.runs() == HELD, 20, "all jobs run")
+        wait_until(lambda: stage.runs() == HELD, PROCESS_SECONDS, "all jobs run")
         yield stage, jobs
 
 
@@ -47,7 +47,7 @@ def test_sighup_rolls_a_pool_of_event_loops_while_its_jobs_run_on() -> None:
         pool.wait_for_output("Run started.", times=4)
 
         later = [stage.add(LoopJob, f"later {number}") for number in range(20)]
-        wait_until(lambda: statuses(later) == {STATUSES.SUCCESS}, 20, "the new workers run jobs")
+        wait_until(lambda: statuses(later) == {STATUSES.SUCCESS}, PROCESS_SECONDS, "the new workers run jobs")
 
         assert statuses(held) == {STATUSES.RUNNING}
         assert not processes_of_runs(stage.ledger.runs()[:HELD]) & processes_of_runs(stage.ledger.runs()[HELD:])
@@ -62,11 +62,11 @@ def test_the_jobs_of_event_loops_whose_parent_is_killed_end_and_no_other_begins(
     with held_in_a_pool("a killed parent") as (stage, held):
         (pool,) = stage.crews[0].processes
         pool.kill()
-        wait_until(lambda: pool.output.count("stopping after current job") == 2, 20, "the children know")
+        wait_until(lambda: pool.output.count("stopping after current job") == 2, PROCESS_SECONDS, "the children know")
         waiting = stage.add(LoopJob, "waiting")
 
         stage.ledger.open("held")
-        wait_until(lambda: statuses(held) == {STATUSES.SUCCESS}, 20, "all jobs have ended")
+        wait_until(lambda: statuses(held) == {STATUSES.SUCCESS}, PROCESS_SECONDS, "all jobs have ended")
 
         assert waiting.status.hget() == STATUSES.WAITING
         stage.deaths_are_expected = True

@@ -15,7 +15,7 @@ import pytest
 from limpyd_jobs import STATUSES, Error, Job, Queue
 from limpyd_jobs.workers import AsyncWorker
 
-from ..base import Process, RedisServer, WorkerProcess, wait_until
+from ..base import PROCESS_SECONDS, Process, RedisServer, WorkerProcess, wait_until
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -88,9 +88,9 @@ def test_the_command_starts_one_that_runs_many_jobs_at_a_time(argument: str, red
     jobs = add(5)
 
     with started(redis_server, argument, "--concurrency=4") as process:
-        wait_until(lambda: len(runs()) == 4, 20)
+        wait_until(lambda: len(runs()) == 4, PROCESS_SECONDS)
         let_go()
-        wait_until(lambda: statuses(jobs) == ["SUCCESS"] * 5, 20)
+        wait_until(lambda: statuses(jobs) == ["SUCCESS"] * 5, PROCESS_SECONDS)
         assert process.stop() == 0, process.output
 
     assert sorted(runs()) == ["0", "1", "2", "3", "4"]
@@ -113,7 +113,7 @@ def test_a_signal_lets_all_that_runs_end_and_takes_no_more(number: signal.Signal
     jobs = add(6)
 
     with started(redis_server, "--async", "--concurrency=3") as process:
-        wait_until(lambda: len(runs()) == 3, 20)
+        wait_until(lambda: len(runs()) == 3, PROCESS_SECONDS)
         process.send_signal(number)
         process.wait_for_output(f"Caught {number.name}")
         let_go()
@@ -131,7 +131,7 @@ def test_what_runs_is_given_back_in_its_order_and_its_tries_are_not_counted(
     options = ["--stop-timeout=0.05"] if how == "stop_timeout" else []
 
     with started(redis_server, "--async", "--concurrency=5", *options) as process:
-        wait_until(lambda: len(runs()) == 5, 20)
+        wait_until(lambda: len(runs()) == 5, PROCESS_SECONDS)
 
         assert process.stop(signal.SIGTERM if how == "stop_timeout" else signal.SIGQUIT) == 3, process.output
 
@@ -148,7 +148,7 @@ def test_a_sigint_that_is_not_graceful_gives_all_back_and_lets_coroutines_clean_
     strict = {"PYTHONASYNCIODEBUG": "1", "PYTHONWARNINGS": "error"}
 
     with started(redis_server, "--async", "--concurrency=4", "--no-terminate-gracefuly", environment=strict) as process:
-        wait_until(lambda: len(runs()) == 4, 20)
+        wait_until(lambda: len(runs()) == 4, PROCESS_SECONDS)
 
         assert process.stop(signal.SIGINT) != 0
 
@@ -167,13 +167,13 @@ def test_the_jobs_of_a_killed_worker_are_run_by_another(redis_server: RedisServe
     quick = f"--worker-class={HERE}.QuickAsyncWorker"
 
     with started(redis_server, quick) as victim:
-        wait_until(lambda: len(runs()) == 5, 20)
+        wait_until(lambda: len(runs()) == 5, PROCESS_SECONDS)
         victim.kill()
     assert statuses(jobs) == ["RUNNING"] * 5
 
     let_go()
     with started(redis_server, quick) as heir:
-        wait_until(lambda: statuses(jobs) == ["SUCCESS"] * 5, 20)
+        wait_until(lambda: statuses(jobs) == ["SUCCESS"] * 5, PROCESS_SECONDS)
         assert heir.stop() == 0
 
     assert [job.tries.hget() for job in jobs] == ["2"] * 5
@@ -187,9 +187,9 @@ def test_redis_may_be_killed_and_come_back_while_jobs_run() -> None:
         try:
             jobs = [Job.add_job(str(number), "async") for number in range(20)]
             with started(server, f"--callback={HERE}.rest", "--concurrency=20") as process:
-                wait_until(lambda: len(runs()) == 20, 20)
+                wait_until(lambda: len(runs()) == 20, PROCESS_SECONDS)
                 server.restart(server.kill)
-                wait_until(lambda: statuses(jobs) == ["SUCCESS"] * 20, 20)
+                wait_until(lambda: statuses(jobs) == ["SUCCESS"] * 20, PROCESS_SECONDS)
                 assert process.stop() == 0, process.output
                 assert "Traceback" not in process.output
             assert [job.tries.hget() for job in jobs] == ["1"] * 20
@@ -220,7 +220,7 @@ def test_a_worker_that_is_to_stop_gives_up_ends_that_it_cannot_record() -> None:
                 "worker.run()\nprint('run ended')\n"
             )
             with Process([sys.executable, "-c", program, server.url]) as process:
-                wait_until(lambda: len(runs()) == 3, 20)
+                wait_until(lambda: len(runs()) == 3, PROCESS_SECONDS)
                 server.kill()
                 process.send_signal(signal.SIGTERM)
                 assert process.wait() == 0, process.output
@@ -235,7 +235,7 @@ def test_a_blocking_job_does_not_lose_its_lease(redis_server: RedisServer) -> No
     quick = (f"--worker-class={HERE}.QuickAsyncWorker", f"--callback={HERE}.block")
 
     with started(redis_server, *quick, "--max-loops=1") as process, started(redis_server, *quick) as other:
-        wait_until(lambda: statuses([job]) == ["SUCCESS"], 20)
+        wait_until(lambda: statuses([job]) == ["SUCCESS"], PROCESS_SECONDS)
         other.stop()
         process.stop()
 

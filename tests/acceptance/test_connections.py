@@ -21,7 +21,7 @@ from limpyd_jobs import STATUSES, Error, Job, Queue, admin
 from limpyd_jobs.database import DATABASE_VARIABLE, JobsDatabase
 from limpyd_jobs.exceptions import DatabaseException
 
-from ..base import ROOT, Process, RedisServer, WorkerProcess, wait_until
+from ..base import PROCESS_SECONDS, ROOT, Process, RedisServer, WorkerProcess, wait_until
 
 REFUSED_ONCE = "refused once"
 CALLBACK = f"--callback={__name__}.visit"
@@ -316,9 +316,9 @@ def test_workers_and_producers_go_through_tls(database: JobsDatabase, proxy: Tls
     first = add("before the worker")
 
     with WorkerProcess(*WORKER, database=url) as worker:
-        wait_until(lambda: first.status.hget() == STATUSES.SUCCESS, 20, "the first job is done")
+        wait_until(lambda: first.status.hget() == STATUSES.SUCCESS, PROCESS_SECONDS, "the first job is done")
         second = add("while it waits", delayed_for=0.5)
-        wait_until(lambda: second.status.hget() == STATUSES.SUCCESS, 20, "the second job is done")
+        wait_until(lambda: second.status.hget() == STATUSES.SUCCESS, PROCESS_SECONDS, "the second job is done")
         assert worker.stop(signal.SIGTERM) == 0, worker.output
         assert PASSWORD not in worker.output
 

@@ -11,7 +11,7 @@ import pytest
 
 from limpyd_jobs import STATUSES, Error, Queue
 
-from ..base import wait_until
+from ..base import PROCESS_SECONDS, wait_until
 from ..proxy import Direction
 from . import faults
 from .faults import (
@@ -31,7 +31,8 @@ from .faults import (
     Tally,
 )
 
-pytestmark = pytest.mark.usefixtures("database")
+# many processes are started one after the other, which takes ten seconds, or a minute where much else runs
+pytestmark = [pytest.mark.usefixtures("database"), pytest.mark.timeout(300)]
 
 LONGEST_TEXT = 200_000  # of a message or a traceback in an Error
 other_kinds = pytest.mark.parametrize("kind", [kind for kind in KINDS if kind is not PLAIN], ids=lambda kind: kind.name)
@@ -162,15 +163,17 @@ def test_a_worker_whose_connections_go_half_open_in_a_job_finishes_it_and_goes_o
     with Stage("half-open in a job", is_proxied=True, options=IMPATIENT) as stage:
         crew = stage.start_workers(1)
         job = stage.add(HeldFaultsJob, "held")
-        wait_until(stage.runs, 20)
+        wait_until(stage.runs, PROCESS_SECONDS)
 
         stage.proxy.half_open(direction, new_connections_hang=new_connections_hang)
         stage.ledger.open("held")
         if new_connections_hang:
-            wait_until(lambda: stage.proxy.counts["new and hung"], 30, "the worker makes another connection")
+            wait_until(
+                lambda: stage.proxy.counts["new and hung"], PROCESS_SECONDS, "the worker makes another connection"
+            )
         stage.proxy.calm()
 
-        wait_until(lambda: job.status.hget() == STATUSES.SUCCESS, 30, "the job is finished")
+        wait_until(lambda: job.status.hget() == STATUSES.SUCCESS, PROCESS_SECONDS, "the job is finished")
         second = stage.add(FaultsJob, "the next one")
         found = stage.tally()
 
@@ -183,15 +186,17 @@ def test_a_job_whose_worker_has_only_half_open_connections_is_run_by_another_and
     with Stage("half-open in a job, and an heir", is_proxied=True, options=IMPATIENT) as stage:
         victims = stage.start_workers(1)
         job = stage.add(HeldFaultsJob, "held")
-        wait_until(stage.runs, 20)
+        wait_until(stage.runs, PROCESS_SECONDS)
 
         stage.proxy.half_open("both")
         heirs = stage.start_workers(1, url=stage.server.tcp_url)
-        wait_until(lambda: runs_of(stage, job) == 2, 30, "another worker runs the job")
+        wait_until(lambda: runs_of(stage, job) == 2, PROCESS_SECONDS, "another worker runs the job")
         stage.ledger.open("held")
-        wait_until(lambda: job.status.hget() == STATUSES.SUCCESS, 30, "the job is finished")
+        wait_until(lambda: job.status.hget() == STATUSES.SUCCESS, PROCESS_SECONDS, "the job is finished")
         stage.proxy.calm()
-        wait_until(lambda: stage.ledger.count("lost leases"), 30, "the first worker learns that it lost the job")
+        wait_until(
+            lambda: stage.ledger.count("lost leases"), PROCESS_SECONDS, "the first worker learns that it lost the job"
+        )
         heirs.stop()
         stage.crews.remove(heirs)
         second = stage.add(FaultsJob, "the next one")
@@ -248,7 +253,7 @@ def test_a_job_that_takes_its_worker_with_it_is_given_up_after_some_tries_and_ot
         good = [stage.add(FaultsJob, f"good {number}") for number in range(5)]
 
         crew = stage.start_workers(1, "--lease-seconds=1")
-        stage.settle(40)
+        stage.settle()
 
         tries = 1 + 3  # the default of max_recoveries
         assert bad.status.hget() == STATUSES.ERROR
@@ -281,7 +286,7 @@ def start_held(stage: Stage, *options: str) -> tuple[Crew, Any, Any]:
     """A worker within a job, and another job that waits."""
     held, second = stage.add(HeldFaultsJob, "held"), stage.add(FaultsJob, "second")
     crew = stage.start_workers(1, *options)
-    wait_until(stage.runs, 20, "the job runs")
+    wait_until(stage.runs, PROCESS_SECONDS, "the job runs")
     return crew, held, second
 
 

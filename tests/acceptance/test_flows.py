@@ -14,7 +14,8 @@ from limpyd_jobs.workflows import Workflow
 from .faults import ASYNC, KINDS, PLAIN, PREFETCH, FaultsJob, Kind, Stage
 from .flow_tasks import add_up, count_up
 
-pytestmark = pytest.mark.usefixtures("database")
+# many processes are started one after the other, which takes ten seconds, or a minute where much else runs
+pytestmark = [pytest.mark.usefixtures("database"), pytest.mark.timeout(300)]
 kinds = pytest.mark.parametrize("kind", [PLAIN, PREFETCH, ASYNC], ids=lambda kind: kind.name)
 
 

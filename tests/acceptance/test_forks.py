@@ -14,7 +14,7 @@ import pytest
 
 from limpyd_jobs import STATUSES
 
-from ..base import Process, RedisServer, wait_until
+from ..base import PROCESS_SECONDS, Process, RedisServer, wait_until
 from .jobs import RacesJob, connection
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -95,7 +95,7 @@ def test_the_children_of_one_worker_run_each_job_once(how: str, redis_server: Re
     jobs = [RacesJob.add_job(str(number)) for number in range(20)]
 
     with forked(redis_server, how) as (program, pids):
-        wait_until(lambda: succeeded() == len(jobs), 20, "all jobs are done")
+        wait_until(lambda: succeeded() == len(jobs), PROCESS_SECONDS, "all jobs are done")
         for pid in pids:
             os.kill(pid, signal.SIGTERM)
         program.wait_for_output("ended with")
@@ -112,7 +112,7 @@ def test_each_child_of_one_worker_is_stopped_by_a_signal_of_its_own(
     jobs: list[Any] = [RacesJob.add_job(str(number)) for number in range(CHILDREN)]
 
     with forked(redis_server, "os.fork") as (program, (first, second)):
-        wait_until(lambda: succeeded() == len(jobs), 20, "each child has run a job")
+        wait_until(lambda: succeeded() == len(jobs), PROCESS_SECONDS, "each child has run a job")
         os.kill(first, number)
         wait_until(lambda: program.output.count("Run terminated") == 1, message="the first child ends")
         later = RacesJob.add_job("later")

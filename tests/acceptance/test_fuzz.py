@@ -15,7 +15,7 @@ from limpyd_jobs import STATUSES, Error, Job, Queue, admin
 from limpyd_jobs.exceptions import InvalidArgument
 from limpyd_jobs.fields import InstanceHashField
 
-from ..base import RedisServer, WorkerProcess, wait_until
+from ..base import PROCESS_SECONDS, RedisServer, WorkerProcess, wait_until
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -126,7 +126,7 @@ def test_whatever_is_added_is_run(redis_server: RedisServer) -> None:
         Queue.get_queue(name)
     with working(redis_server) as worker:
         add()
-        wait_until(is_all_done, 20, "all jobs are done")
+        wait_until(is_all_done, PROCESS_SECONDS, "all jobs are done")
         output = worker.output
 
     assert {job.status.hget() for job in added} == {STATUSES.SUCCESS}
@@ -155,8 +155,12 @@ def test_whatever_is_pushed_is_cleared_away_and_no_job_is_lost(redis_server: Red
 
     with working(redis_server, "--fetch-delayed-delay=0.2"):
         push()
-        wait_until(is_all_done, 20, "all jobs are done")
-        wait_until(lambda: not queue.delayed.zcard() and not queue.waiting.llen(), 20, "all that was pushed is gone")
+        wait_until(is_all_done, PROCESS_SECONDS, "all jobs are done")
+        wait_until(
+            lambda: not queue.delayed.zcard() and not queue.waiting.llen(),
+            PROCESS_SECONDS,
+            "all that was pushed is gone",
+        )
 
     assert {job.status.hget() for job in good} == {STATUSES.SUCCESS}
     assert queue.errors.llen() == len(Error.collection())
@@ -180,10 +184,14 @@ def test_whatever_stands_in_the_fields_of_a_job_the_others_run(redis_server: Red
     Queue.get_queue("fuzz")
     with working(redis_server, "--fetch-delayed-delay=0.2"):
         spoil()
-        wait_until(lambda: all(job.status.hget() == STATUSES.SUCCESS for job in good), 20, "all good jobs are done")
+        wait_until(
+            lambda: all(job.status.hget() == STATUSES.SUCCESS for job in good),
+            PROCESS_SECONDS,
+            "all good jobs are done",
+        )
         queue = Queue.get_queue("fuzz")
-        wait_until(lambda: not queue.delayed.zcard() and not queue.waiting.llen(), 20, "nothing is left")
-        wait_until(lambda: not client().zcard("jobs:leases"), 20, "nothing runs")
+        wait_until(lambda: not queue.delayed.zcard() and not queue.waiting.llen(), PROCESS_SECONDS, "nothing is left")
+        wait_until(lambda: not client().zcard("jobs:leases"), PROCESS_SECONDS, "nothing runs")
 
     plain = [job for name, job in spoilt if name in names]
     assert {client().hget(job.key, "status") for job in plain} == {STATUSES.SUCCESS}

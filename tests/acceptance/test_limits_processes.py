@@ -13,7 +13,7 @@ import pytest
 
 from limpyd_jobs import STATUSES, Error, Job, Queue, Worker, admin
 
-from ..base import RedisServer, WorkerProcess, wait_until
+from ..base import PROCESS_SECONDS, RedisServer, WorkerProcess, wait_until
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -93,7 +93,7 @@ def test_two_processes_with_threads_never_run_more_than_may_and_run_all(redis_se
         for worker in workers:
             worker.wait_for_output("Run started.")
         jobs = [LimitsCrowdJob.add_job(str(number)) for number in range(200)]
-        wait_until(lambda: are_done(jobs), 30, "all jobs have run")
+        wait_until(lambda: are_done(jobs), PROCESS_SECONDS, "all jobs have run")
         assert [worker.stop() for worker in workers] == [0, 0]
 
     inside = [int(text) for text in client().lrange("test:inside", 0, -1)]
@@ -104,12 +104,15 @@ def test_two_processes_with_threads_never_run_more_than_may_and_run_all(redis_se
 def test_the_place_of_a_worker_that_is_killed_is_free_when_its_lease_lapses(redis_server: RedisServer) -> None:
     jobs = [LimitsHeldJob.add_job(name) for name in ("a", "b", "c")]
     with start(redis_server) as victim, start(redis_server) as heir:
-        wait_until(lambda: runs() == ["a"] and Queue.count_parked_jobs() == {LimitsHeldJob.get_model_repr(): 2}, 20)
+        wait_until(
+            lambda: runs() == ["a"] and Queue.count_parked_jobs() == {LimitsHeldJob.get_model_repr(): 2},
+            PROCESS_SECONDS,
+        )
         killed = next(worker for worker in (victim, heir) if client().lindex("test:runs", 0).endswith(f" {worker.pid}"))
         killed.kill()
-        wait_until(lambda: len(runs()) == 2, 20, "another job has the place")
+        wait_until(lambda: len(runs()) == 2, PROCESS_SECONDS, "another job has the place")
         client().set("test:go", "1")
-        wait_until(lambda: are_done(jobs), 20, "all jobs have run")
+        wait_until(lambda: are_done(jobs), PROCESS_SECONDS, "all jobs have run")
         assert next(worker for worker in (victim, heir) if worker is not killed).stop() == 0
 
     assert runs() == ["a", "a", "b", "c"]
@@ -118,12 +121,12 @@ def test_the_place_of_a_worker_that_is_killed_is_free_when_its_lease_lapses(redi
 def test_a_worker_that_must_end_at_once_gives_its_place_back(redis_server: RedisServer) -> None:
     jobs = [LimitsHeldJob.add_job(name) for name in ("a", "b")]
     with start(redis_server) as first:
-        wait_until(lambda: runs() == ["a"], 20)
+        wait_until(lambda: runs() == ["a"], PROCESS_SECONDS)
         assert first.stop(signal.SIGQUIT) == 3
     client().set("test:go", "1")
 
     with start(redis_server) as second:
-        wait_until(lambda: are_done(jobs), 20)
+        wait_until(lambda: are_done(jobs), PROCESS_SECONDS)
         assert second.stop() == 0
 
     assert runs() == ["a", "a", "b"]
@@ -134,7 +137,7 @@ def test_an_isolated_job_that_is_killed_frees_its_place_at_once(redis_server: Re
     others = [LimitsDyingJob.add_job(name) for name in ("b", "c")]
 
     with start(redis_server) as worker:
-        wait_until(lambda: are_done(others), 20, "the others have run")
+        wait_until(lambda: are_done(others), PROCESS_SECONDS, "the others have run")
         assert worker.stop() == 0
 
     assert len(Error.collection()) == 1

@@ -12,7 +12,7 @@ import pytest
 from limpyd_jobs import Error, Job, Queue, admin
 from limpyd_jobs.fields import InstanceHashField
 
-from ..base import RedisServer, WorkerProcess, wait_until
+from ..base import PROCESS_SECONDS, RedisServer, WorkerProcess, wait_until
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -40,7 +40,11 @@ def add_and_wait(first: int) -> None:
         MemoryJob.add_job(f"memory:{number}", number=number)
     wait_until(lambda: not MemoryJob.collection(queued="1"), 60, "all jobs are done")
     queue = Queue.get_queue("memory")
-    wait_until(lambda: queue.success.llen() <= KEPT + 10 and queue.errors.llen() <= KEPT + 10, 20, "all is trimmed")
+    wait_until(
+        lambda: queue.success.llen() <= KEPT + 10 and queue.errors.llen() <= KEPT + 10,
+        PROCESS_SECONDS,
+        "all is trimmed",
+    )
 
 
 def measure(pid: int) -> tuple[int, int, int]:

@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 from limpyd_jobs import STATUSES, Job, embedded
 
-from ..base import Process, RedisServer, WorkerProcess, wait_until
+from ..base import PROCESS_SECONDS, Process, RedisServer, WorkerProcess, wait_until
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -104,7 +105,7 @@ def runs() -> list[list[str]]:
 
 
 def wait_for_runs(count: int) -> list[list[str]]:
-    return wait_until(lambda: runs() if len(runs()) >= count else None, 20, f"{count} runs")
+    return wait_until(lambda: runs() if len(runs()) >= count else None, PROCESS_SECONDS, f"{count} runs")
 
 
 def let_go() -> None:
@@ -113,7 +114,7 @@ def let_go() -> None:
 
 
 def wait_for_success(jobs: list[Job]) -> None:
-    wait_until(lambda: statuses(jobs) == [STATUSES.SUCCESS] * len(jobs), 20, "all jobs have succeeded")
+    wait_until(lambda: statuses(jobs) == [STATUSES.SUCCESS] * len(jobs), PROCESS_SECONDS, "all jobs have succeeded")
 
 
 def statuses(jobs: list[Job]) -> list[str]:
@@ -251,9 +252,9 @@ def test_children_whose_parent_is_killed_end_gracefully(start: StartPool) -> Non
 
         process.kill()
 
-        wait_until(lambda: process.output.count("The parent of this worker is gone") == 2, 20)
+        wait_until(lambda: process.output.count("The parent of this worker is gone") == 2, PROCESS_SECONDS)
         let_go()
-        wait_until(lambda: not any(map(is_alive, pids)), 20, "no orphan is left")
+        wait_until(lambda: not any(map(is_alive, pids)), PROCESS_SECONDS, "no orphan is left")
 
     assert statuses(jobs) == [STATUSES.SUCCESS, STATUSES.SUCCESS, STATUSES.WAITING]
 
@@ -267,7 +268,7 @@ def test_a_child_whose_parent_is_killed_while_it_loads_the_code_ends_too(start: 
 
         process.kill()
 
-        wait_until(lambda: not is_alive(pid), 20, "no orphan is left")
+        wait_until(lambda: not is_alive(pid), PROCESS_SECONDS, "no orphan is left")
 
 
 def test_stop_timeout_bounds_the_job_of_a_child_whose_parent_is_killed(start: StartPool) -> None:
@@ -277,7 +278,7 @@ def test_stop_timeout_bounds_the_job_of_a_child_whose_parent_is_killed(start: St
 
         process.kill()
 
-        wait_until(lambda: not is_alive(int(pid)), 20, "no orphan is left")
+        wait_until(lambda: not is_alive(int(pid)), PROCESS_SECONDS, "no orphan is left")
 
     assert job.status.hget() == STATUSES.WAITING
 
@@ -326,7 +327,8 @@ def test_at_ctrl_c_children_that_do_not_end_gracefully_give_their_jobs_back(star
         wait_for_runs(2)
 
         for pid in (process.pid, *wait_for_ready(process, 2)):  # as a terminal does
-            os.kill(pid, signal.SIGINT)
+            with suppress(ProcessLookupError):  # the parent has passed it on, and the child has ended by that
+                os.kill(pid, signal.SIGINT)
 
         process.wait()
 

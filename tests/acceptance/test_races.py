@@ -15,7 +15,7 @@ import pytest
 from limpyd_jobs import STATUSES, Queue, Worker, transitions
 from limpyd_jobs.utils import utcnow
 
-from ..base import Process, RedisServer, wait_until
+from ..base import PROCESS_SECONDS, Process, RedisServer, wait_until
 from .jobs import RacesJob, connection
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -152,7 +152,9 @@ def test_fifty_threads_and_eight_processes_that_add_one_identifier_make_one_job(
         for thread in adding:
             thread.start()
         everybody = threads + processes
-        wait_until(lambda: connection().info("clients")["blocked_clients"] == everybody, 30, "all are at the gate")
+        wait_until(
+            lambda: connection().info("clients")["blocked_clients"] == everybody, PROCESS_SECONDS, "all are at the gate"
+        )
         connection().rpush("test:gate", *["go"] * everybody)
         for thread in adding:
             thread.join(20)
@@ -203,7 +205,7 @@ def test_a_job_whose_priority_is_raised_while_workers_take_it_runs_once() -> Non
                 lambda side, name=str(number): RacesJob.add_job(name, priority=1 + side, prepend=bool(side)).pk.get(),
             )
             added += {first.pk.get(), *raised}
-        wait_until(is_all_done, 20, "no job is queued")
+        wait_until(is_all_done, PROCESS_SECONDS, "no job is queued")
 
     assert Counter(workers.runs) == Counter(added)
     assert len(RacesJob.collection(status=STATUSES.SUCCESS)) == len(added)
@@ -220,7 +222,7 @@ def test_a_job_whose_delay_and_priority_change_while_it_becomes_due_runs_once() 
             first = RacesJob.add_job(str(number), delayed_for=0.01)
             again = RacesJob.add_job(str(number), priority=random.choice((0, 1)), delayed_for=0.01)
             added += {first.pk.get(), again.pk.get()}
-        wait_until(is_all_done, 20, "no job is queued")
+        wait_until(is_all_done, PROCESS_SECONDS, "no job is queued")
 
     assert Counter(workers.runs) == Counter(added)
     assert Queue.count_waiting_jobs("race") == Queue.count_delayed_jobs("race") == 0
@@ -237,7 +239,7 @@ def test_a_running_job_is_returned_unchanged_by_add_job_and_runs_once(options: d
         seen.append((returned.pk.get(), running.hgetall() == before, places_of(running.ident)))
 
     with Workers(2, add_again) as workers:
-        wait_until(lambda: job.status.hget() == STATUSES.SUCCESS, 10)
+        wait_until(lambda: job.status.hget() == STATUSES.SUCCESS)
 
     assert seen == [(job.pk.get(), True, [])]
     assert workers.runs == [job.pk.get()]
@@ -255,7 +257,7 @@ def test_a_running_job_is_not_delayed_by_add_job(options: dict[str, Any]) -> Non
         statuses.append(running.hmget("status", "delayed_until"))
 
     with Workers(1, add_again):
-        wait_until(lambda: job.status.hget() == STATUSES.SUCCESS, 10)
+        wait_until(lambda: job.status.hget() == STATUSES.SUCCESS)
 
     assert statuses == [[STATUSES.RUNNING, None]]
     assert Queue.count_delayed_jobs("race") == 0
@@ -300,7 +302,7 @@ def test_jobs_canceled_while_workers_take_them_run_or_are_skipped_and_none_is_le
     with Workers(3) as workers:
         for job in reversed(jobs):
             job.status.hset(STATUSES.CANCELED)
-        wait_until(is_all_done, 20, "no job is queued")
+        wait_until(is_all_done, PROCESS_SECONDS, "no job is queued")
 
     assert max(Counter(workers.runs).values(), default=1) == 1
     assert Queue.count_waiting_jobs("race") == 0

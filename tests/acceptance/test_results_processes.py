@@ -10,7 +10,7 @@ import pytest
 from limpyd_jobs import STATUSES, Queue, admin
 from limpyd_jobs.outcomes import read_result
 
-from ..base import RedisServer, WorkerProcess, wait_until
+from ..base import PROCESS_SECONDS, RedisServer, WorkerProcess, wait_until
 from .jobs import AnsweringJob
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -49,11 +49,11 @@ def test_successes_and_results_are_stored_together_though_workers_are_killed(
     for number in range(1, KILLS + 1):
         with start(redis_server, *KINDS[kind]) as worker:
             wanted = number * JOBS // (KILLS + 2) + random.randrange(20)
-            wait_until(lambda wanted=wanted: ended() >= wanted, timeout=30)  # type: ignore[misc]
+            wait_until(lambda wanted=wanted: ended() >= wanted, PROCESS_SECONDS)  # type: ignore[misc]
             worker.kill()
         assert_results_go_with_successes()
     with start(redis_server, *KINDS[kind]):
-        wait_until(lambda: ended() >= JOBS, timeout=30)
+        wait_until(lambda: ended() >= JOBS, PROCESS_SECONDS)
     assert_results_go_with_successes()
     assert len(AnsweringJob.collection(status=STATUSES.SUCCESS)) == JOBS
     assert [str(problem) for problem in admin.check()] == []

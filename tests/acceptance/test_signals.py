@@ -13,7 +13,7 @@ import pytest
 
 from limpyd_jobs import STATUSES, Job, Queue
 
-from ..base import Process, RedisServer, wait_until
+from ..base import PROCESS_SECONDS, Process, RedisServer, wait_until
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -106,7 +106,7 @@ def test_a_signal_to_a_process_that_a_job_started_is_not_one_to_the_worker(
     jobs = [SignalsJob.add_job("ends a child"), SignalsJob.add_job("another")]
 
     with started(redis_server, options) as process:
-        wait_until(lambda: all(job.status.hget() == STATUSES.SUCCESS for job in jobs), 20)
+        wait_until(lambda: all(job.status.hget() == STATUSES.SUCCESS for job in jobs), PROCESS_SECONDS)
         # an idle worker may need longer than its stop_timeout of 10 ms to end, on a busy machine
         assert process.stop() in ((0, 3) if "stop_timeout" in options else (0,)), process.output
         assert "given back" not in process.output
@@ -138,7 +138,7 @@ def test_a_worker_whose_log_nobody_reads_ends_at_sigquit(redis_server: RedisServ
     )
 
     with started(redis_server, prelude=prelude) as process:
-        wait_until(lambda: runs() == ["holds"], 20)
+        wait_until(lambda: runs() == ["holds"], PROCESS_SECONDS)
         assert process.stop(signal.SIGQUIT) == 3
 
     assert job.hmget("status", "tries") == [STATUSES.WAITING, None]
@@ -149,7 +149,7 @@ def test_a_signal_counts_although_logging_it_raises(redis_server: RedisServer) -
     prelude = "logging.getLogger('limpyd-jobs').addFilter(lambda record: 'Caught' not in record.getMessage() or 1 / 0)"
 
     with started(redis_server, prelude=prelude) as process:
-        wait_until(lambda: runs() == ["holds"], 20)
+        wait_until(lambda: runs() == ["holds"], PROCESS_SECONDS)
         process.send_signal(signal.SIGTERM)
         wait_until(lambda: _has_handled(process.pid, signal.SIGTERM), message="the signal is delivered")
         client().set("test:go", "1")
@@ -174,7 +174,7 @@ def test_both_workers_of_a_process_hear_of_a_signal(redis_server: RedisServer) -
     prelude = "other = Worker('signals', callback=run)"
 
     with started(redis_server, prelude=prelude) as process:
-        wait_until(lambda: runs() == ["holds"], 20)
+        wait_until(lambda: runs() == ["holds"], PROCESS_SECONDS)
         process.send_signal(signal.SIGTERM)
         process.wait_for_output("Caught SIGTERM", times=2)
         client().set("test:go", "1")
@@ -220,7 +220,7 @@ def test_a_worker_that_is_to_stop_while_redis_hangs_ends_with_three(redis_server
         try:
             SignalsJob.add_job("holds")
             with started(server) as process:
-                wait_until(lambda: runs() == ["holds"], 20)
+                wait_until(lambda: runs() == ["holds"], PROCESS_SECONDS)
                 assert server.process is not None
                 server.process.send_signal(signal.SIGSTOP)
                 assert process.stop(signal.SIGQUIT, timeout=30) == 3

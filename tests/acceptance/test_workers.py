@@ -11,7 +11,7 @@ import pytest
 
 from limpyd_jobs import STATUSES, Queue
 
-from ..base import RedisServer, WorkerProcess, wait_until
+from ..base import PROCESS_SECONDS, RedisServer, WorkerProcess, wait_until
 from .jobs import CREW, CountedJob, HeldJob, connection
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -50,8 +50,8 @@ def test_several_processes_run_each_job_exactly_once_and_by_priority(redis_serve
     pks = sorted(job.pk.get() for job in jobs)
 
     with started(redis_server, CREW, "--queues=counted", "--timeout=5") as workers:
-        wait_until(lambda: connection().llen("test:runs") >= 300, 30, "300 runs")
-        wait_until(lambda: len(CountedJob.collection(status=STATUSES.SUCCESS)) == 300, 10, "300 successes")
+        wait_until(lambda: connection().llen("test:runs") >= 300, PROCESS_SECONDS, "300 runs")
+        wait_until(lambda: len(CountedJob.collection(status=STATUSES.SUCCESS)) == 300, message="300 successes")
         codes = [worker.stop() for worker in workers]
 
     assert sorted(pk for pk, _ in runs()) == pks
@@ -67,7 +67,7 @@ def test_several_processes_run_each_job_exactly_once_and_by_priority(redis_serve
 def test_the_job_of_a_killed_worker_is_run_once_more_by_another(redis_server: RedisServer) -> None:
     job, second = HeldJob.add_job("one"), HeldJob.add_job("two")
     with started(redis_server, 1, "--queues=held", QUICK_HEART) as (victim,):
-        wait_until(runs, 20)
+        wait_until(runs, PROCESS_SECONDS)
         victim.kill()
     assert job.status.hget() == STATUSES.RUNNING
 
@@ -75,7 +75,7 @@ def test_the_job_of_a_killed_worker_is_run_once_more_by_another(redis_server: Re
         # the first is taken away from the dead while the heir runs the second, or before
         heir.wait_for_output("starting")
         open_the_doors()
-        wait_until(lambda: job.status.hget() == STATUSES.SUCCESS, 20, "the job of the dead worker is done")
+        wait_until(lambda: job.status.hget() == STATUSES.SUCCESS, PROCESS_SECONDS, "the job of the dead worker is done")
         assert heir.wait() == 0
 
     assert [pid for pk, pid in runs() if pk == job.pk.get()] == [victim.pid, heir.pid]
@@ -88,15 +88,15 @@ def test_the_job_of_a_killed_worker_is_run_once_more_by_another(redis_server: Re
 def test_a_worker_that_waits_takes_over_from_one_that_is_killed(redis_server: RedisServer) -> None:
     job = HeldJob.add_job("one")
     with started(redis_server, 2, "--queues=held", QUICK_HEART) as workers:
-        wait_until(runs, 20)
+        wait_until(runs, PROCESS_SECONDS)
         for worker in workers:
             worker.wait_for_output("Run started.")
         victim = next(worker for worker in workers if worker.pid == runs()[0][1])
         heir = next(worker for worker in workers if worker is not victim)
         victim.kill()
-        wait_until(lambda: len(runs()) == 2, 20, "the job runs again")
+        wait_until(lambda: len(runs()) == 2, PROCESS_SECONDS, "the job runs again")
         open_the_doors()
-        wait_until(lambda: job.status.hget() == STATUSES.SUCCESS, 20)
+        wait_until(lambda: job.status.hget() == STATUSES.SUCCESS, PROCESS_SECONDS)
         assert heir.stop() == 0
         assert f"{job.ident} is given back: the lease of its worker lapsed" in heir.output
 
@@ -107,7 +107,7 @@ def test_a_worker_that_waits_takes_over_from_one_that_is_killed(redis_server: Re
 def test_w61_a_signal_lets_the_job_end_and_takes_no_other(number: signal.Signals, redis_server: RedisServer) -> None:
     job, second = HeldJob.add_job("one"), HeldJob.add_job("two")
     with started(redis_server, 1, "--queues=held") as (worker,):
-        wait_until(runs, 20)
+        wait_until(runs, PROCESS_SECONDS)
         worker.send_signal(number)
         worker.wait_for_output(f"Caught {number.name}")
         assert job.status.hget() == STATUSES.RUNNING
@@ -128,7 +128,7 @@ def test_w10_a_worker_that_does_not_terminate_gracefully_is_ended_by_sigterm_wit
 ) -> None:
     job: Any = HeldJob.add_job("one")
     with started(redis_server, 1, "--queues=held", "--no-terminate-gracefuly") as (worker,):
-        wait_until(runs, 20)
+        wait_until(runs, PROCESS_SECONDS)
 
         assert worker.stop(signal.SIGTERM) == -signal.SIGTERM
 

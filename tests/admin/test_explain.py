@@ -22,7 +22,7 @@ from limpyd_jobs.transitions import Caller
 from limpyd_jobs.utils import datetime_to_score, utcnow
 
 from ..base import ROOT, wait_until
-from ..workers.base import Running, client, idle, wait_until_lapsed, work
+from ..workers.base import DEADLINE_SECONDS, Running, client, idle, wait_until_lapsed, work
 from .support import see_worker, take
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -116,10 +116,10 @@ def test_the_worker_of_a_running_job_is_known_as_soon_as_it_works() -> None:
 
     def wait(job: Any, queue: Any) -> None:
         has_begun.set()
-        may_end.wait(10)
+        may_end.wait(DEADLINE_SECONDS)
 
     with Running(idle(callback=wait, prefetch=2)):
-        has_begun.wait(10)
+        assert has_begun.wait(DEADLINE_SECONDS)
         wait_until(lambda: first.status.hget() == "r", message="that it runs is noted")
         running, ahead = explain(first, "running"), explain(second, "claimed-ahead")
         may_end.set()

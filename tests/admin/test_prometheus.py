@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socketserver
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -150,11 +151,11 @@ def test_a_name_that_is_not_utf_8_spoils_no_answer() -> None:
 def test_thousands_of_queues_take_no_time() -> None:
     sizes = dict.fromkeys(("waiting", "due", "delayed", "running", "errors", "succeeded"), 0)
     queues = [QueueStatus(f"queue {number}", 0, **sizes) for number in range(6000)]
-    started = time.monotonic()
+    started = time.thread_time()  # of the processor: what else runs there does not count
 
     (oldest,) = [one for one in _of_status(Status(queues, [], "")) if "oldest" in one.name]
 
-    assert len(oldest.samples) == 6000 and time.monotonic() - started < 2
+    assert len(oldest.samples) == 6000 and time.thread_time() - started < 2
 
 
 # --- numbers
@@ -284,13 +285,15 @@ def test_a_place_that_is_none_is_refused(listen: Any) -> None:
         serve(listen)
 
 
-def test_it_stops_at_once(server: MetricsServer) -> None:
+def test_it_stops_at_once(server: MetricsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    # how often its thread looks whether it is to end, in seconds: what happens before is not such a look
+    monkeypatch.setattr(socketserver.BaseServer.serve_forever, "__defaults__", (60,))
     other = serve(0)
     started = time.monotonic()
 
     other.stop()
 
-    assert time.monotonic() - started < 0.3
+    assert time.monotonic() - started < 10
 
 
 def test_a_forked_process_does_not_keep_the_port() -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pyte
 
-from ..base import ROOT, wait_until
+from ..base import PROCESS_SECONDS, ROOT, wait_until
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class Terminal:
         """All lines of the screen as one text."""
         return "\n".join(self.look())
 
-    def wait_for(self, text: str, timeout: float = 20) -> str:
+    def wait_for(self, text: str, timeout: float = PROCESS_SECONDS) -> str:
         """Wait until the screen shows a text; gives all that it shows then."""
         try:
             wait_until(lambda: text in self.text, timeout)
@@ -128,7 +128,7 @@ class Terminal:
             raise AssertionError(f"{text!r} is not on the screen:\n{self.text}") from None
         return self.text
 
-    def wait(self, timeout: float = 20) -> int:
+    def wait(self, timeout: float = PROCESS_SECONDS) -> int:
         """The exit code, when it ends."""
 
         def has_ended() -> bool:

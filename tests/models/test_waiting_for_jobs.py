@@ -20,7 +20,7 @@ from limpyd_jobs import STATUSES, Job, admin, waiting
 from limpyd_jobs.exceptions import DatabaseException, InvalidArgument, LimpydJobsException, WaitTimeout
 from limpyd_jobs.waiting import as_completed, await_all, await_any, await_completed, wait_all, wait_any
 
-from ..base import RedisServer, wait_until
+from ..base import PATIENCE_SECONDS, RedisServer, wait_until
 from .support import connection, fail, run_worker
 
 pytestmark = pytest.mark.usefixtures("database", "books")
@@ -78,7 +78,7 @@ class Waiter(threading.Thread):
             self.error = error
 
     def answer(self) -> Any:
-        self.join(10)
+        self.join(PATIENCE_SECONDS)
         assert not self.is_alive(), "it still waits"
         if self.error is not None:
             raise self.error
@@ -184,12 +184,19 @@ def test_the_end_of_a_job_that_nobody_tells_of_is_found_by_a_look(monkeypatch: A
 
 
 def test_the_end_that_nobody_told_of_is_found_at_the_deadline(monkeypatch: Any) -> None:
-    monkeypatch.setattr(waiting._Waiting, "_told", lambda *_: [])
+    has_ended = threading.Event()
+
+    def tell_nothing(*_: Any) -> list[Any]:
+        has_ended.wait(LONG)  # so that the deadline is not there before: the worker may take longer than that
+        return []
+
+    monkeypatch.setattr(waiting._Waiting, "_told", tell_nothing)
     job = WaitedJob.add_job("a")
     monkeypatch.setattr(waiting, "LOOK_SECONDS", 1000.0)
 
     with waiter_for(job, lambda: job.wait(1)) as waiter:
         run_worker("q", callback=nothing)
+        has_ended.set()
 
     assert waiter.answer() is True
 

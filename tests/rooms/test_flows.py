@@ -323,6 +323,7 @@ def test_wrong_arguments_are_refused_before_anything_is_written() -> None:
     assert len(TaskJob.collection()) == 0
 
 
+@pytest.mark.timeout(300)  # it takes some seconds, or two minutes where much else runs
 def test_ten_thousand_calls_and_a_callback() -> None:
     flow = chord((number.s(value) for value in range(9_999)), total.s()).add()
 

@@ -181,7 +181,7 @@ def test_stop_waits_until_the_server_has_ended(directory: Path) -> None:
 
     embedded.stop(directory)
 
-    wait_until(lambda: not is_alive(pid), timeout=1)
+    wait_until(lambda: not is_alive(pid))
     assert embedded.stop(directory) is False
 
 

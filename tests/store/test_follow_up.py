@@ -194,7 +194,7 @@ def test_a_job_that_cannot_be_run_is_told_of(listener: Listener) -> None:
 def test_an_end_that_a_program_writes_is_told_when_a_worker_comes_to_it(listener: Listener, status: str) -> None:
     add().status.hset(status)
     assert listener.heard() == []
-    worker = Worker("followed", max_duration=1, timeout=1, terminate_gracefuly=False)
+    worker = Worker("followed", burst=True, terminate_gracefuly=False)
     worker.run()
     assert listener.heard() == [f"1:events status {status}"]
 

@@ -382,7 +382,7 @@ def test_the_connections_to_a_replica_are_closed(database: JobsDatabase, own_ser
         add("a", "q", retry_for=0)
 
     assert named.spares == []
-    wait_until(lambda: not named.ids(), 2, "the connections are closed")
+    wait_until(lambda: not named.ids(), message="the connections are closed")
     assert named.taken() == 0
 
 

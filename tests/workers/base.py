@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from typing import Any
+
+import pytest
 
 from limpyd_jobs import Worker
 from limpyd_jobs.models import BaseJobsModel
 from limpyd_jobs.transitions import Call, Taken, claim
 from limpyd_jobs.utils import utcnow
+from limpyd_jobs.workers.heartbeat import Heartbeat
 
-from ..base import wait_until
+from ..base import PATIENCE_SECONDS, wait_until
 
-DEADLINE_SECONDS = 10
+DEADLINE_SECONDS = PATIENCE_SECONDS
 
 
 class Log(logging.Handler):
@@ -135,3 +139,28 @@ def wait_until_lapsed(ident: str) -> None:
         return deadline is not None and deadline <= seconds + micros / 1_000_000
 
     wait_until(is_over, message=f"the lease of {ident} is over")
+
+
+def beats_on_demand(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Stop the hearts of workers; gives a function in which they beat, twice at least.
+
+    The leases can be long then: short ones a busy machine loses. And no beat meets the end of a job on its way.
+    """
+    beat, lock, may_beat, beats = Heartbeat.beat, threading.Lock(), threading.Event(), []
+
+    def beat_if_it_may(self: Heartbeat) -> None:
+        with lock:
+            if may_beat.is_set():
+                beat(self)
+                beats.append(self)
+
+    def let_them_beat() -> None:
+        before = len(beats)
+        may_beat.set()
+        wait_until(lambda: len(beats) >= before + 2, message="the heart beats twice")
+        with lock:
+            may_beat.clear()
+
+    monkeypatch.setattr(Heartbeat, "_interval", lambda self: 0.02)
+    monkeypatch.setattr(Heartbeat, "beat", beat_if_it_may)
+    return let_them_beat

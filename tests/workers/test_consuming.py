@@ -13,9 +13,7 @@ from limpyd_jobs import STATUSES, Error, Job, JobTimeout, Queue, Retry
 from limpyd_jobs.exceptions import ConfigurationException, LimpydJobsException
 from limpyd_jobs.workers import AsyncConsumer
 
-from .base import Log, client
-
-DEADLINE_SECONDS = 10
+from .base import DEADLINE_SECONDS, Log, client
 
 
 class ConsumedJob(Job):
@@ -211,18 +209,21 @@ def test_several_tasks_share_a_consumer() -> None:
     ConsumedJob.add_jobs(map(str, range(20)))
     running = most = 0
 
-    async def one(jobs: AsyncConsumer) -> None:
+    async def one(jobs: AsyncConsumer, all_at_work: asyncio.Event) -> None:
         nonlocal running, most
         async for job in jobs:
             async with job:
                 running += 1
                 most = max(most, running)
-                await asyncio.sleep(0.005)
+                if running == 4:
+                    all_at_work.set()
+                await asyncio.wait_for(all_at_work.wait(), DEADLINE_SECONDS)
                 running -= 1
 
     async def consume() -> None:
+        all_at_work = asyncio.Event()
         async with AsyncConsumer("test", burst=True) as jobs:
-            await asyncio.gather(*[one(jobs) for _ in range(4)])
+            await asyncio.gather(*[one(jobs, all_at_work) for _ in range(4)])
 
     go(consume())
     assert most == 4

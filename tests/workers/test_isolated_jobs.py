@@ -334,7 +334,7 @@ def test_a_job_that_is_canceled_is_killed_and_skipped(log: Log) -> None:
     with Running(idle(isolate=True, callback=callback)):
         pid = int(wait_until(lambda: client().get("test:pid")))
         assert job.cancel("no more") is Cancellation.REQUESTED
-        wait_until(lambda: hooks() == ["skipped"], 5)
+        wait_until(lambda: hooks() == ["skipped"])
 
     assert job.hmget("status", "queued", "cancel_reason") == [STATUSES.CANCELED, None, "no more"]
     assert len(Error.collection()) == 0
@@ -382,11 +382,11 @@ def test_the_lease_of_a_long_job_is_renewed() -> None:
         while not client().exists("test:go"):
             time.sleep(0.01)
 
-    with Running(idle(isolate=True, lease_seconds=0.3, callback=callback)):
+    with Running(idle(isolate=True, lease_seconds=1, callback=callback)):
         wait_until(lambda: client().llen("test:runs"))
-        with Running(idle(lease_seconds=0.3, callback=lambda job, queue: runs.append(1))):
+        with Running(idle(lease_seconds=1, callback=lambda job, queue: runs.append(1))):
             first = client().zscore("jobs:leases", job.ident)
-            wait_until(lambda: client().zscore("jobs:leases", job.ident) > first + 0.7)
+            wait_until(lambda: client().zscore("jobs:leases", job.ident) > first + 1.2)
             client().set("test:go", 1)
             wait_until(lambda: job.status.hget() == STATUSES.SUCCESS)
 

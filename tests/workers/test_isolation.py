@@ -27,7 +27,7 @@ from limpyd_jobs.exceptions import InvalidArgument, JobProcessDied, LeaseLost
 from limpyd_jobs.workers import isolation
 from limpyd_jobs.workers.isolation import IsolatedRun, Outcome
 
-from ..base import Process, wait_until
+from ..base import PROCESS_SECONDS, Process, wait_until
 
 
 class Late(BaseException):
@@ -535,12 +535,20 @@ def test_the_wait_goes_on_after_the_handler_of_a_signal() -> None:
 
 
 def test_an_interrupt_of_the_wait_kills_the_child_and_is_raised() -> None:
-    isolated = IsolatedRun(lambda: (os.kill(os.getppid(), signal.SIGINT), time.sleep(60)))
+    isolated = IsolatedRun(sleep)
+
+    def interrupt() -> None:
+        wait_until(lambda: isolated.pid)  # not before: Python drops an interrupt that comes in a hook of the fork
+        os.kill(os.getpid(), signal.SIGINT)
+
     former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    interrupter = threading.Thread(target=interrupt)
     try:
         with pytest.raises(KeyboardInterrupt):
+            interrupter.start()
             isolated.wait()
     finally:
+        interrupter.join()
         signal.signal(signal.SIGINT, former)
 
     assert isolated.pid is not None and not exists(isolated.pid)
@@ -575,7 +583,13 @@ def test_interrupts_at_any_time_leave_no_child() -> None:
     before = Path(children).read_text()
     other = threading.Thread(target=threading.Event().wait, args=(60,), daemon=True)
     other.start()
-    former = signal.signal(signal.SIGUSR1, signal.default_int_handler)
+    came: list[int] = []
+
+    def interrupt(number: int, frame: Any) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    former = signal.signal(signal.SIGUSR1, interrupt)
     interrupted = 0
     try:
         for turn in range(200):
@@ -584,7 +598,8 @@ def test_interrupts_at_any_time_leave_no_child() -> None:
             try:
                 timer.start()
                 isolated.wait()
-                timer.join()
+                # it is delivered by the thread that takes it, which has to come to that first
+                wait_until(lambda count=turn + 1: len(came) == count)  # type: ignore[misc]
             except KeyboardInterrupt:
                 interrupted += 1
             timer.join()
@@ -774,7 +789,7 @@ isolation.IsolatedRun(function).wait()
 @pytest.mark.parametrize("how", ["system", "thread"])
 def test_the_child_dies_with_its_parent(how: str) -> None:
     with Process([sys.executable, "-c", ORPHAN, how]) as parent:
-        wait_until(lambda: parent.output.endswith("\n"), message="the child tells its id")
+        wait_until(lambda: parent.output.endswith("\n"), PROCESS_SECONDS, "the child tells its id")
         pid = int(parent.output.split()[1])
         parent.kill()
         wait_until(lambda: not is_alive(pid), message="the child is gone")

@@ -24,10 +24,15 @@ pytestmark = pytest.mark.usefixtures("database")
 
 
 class Crowd:
-    """Counts who is in at the same time."""
+    """Counts who is in at the same time.
 
-    def __init__(self) -> None:
+    Attributes:
+        wanted: how many of a key have to be in at once before the first of them leaves.
+    """
+
+    def __init__(self, **wanted: int) -> None:
         self.lock = threading.Lock()
+        self.wanted = Counter(wanted)
         self.inside: Counter[str] = Counter()
         self.most: Counter[str] = Counter()
         self.order: list[str] = []
@@ -37,6 +42,9 @@ class Crowd:
             self.inside[key] += 1
             self.most[key] = max(self.most[key], self.inside[key])
             self.order.append(name)
+
+    def may_leave(self, key: str) -> bool:
+        return self.most[key] >= self.wanted[key]
 
     def leave(self, key: str) -> None:
         with self.lock:
@@ -54,6 +62,7 @@ class ClaimLimitsJob(Job):
         key = self.run_option("limit_key")
         self.crowd.enter(key, self.identifier.hget())
         time.sleep(0.002)
+        wait_until(lambda: self.crowd.may_leave(key))
         self.crowd.leave(key)
 
 
@@ -64,6 +73,8 @@ class AsyncClaimLimitsJob(ClaimLimitsJob):
         key = self.run_option("limit_key")
         self.crowd.enter(key, "")
         await asyncio.sleep(0.002)
+        while not self.crowd.may_leave(key):
+            await asyncio.sleep(0.002)
         self.crowd.leave(key)
 
 
@@ -125,6 +136,7 @@ def run_all(model: Any, count: int, *workers: Worker) -> None:
 
 
 def test_eight_threads_never_run_more_than_may_and_run_all() -> None:
+    ClaimLimitsJob.crowd = Crowd(**{KEY: 3})
     ClaimLimitsJob.add_jobs(str(number) for number in range(100))
 
     run_all(ClaimLimitsJob, 100, idle(threads=8))
@@ -133,6 +145,7 @@ def test_eight_threads_never_run_more_than_may_and_run_all() -> None:
 
 
 def test_an_event_loop_for_fifty_never_runs_more_than_may_and_runs_all() -> None:
+    ClaimLimitsJob.crowd = Crowd(**{AsyncClaimLimitsJob.get_model_repr(): 3, "user": 5})
     AsyncClaimLimitsJob.add_jobs(str(number) for number in range(200))
     AsyncClaimLimitsJob.add_jobs(
         {"identifier": f"user {number}", "limit_key": "user", "max_concurrency": 5} for number in range(100)
@@ -184,7 +197,7 @@ def test_a_freed_place_wakes_a_worker_that_waits() -> None:
             wait_until(lambda: Queue.count_parked_jobs())
             wait_until_idle()
             LimitedHeldJob.doors["first"].set()
-            wait_until(lambda: all_succeeded(LimitedHeldJob, 2), 5)
+            wait_until(lambda: all_succeeded(LimitedHeldJob, 2))
 
 
 def test_a_retry_that_waits_holds_no_place() -> None:
@@ -264,7 +277,7 @@ def test_an_idle_worker_wakes_when_the_time_has_come() -> None:
         wait_until(lambda: all_succeeded(LimitedRateJob, 3))
         wait_until_idle()
         assert worker._next_due is not None
-        wait_until(lambda: all_succeeded(LimitedRateJob, 4), 5)
+        wait_until(lambda: all_succeeded(LimitedRateJob, 4))
 
 
 def test_a_burst_does_not_wait_for_the_time_of_a_rate() -> None:

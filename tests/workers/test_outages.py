@@ -16,7 +16,7 @@ from limpyd_jobs.workers import LOGGER_NAME, life, outage
 from limpyd_jobs.workers.claiming import Claiming
 
 from ..base import wait_until
-from .base import Log, Running, client, idle, leased, work
+from .base import Log, Running, client, idle, leased, wait_until_idle, work
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -171,6 +171,7 @@ def test_a_job_whose_worker_loses_its_connection_after_the_claim_runs_when_its_l
     Queue.get_queue("test")
     with Running(idle(lease_seconds=0.3, callback=lambda job, queue: runs.append(job.tries.hget()))) as worker:
         wait_until(lambda: worker.keys)
+        wait_until_idle()  # else it may come to the new queue while it still looks at its queues for the first time
         job = OutageJob.add_job("one", priority=5)  # in a queue that is new to the worker
         wait_until(lambda: job.status.hget() == STATUSES.SUCCESS, message="the job is done")
 

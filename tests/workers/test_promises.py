@@ -233,7 +233,7 @@ def test_a_worker_whose_heartbeats_fail_takes_nothing_before_one_succeeds(
     monkeypatch.setattr(blocking, "FAILING_SECONDS", 0.01)
     monkeypatch.setattr(blocking, "POLL_SECONDS", 0.02)
     first, second = PromiseJob.add_job("one"), PromiseJob.add_job("two")
-    with Running(idle(callback=wait_for_the_lease, lease_seconds=0.3)) as worker:
+    with Running(idle(callback=wait_for_the_lease, lease_seconds=1)) as worker:
         wait_until(lambda: first.status.hget() == STATUSES.SUCCESS)
         looked: list[Any] = []
         monkeypatch.setattr(Worker, "_look_for_job", _counted(Worker._look_for_job, looked))
@@ -1224,7 +1224,7 @@ def test_beats_that_fail_for_a_short_lease_bar_the_worker_although_its_own_are_l
     heart._interval()
     heart._try_to_beat()
 
-    wait_until(lambda: heart.is_failing, 5)
+    wait_until(lambda: heart.is_failing)
 
 
 def test_an_interrupt_that_a_job_swallowed_does_not_make_an_interrupt_of_the_next_error() -> None:

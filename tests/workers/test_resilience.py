@@ -6,7 +6,6 @@ import copy
 import os
 import pickle
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from typing import Any
@@ -20,7 +19,7 @@ from limpyd_jobs.exceptions import ConfigurationException, InvalidArgument, JobA
 from limpyd_jobs.models import BaseJobsModel
 
 from ..base import wait_until
-from .base import Log, Running, client, idle, leased, wait_until_idle, work
+from .base import Log, Running, beats_on_demand, client, idle, leased, wait_until_idle, work
 
 
 class ResilientJob(Job):
@@ -184,7 +183,8 @@ def test_a_claim_whose_worker_fails_to_go_on_lapses(database: Any, monkeypatch: 
     worker = idle(Failing, lease_seconds=0.3, callback=nothing)
     worker._has_own_keys = False
     with Running(worker):
-        wait_until(lambda: worker.keys)
+        wait_until(lambda: job.status.hget() == STATUSES.SUCCESS)
+        wait_until_idle()  # else it may come to the new queue while it still looks at its queues for the first time
         Queue.get_queue("test", 5)
         job2 = ResilientJob.add_job("b", priority=5)  # in a queue that the worker does not know: it looks at its keys
         wait_until(lambda: job2.status.hget() == STATUSES.SUCCESS)
@@ -277,17 +277,19 @@ def test_a_worker_told_to_stop_while_it_waits_takes_nothing_more(database: Any) 
     assert [job.status.hget() for job in ResilientJob.instances()] == [STATUSES.WAITING]
 
 
-def test_a_slow_on_success_is_not_told_that_its_lease_is_lost(database: Any, log: Log) -> None:
-    go = threading.Event()
+def test_a_slow_on_success_is_not_told_that_its_lease_is_lost(
+    database: Any, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_it_beat = beats_on_demand(monkeypatch)
 
     class Slow(Worker):
         async def _call_job_hook(self, job: Any, name: str, *args: Any) -> None:
             if name == "on_success":
-                go.wait(0.5)  # several beats of the heart
+                let_it_beat()
             await super()._call_job_hook(job, name, *args)
 
     ResilientJob.add_job("a")
-    work(1, worker_class=Slow, callback=nothing, lease_seconds=0.3)
+    work(1, worker_class=Slow, callback=nothing)
     assert not any("lease" in line for line in log.lines)
 
 

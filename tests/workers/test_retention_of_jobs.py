@@ -494,11 +494,11 @@ def test_the_memory_of_thousands_of_jobs_returns(caplog: Any, monkeypatch: Any) 
     ExpiringJob.add_jobs({"identifier": str(number), "keep_success": 0, "colour": "red" * 30} for number in range(5000))
     full = client().info("memory")["used_memory"]
     with Running(idle(prefetch=50, max_loops=10_000)):
-        wait_until(lambda: len(history()) == 5000, 40, "all have run")
+        wait_until(lambda: len(history()) == 5000, 90, "all have run")
 
     monkeypatch.setattr(expiring, "FIRST_LOOK_SECONDS", (0.0, 0.0))
     with Running(idle()):
-        wait_until(lambda: not client().exists("jobs:expiringjob:collection"), 40, "all are gone")
+        wait_until(lambda: not client().exists("jobs:expiringjob:collection"), 90, "all are gone")
 
     assert (history(), noted()) == ([], {})
     after = client().info("memory")["used_memory"]

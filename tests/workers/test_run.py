@@ -304,7 +304,7 @@ def test_w9_the_worker_ends_after_max_duration_although_it_waits() -> None:
     run(worker)
 
     assert worker.elapsed is not None
-    assert timedelta(seconds=0.2) <= worker.elapsed < timedelta(seconds=5)
+    assert timedelta(seconds=0.2) <= worker.elapsed < timedelta(seconds=20)
 
 
 def test_w9_a_job_that_outlasts_max_duration_is_the_last() -> None:
@@ -515,7 +515,7 @@ def test_w38_a_get_job_that_raises_does_not_end_the_worker_nor_hold_the_job(log:
     with Running(idle(UnableWorker, lease_seconds=0.3)) as worker:
         wait_until(lambda: good.status.hget() == STATUSES.SUCCESS)
         # the worker lives and beats; but not for the job that it does not run
-        wait_until(lambda: bad.ident not in leased(), 3, "the job is let go")
+        wait_until(lambda: bad.ident not in leased(), message="the job is let go")
         assert worker.status != "terminated"
 
     assert any("Unable to get job" in line for line in log.lines)

@@ -54,7 +54,7 @@ class ThreadedChainJob(Job):
 
     def run(self, queue: Any) -> None:
         if self.identifier.hget() == "first":
-            wait_until(lambda: queue.get_connection().info("clients")["blocked_clients"], 2)
+            wait_until(lambda: queue.get_connection().info("clients")["blocked_clients"])
             ThreadedChainJob.add_job("second")
 
 
@@ -382,10 +382,10 @@ def test_a_process_that_a_job_forks_ends_and_the_worker_goes_on(end: str) -> Non
 def test_the_leases_of_all_that_runs_are_renewed(log: Log) -> None:
     jobs = add(*numbers(4))
     gate = Gate()
-    with Running(idle(threads=4, callback=gate, lease_seconds=0.3)), Running(idle(lease_seconds=0.3, callback=gate)):
+    with Running(idle(threads=4, callback=gate, lease_seconds=1)), Running(idle(lease_seconds=1, callback=gate)):
         gate.wait_for(4)
         first = client().zscore("jobs:leases", jobs[0].ident)
-        wait_until(lambda: client().zscore("jobs:leases", jobs[0].ident) > first + 1, message="three leases long")
+        wait_until(lambda: client().zscore("jobs:leases", jobs[0].ident) > first + 1.2, message="longer than a lease")
         gate.is_open.set()
 
     assert Counter(gate.begun) == dict.fromkeys(numbers(4), 1)
@@ -532,7 +532,7 @@ def test_the_threads_of_a_worker_that_has_ended_are_gone() -> None:
     def left() -> list[str]:
         return [one.name for one in threading.enumerate() if one.name.startswith("limpyd-jobs-hand")]
 
-    wait_until(lambda: left() == [], 2, "the threads have ended")
+    wait_until(lambda: left() == [], message="the threads have ended")
 
 
 def test_a_worker_that_is_told_to_end_waits_for_all_its_jobs() -> None:
