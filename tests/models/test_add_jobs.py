@@ -242,7 +242,7 @@ specs_of_all_kinds = st.lists(st.one_of(st.sampled_from(IDENTIFIERS), mappings, 
 
 
 @settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 @given(queued=st.lists(few_fields, max_size=4), specs=specs_of_all_kinds)
 @example(

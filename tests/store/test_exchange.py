@@ -836,6 +836,8 @@ def tell(scenario: Any, model: Any, count: int, runs_count: int, made_for: str, 
                 ends.append(End(taken.claim, LATER if taken.is_ahead else "", LAST))
         if turn == 1 and len(ends) > 1:
             ends[-1] = ends[-1]._replace(held=replace_token(ends[-1].held))
+        if turn > 1 and not found.claims:
+            break
     call = exchange_call(ends, 0, number, by=by, made_for=made_for)
     return [*story, answer(send(call)), normal(snapshot())]
 
@@ -853,11 +855,10 @@ def tidy() -> None:
     client().flushall()
 
 
-@pytest.mark.parametrize("names", [("q",), ("q", "p")], ids=["one name", "two names"])
 @pytest.mark.parametrize(
-    ("count", "runs_count"),
-    [(0, 1), (1, 1), (1, 0), (5, 1), (5, 0), (5, 5)],
-    ids=["no claim", "it runs", "it is ahead", "first runs", "all ahead", "all run"],
+    ("count", "runs_count", "names"),
+    [(1, 1, "q"), (1, 0, "q"), (5, 1, "q"), (5, 0, "q"), (5, 5, "q"), (1, 1, "qp"), (5, 1, "qp")],
+    ids=["it runs", "it is ahead", "first runs", "all ahead", "all run", "it runs, two names", "first runs, two names"],
 )
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
