@@ -32,7 +32,7 @@
 local NOTHING = {}
 local RERUN = '\0rerun'  -- after an identifier: of the job that is to run after the one that is queued
 local MAX_RINGS = 100
-local DONE_SECONDS = 3600
+local DONE_SECONDS = '3600'  -- a text, as the numbers in commands that are often given: Redis is slow at writing out a number
 local MANY_RECORDS = 1000  -- of one identifier, and that are queued
 local LOOK_SECONDS = 30  -- after which parked jobs are looked at again, even if nothing calls them
 local MAX_LOOKS = 100  -- at parked jobs
@@ -433,7 +433,7 @@ end
 -- Write down when the first delayed job of a queue is due.
 local function note_due(namespace, queue_model, name, queue)
   local due, pk = side(namespace, 'due', queue_model, name), string.sub(queue, #queue_model + 2)
-  local first = redis.call('ZRANGE', queue .. ':delayed', 0, 0, 'WITHSCORES')
+  local first = redis.call('ZRANGE', queue .. ':delayed', '0', '0', 'WITHSCORES')
   if first[1] then redis.call('ZADD', due, first[2], pk) else redis.call('ZREM', due, pk) end
 end
 
@@ -706,13 +706,13 @@ end
 
 -- Look at the parked jobs whose time has come; answers how many may start.
 local function call_due(namespace)
-  local keys = redis.pcall('ZRANGEBYSCORE', namespace .. ':limits:due', '-inf', score(now()), 'LIMIT', 0, MAX_LOOKS)
+  local keys = redis.pcall('ZRANGEBYSCORE', namespace .. ':limits:due', '-inf', score(now()), 'LIMIT', '0', MAX_LOOKS)
   return keys[1] and limits_kit().call_keys(namespace, keys) or 0
 end
 
 -- When to look at parked jobs next, or nil.
 local function next_look(namespace)
-  local first = redis.pcall('ZRANGE', namespace .. ':limits:due', 0, 0, 'WITHSCORES')
+  local first = redis.pcall('ZRANGE', namespace .. ':limits:due', '0', '0', 'WITHSCORES')
   return first[2] and tonumber(first[2])
 end
 
@@ -1513,7 +1513,7 @@ local function claim_first(wanted)
   local function next_due()
     local earliest
     for position = 1, #wanted.names do
-      local found = ask('ZRANGE', side(namespace, 'due', queue_model, wanted.names[position]), 0, 0, 'WITHSCORES') or NOTHING
+      local found = ask('ZRANGE', side(namespace, 'due', queue_model, wanted.names[position]), '0', '0', 'WITHSCORES') or NOTHING
       if found[1] and (not earliest or tonumber(found[2]) < earliest) then earliest = tonumber(found[2]) end
     end
     local look_at = next_look(namespace)
@@ -1533,7 +1533,7 @@ local function claim_first(wanted)
         local mark = name and ask('ZSCORE', side(namespace, 'ready', queue_model, name), PAUSED)
         if mark ~= nil and name then
           note_ready(namespace, queue_model, name, queue)
-          if wanted.by_keys and not mark then return queue, name, ask('LINDEX', wanted.keys[position], 0) end
+          if wanted.by_keys and not mark then return queue, name, ask('LINDEX', wanted.keys[position], '0') end
         end
       end
     end
@@ -1543,13 +1543,13 @@ local function claim_first(wanted)
     local best, best_name, best_ident, best_priority
     for position = 1, #wanted.names do
       local name = wanted.names[position]
-      local ready, passed = side(namespace, 'ready', queue_model, name), 0
+      local ready, passed = side(namespace, 'ready', queue_model, name), '0'
       repeat
         local top = ask('ZREVRANGE', ready, passed, passed, 'WITHSCORES') or NOTHING
         if not top[1] or top[1] == PAUSED or (best and tonumber(top[2]) <= best_priority) then break end
         local queue = queue_model .. ':' .. top[1]
         local waiting = queue .. ':waiting'
-        local ident = ask('LINDEX', waiting, 0)
+        local ident = ask('LINDEX', waiting, '0')
         if ident == nil or wanted.broken[waiting] or wanted.broken[queue .. ':hash'] then
           passed = passed + 1  -- a broken queue: there are few of them
         elseif ident and name_of(queue) == name then

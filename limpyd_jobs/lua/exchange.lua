@@ -141,14 +141,14 @@ end
 local function read_claim(hash, is_ahead)
   local values
   if is_ahead then
-    values = redis.pcall('HMGET', hash, 'status', 'tries', 'identifier', 'priority', 'cancel_on_error', 'recoveries', 'queue_key',
-      'run_options', 'follow_up')
+    values = redis.pcall('HMGET', hash, 'status', 'tries', 'identifier', 'priority', 'cancel_on_error', 'recoveries', 'run_options',
+      'follow_up', 'queue_key')
   else
-    values = redis.pcall('HMGET', hash, 'status', 'tries', 'identifier', 'priority', 'cancel_on_error', 'recoveries', 'queue_key',
-      'run_options', 'follow_up', 'added', 'waiting_since', class_task())
+    values = redis.pcall('HMGET', hash, 'status', 'tries', 'identifier', 'priority', 'cancel_on_error', 'recoveries', 'run_options',
+      'follow_up', 'added', 'waiting_since', class_task())
   end
-  if values[1] ~= 'w' or values[6] or values[9] then return nil end
-  local said = values[8]  -- the other way looks at the time, and for a place
+  if values[1] ~= 'w' or values[6] or values[8] then return nil end
+  local said = values[7]  -- the other way looks at the time, and for a place
   if said and (string.find(said, '"expires"', 1, true) or string.find(said, '"limits"', 1, true)) then return nil end
   return values
 end
@@ -157,12 +157,12 @@ end
 local top  -- the first of what is ready, until a claim goes the other way
 local function claim_quickly(position, wanted)
   local name = ARGV[7]
-  top = top or redis.pcall('ZREVRANGE', namespace .. CLASS.ready .. name, 0, 0)[1]
+  top = top or redis.pcall('ZREVRANGE', namespace .. CLASS.ready .. name, '0', '0')[1]
   if wanted < 1 or not top or top == '' then return 0 end  -- '' is the mark of a paused name
   local queue = CLASS.queue_model .. ':' .. top
   local waiting = queue .. ':waiting'
-  local idents = redis.pcall('LRANGE', waiting, 0, wanted - 1)
-  if not idents[1] or facts_of(queue)[1] ~= name then return 0 end
+  local idents = wanted == 1 and {redis.pcall('LINDEX', waiting, '0')} or redis.pcall('LRANGE', waiting, '0', wanted - 1)
+  if type(idents[1]) ~= 'string' or facts_of(queue)[1] ~= name then return 0 end
   local asked, pks, records, seen = {}, {}, {}, {}
   for place = 1, #idents do
     if not pk_of(idents[place]) then break end
@@ -201,13 +201,13 @@ local function claim_quickly(position, wanted)
     if place <= running then
       tries = next_count(tries)
       redis.call('HSET', hash, 'status', 'r', 'tries', tries, 'start', start, 'queue_key', queue)
-      tally_time('w', ' ' .. (values[12] or CLASS.repr) .. ' ' .. name, values[11] or values[10], start)
-    elseif values[7] ~= queue then
+      tally_time('w', ' ' .. (values[11] or CLASS.repr) .. ' ' .. name, values[10] or values[9], start)
+    elseif values[9] ~= queue then
       redis.call('HSET', hash, 'queue_key', queue)
     end
     local reply = {place <= running and 'RUNS' or 'AHEAD', idents[place], queue, tries, values[3] or '', values[4] or '0'}
-    if values[8] or values[5] or CLASS.lease_seconds then
-      reply[7], reply[8], reply[9] = values[8] or '', values[5] or '', CLASS.lease_seconds
+    if values[7] or values[5] or CLASS.lease_seconds then
+      reply[7], reply[8], reply[9] = values[7] or '', values[5] or '', CLASS.lease_seconds
     end
     claims[#claims + 1] = reply
   end
