@@ -48,9 +48,13 @@ local function allow_when_full(namespace)
   redis.call('HDEL', namespace .. ':claims', '')
 end
 
+local moment  -- by the clock of Redis, once a call has asked: all that it does is done at one time
 local function now()
-  local time = redis.call('TIME')
-  return tonumber(time[1]) + tonumber(time[2]) / 1000000
+  if not moment then
+    local time = redis.call('TIME')
+    moment = time[1] + time[2] / 1000000
+  end
+  return moment
 end
 
 -- A count in a record, which may hold anything.
@@ -169,12 +173,12 @@ local function note_number(key, field, times, most, seconds)
   end
 end
 
--- Write what was counted; `time` is what Redis says, if the caller has asked. What is of another type gets nothing, and so does
--- a field that holds no number: whatever is there, the script goes on.
-local function write_numbers(namespace, time)
+-- Write what was counted. What is of another type gets nothing, and so does a field that holds no number: whatever is there,
+-- the script goes on.
+local function write_numbers(namespace)
   local key
   for field, times in pairs(numbers) do
-    key = key or namespace .. ':numbers:' .. string.format('%d', (time or redis.call('TIME'))[1] / 60)
+    key = key or namespace .. ':numbers:' .. string.format('%d', now() / 60)
     local ones = times % 10000000000
     local text = times == ones and string.format('%d', ones) or string.format('%d%010d', (times - ones) / 10000000000, ones)
     if redis.pcall('HINCRBY', key, field, text) == times then note_number(key, field, text, 1000, 93600) end  -- 26 hours
@@ -1493,6 +1497,12 @@ local function record_success(namespace, ident, token, worker, queue, start, end
   return {'OK', tostring(length), keep, unpack(changed)}
 end
 
+-- As `note_end`, for a claim that meets a job which has ended: what that needs is made only then.
+local function note_end_of_stale(...)
+-- (what scripts share)
+  note_end(...)
+end
+
 -- Take the first job; as `claim_next`, which see. Answers a third value, true, when it was parked instead.
 local function claim_first(wanted)
   local namespace, queue_model, token = wanted.namespace, wanted.queue_model, wanted.token
@@ -1666,7 +1676,7 @@ local function claim_first(wanted)
   stop_waiting(namespace, ident)
   if status == 'GONE' then return {status, ident, queue, name, next_due()} end
   if status ~= 'r' and status ~= 'b' then write_fields(recipe, pk, {'queued'}, {false}) end
-  note_end(namespace, recipe, pk, status, values[10], values[9])
+  note_end_of_stale(namespace, recipe, pk, status, values[10], values[9])
   return {'STALE', ident, queue, name, next_due(), status}
 end
 

@@ -35,8 +35,6 @@ local keys_end = ends_end + keys_count
 local namespace = CLASS and CLASS.namespace or cjson.decode(ARGV[1]).namespace
 local claims_key, leases_key = namespace .. ':claims', namespace .. ':leases'
 local ends, claims, steps = {}, {}, {}
-local time = redis.call('TIME')
-local moment = time[1] + time[2] / 1000000
 
 local is_known = CLASS and redis.call('HGET', KEYS[1], CLASS.repr) == CLASS.recipe
 local prefix_end = CLASS and #CLASS.prefix
@@ -116,7 +114,7 @@ local function end_quickly(first, most)
   redis.call('ZREM', leases_key, unpack(idents, 1, count))
   redis.call('HDEL', claims_key, unpack(asked, 1, 2 * count))  -- idents and tokens
   if CLASS.keep_success then
-    for place = 1, count do redis.pcall('ZADD', namespace .. ':expiring', score(moment + CLASS.keep_success), idents[place]) end
+    for place = 1, count do redis.pcall('ZADD', namespace .. ':expiring', score(now() + CLASS.keep_success), idents[place]) end
   end
   local facts = facts_of(queue)
   local length, keep, name = push_history(queue, 'success', facts, unpack(idents, 1, count))
@@ -183,7 +181,7 @@ local function claim_quickly(position, wanted)
   if count == 0 then return 0 end
 
   if not ends[1] then allow_when_full(namespace) end
-  local deadline, leases = score(moment + (CLASS.lease_seconds or ARGV[3])), {}
+  local deadline, leases = score(now() + (CLASS.lease_seconds or ARGV[3])), {}
   for place = 1, count do leases[2 * place - 1], leases[2 * place] = deadline, idents[place] end
   local pairs_of = {}
   for place = 1, count do
@@ -289,5 +287,5 @@ while may_claim and position < claims_count do
     break
   end
 end
-write_numbers(namespace, time)
+write_numbers(namespace)
 return {ends, claims}
