@@ -44,8 +44,12 @@ end
 
 local queues = {}  -- what is known of those that jobs were in: nothing changes that here
 local function facts_of(queue)
-  queues[queue] = queues[queue] or redis.pcall('HMGET', queue .. ':hash', 'name', 'keep_success')
-  return queues[queue]
+  local facts = queues[queue]
+  if not facts then
+    facts = redis.pcall('HMGET', queue .. ':hash', 'name', 'keep_success')
+    queues[queue] = facts
+  end
+  return facts
 end
 
 local function change_status(pks, count, old, new)
@@ -78,19 +82,21 @@ end
 -- Record the plain ends in a row from one on, `most` at most, if they are of one queue, and all ran or were all claimed ahead: the sets
 -- first, as what fails there may be done again. Answers how many.
 local function end_quickly(first, most)
-  local queue, was_ahead, wanted = ARGV[first + 2], ARGV[first + 3] ~= '', 0
-  local pks, idents, asked, records = {}, {}, {}, {}
-  for at = first, math.min(ends_end, first + 6 * most) - 1, 6 do
-    local ident = ARGV[at]
-    local pk = pk_of(ident)
+  local ident, queue, was_ahead = ARGV[first], ARGV[first + 2], ARGV[first + 3] ~= ''
+  local pk = pk_of(ident)
+  if not pk or ARGV[first + 1] == '' or ARGV[first + 5] ~= '' then return 0 end
+  -- mostly it is one job: to make a list of what is in it costs less than to put that in
+  local wanted, pks, idents, asked = 1, {pk}, {ident}, {ident, '*' .. ident}
+  for at = first + 6, math.min(ends_end, first + 6 * most) - 1, 6 do
+    ident = ARGV[at]
+    pk = pk_of(ident)
     local is_alike = ARGV[at + 2] == queue and (ARGV[at + 3] ~= '') == was_ahead
     if not (pk and is_alike) or ARGV[at + 1] == '' or ARGV[at + 5] ~= '' then break end
     wanted = wanted + 1
     pks[wanted], idents[wanted], asked[2 * wanted - 1], asked[2 * wanted] = pk, ident, ident, '*' .. ident
   end
-  if wanted == 0 then return 0 end
   local holders = redis.call('HMGET', claims_key, unpack(asked))
-  local count = 0
+  local count, records = 0, {}
   for place = 1, wanted do
     local at = first + 6 * (place - 1)
     if holders[2 * place - 1] ~= ARGV[at + 1] or holders[2 * place] then break end  -- who holds a place goes the other way
@@ -116,13 +122,11 @@ local function end_quickly(first, most)
   if CLASS.keep_success then
     for place = 1, count do redis.pcall('ZADD', namespace .. ':expiring', score(now() + CLASS.keep_success), idents[place]) end
   end
-  local facts = facts_of(queue)
-  local length, keep, name = push_history(queue, 'success', facts, unpack(idents, 1, count))
+  local length, keep, name = push_history(queue, 'success', facts_of(queue), unpack(idents, 1, count))
   for place = 1, count do
     local at, values = first + 6 * (place - 1), records[place]
-    local begun, task = ARGV[at + 3], values[6]
-    if was_ahead then task = values[8] end
-    local of = ' ' .. (task or CLASS.repr) .. ' ' .. name
+    local begun = ARGV[at + 3]
+    local of = ' ' .. (values[was_ahead and 8 or 6] or CLASS.repr) .. ' ' .. name
     if was_ahead then tally_time('w', of, values[7] or values[6], begun) end
     tally_time('s', of, was_ahead and begun or values[5], ARGV[at + 4])
     steps[#steps + 1] = ARGV[at + 1] .. '/finish'
@@ -161,31 +165,33 @@ local function claim_quickly(position, wanted)
   local waiting = queue .. ':waiting'
   local idents = wanted == 1 and {redis.pcall('LINDEX', waiting, '0')} or redis.pcall('LRANGE', waiting, '0', wanted - 1)
   if type(idents[1]) ~= 'string' or facts_of(queue)[1] ~= name then return 0 end
-  local asked, pks, records, seen = {}, {}, {}, {}
-  for place = 1, #idents do
-    if not pk_of(idents[place]) then break end
-    asked[2 * place - 1] = idents[place]
-    asked[2 * place] = token_of(position + place - 1)
+  local pk = pk_of(idents[1])
+  if not pk then return 0 end
+  local asked, pks = {idents[1], token_of(position)}, {pk}
+  for place = 2, #idents do
+    pk = pk_of(idents[place])
+    if not pk then break end
+    pks[place], asked[2 * place - 1], asked[2 * place] = pk, idents[place], token_of(position + place - 1)
   end
-  if not asked[1] then return 0 end
   local holders = redis.call('HMGET', claims_key, unpack(asked))
-  local count = 0
-  for place = 1, #asked / 2 do
+  local count, records, seen = 0, {}, {}
+  for place = 1, #pks do
     local ident = idents[place]
-    local pk = pk_of(ident)
     if holders[2 * place - 1] or holders[2 * place] or seen[ident] then break end
-    local values = read_claim(CLASS.key .. ':' .. pk .. ':hash', position + place > runs_count)
+    local values = read_claim(CLASS.key .. ':' .. pks[place] .. ':hash', position + place > runs_count)
     if not values then break end
-    count, pks[place], records[place], seen[ident] = place, pk, values, true
+    count, records[place] = place, values
+    if wanted > 1 then seen[ident] = true end
   end
   if count == 0 then return 0 end
 
   if not ends[1] then allow_when_full(namespace) end
-  local deadline, leases = score(now() + (CLASS.lease_seconds or ARGV[3])), {}
-  for place = 1, count do leases[2 * place - 1], leases[2 * place] = deadline, idents[place] end
-  local pairs_of = {}
-  for place = 1, count do
-    local ident, token = asked[2 * place - 1], asked[2 * place]
+  local deadline, token = score(now() + (CLASS.lease_seconds or ARGV[3])), asked[2]
+  local leases, pairs_of = {deadline, idents[1]}, {idents[1], token, token, idents[1]}
+  for place = 2, count do
+    local ident = idents[place]
+    token = asked[2 * place]
+    leases[2 * place - 1], leases[2 * place] = deadline, ident
     pairs_of[4 * place - 3], pairs_of[4 * place - 2], pairs_of[4 * place - 1], pairs_of[4 * place] = ident, token, token, ident
   end
   redis.call('ZADD', leases_key, unpack(leases))
