@@ -127,6 +127,7 @@ end
 
 -- Between two times of other days, or not in the form that `tally_time` reads; 0 if they make no sense.
 local function micros_of_days(from, to)
+-- (what scripts share)
   local first, last = parse_date(from), parse_date(to)
   return first and last and (last - first) * 1000000 or 0
 end
@@ -718,6 +719,19 @@ end
 local function next_look(namespace)
   local first = redis.pcall('ZRANGE', namespace .. ':limits:due', '0', '0', 'WITHSCORES')
   return first[2] and tonumber(first[2])
+end
+
+-- Seconds until the first delayed job of some names is due, or a parked one may start, as text; '' for neither. `ask` is as
+-- redis.pcall, or answers nil for a key of a wrong type.
+local function next_due(namespace, queue_model, names, ask)
+  local earliest
+  for position = 1, #names do
+    local found = ask('ZRANGE', side(namespace, 'due', queue_model, names[position]), '0', '0', 'WITHSCORES') or NOTHING
+    if found[1] and (not earliest or tonumber(found[2]) < earliest) then earliest = tonumber(found[2]) end
+  end
+  local look_at = next_look(namespace)
+  if look_at and (not earliest or look_at < earliest) then earliest = look_at end
+  return earliest and score(earliest - now()) or ''
 end
 
 -- Is a job parked, called or held? Something else under the key knows nothing of it.
@@ -1520,17 +1534,6 @@ local function claim_first(wanted)
     return reply
   end
 
-  local function next_due()
-    local earliest
-    for position = 1, #wanted.names do
-      local found = ask('ZRANGE', side(namespace, 'due', queue_model, wanted.names[position]), '0', '0', 'WITHSCORES') or NOTHING
-      if found[1] and (not earliest or tonumber(found[2]) < earliest) then earliest = tonumber(found[2]) end
-    end
-    local look_at = next_look(namespace)
-    if look_at and (not earliest or look_at < earliest) then earliest = look_at end
-    return earliest and score(earliest - now()) or ''
-  end
-
   local function name_of(queue)
     return ask('HGET', queue .. ':hash', 'name')
   end
@@ -1579,7 +1582,7 @@ local function claim_first(wanted)
   end
 
   local function answer(ident, queue, name, recipe, values, is_ahead)
-    return {'CLAIMED', ident, queue, name, wanted.looks_around and next_due() or '?', values[1], values[3] or '',
+    return {'CLAIMED', ident, queue, name, wanted.looks_around and next_due(namespace, queue_model, wanted.names, ask) or '?', values[1], values[3] or '',
       values[4] or '0', values[2] or '0', values[5] or '', tostring(recipe.lease_seconds or wanted.lease_seconds),
       is_ahead and '1' or is_last_chance(recipe, values[8]) and '2' or '0', not recipe.has_own_run_options and values[9] or '', unpack(changed)}
   end
@@ -1614,7 +1617,7 @@ local function claim_first(wanted)
     for position = 1, #wanted.names do
       redis.call('DEL', side(namespace, 'doorbell', queue_model, wanted.names[position]))
     end
-    return {'EMPTY', next_due()}
+    return {'EMPTY', next_due(namespace, queue_model, wanted.names, ask)}
   end
 
   local waiting = queue .. ':waiting'
@@ -1674,10 +1677,10 @@ local function claim_first(wanted)
   end
   redis.call('LPOP', waiting)
   stop_waiting(namespace, ident)
-  if status == 'GONE' then return {status, ident, queue, name, next_due()} end
+  if status == 'GONE' then return {status, ident, queue, name, next_due(namespace, queue_model, wanted.names, ask)} end
   if status ~= 'r' and status ~= 'b' then write_fields(recipe, pk, {'queued'}, {false}) end
   note_end_of_stale(namespace, recipe, pk, status, values[10], values[9])
-  return {'STALE', ident, queue, name, next_due(), status}
+  return {'STALE', ident, queue, name, next_due(namespace, queue_model, wanted.names, ask), status}
 end
 
 -- Take the next job; see claim.lua. `wanted` holds what that gets, and `is_ahead`: it will wait for another one;

@@ -14,7 +14,7 @@
 --   FAILED error               of a command that was to record it
 -- then, unless one of these is neither OK nor ALREADY, for each claim one of those of `claim`; what is not a claim comes last:
 --   CLAIMED ident queue name next_due status identifier priority tries cancel_on_error lease_seconds how run_options changed...
--- or, for a job that is claimed the quick way and waited in a queue of the only name, what is not known already:
+-- or, for a job that is claimed the quick way and waited in a queue of the only name, unless `next_due` is asked for, what is not known already:
 --   RUNS ident queue tries identifier priority [run_options cancel_on_error lease_seconds]
 --   AHEAD ident queue tries identifier priority [run_options cancel_on_error lease_seconds]
 -- Invariants: as for `finish` and `claim`; a repeated call records and claims nothing twice.
@@ -155,8 +155,21 @@ local function read_claim(hash, is_ahead)
   return values
 end
 
+-- What a claim has to look at that looks around, with one name: answers when the next job is due, as text; or nil, if there is
+-- something that the other way sees to.
+local function look_around()
+-- (what scripts share)
+  if redis.pcall('ZRANGEBYSCORE', namespace .. ':limits:due', '-inf', score(now()), 'LIMIT', '0', '1')[1] then return nil end
+  for _, key in ipairs({CLASS.status .. 'w', CLASS.status .. 'r', CLASS.status .. 's', CLASS.status .. 'e', CLASS.queued .. '1'}) do
+    local found = redis.call('TYPE', key).ok
+    if found ~= 'set' and found ~= 'none' then return nil end
+  end
+  return next_due(namespace, CLASS.queue_model, {ARGV[7]}, redis.pcall)
+end
+
 -- Claim the plain jobs in a row at the head of the first queue, for the claims from a position on, up to `wanted`. Answers how many.
 local top  -- the first of what is ready, until a claim goes the other way
+local due  -- when the next job is due, if the quick way has looked around
 local function claim_quickly(position, wanted)
   local name = ARGV[7]
   top = top or redis.pcall('ZREVRANGE', namespace .. CLASS.ready .. name, '0', '0')[1]
@@ -209,9 +222,15 @@ local function claim_quickly(position, wanted)
     elseif values[9] ~= queue then
       redis.call('HSET', hash, 'queue_key', queue)
     end
-    local reply = {place <= running and 'RUNS' or 'AHEAD', idents[place], queue, tries, values[3] or '', values[4] or '0'}
-    if values[7] or values[5] or CLASS.lease_seconds then
-      reply[7], reply[8], reply[9] = values[7] or '', values[5] or '', CLASS.lease_seconds
+    local reply
+    if due and position + place == 1 then
+      reply = {'CLAIMED', idents[1], queue, name, due, 'w', values[3] or '', values[4] or '0', tries, values[5] or '',
+        CLASS.lease_seconds or ARGV[3], running > 0 and '0' or '1', values[7] or ''}
+    else
+      reply = {place <= running and 'RUNS' or 'AHEAD', idents[place], queue, tries, values[3] or '', values[4] or '0'}
+      if values[7] or values[5] or CLASS.lease_seconds then
+        reply[7], reply[8], reply[9] = values[7] or '', values[5] or '', CLASS.lease_seconds
+      end
     end
     claims[#claims + 1] = reply
   end
@@ -274,7 +293,11 @@ end
 if steps[1] then mark_done(namespace, table.concat(steps, ' '), worker, '') end
 
 local is_alone = is_known and names_count + 0 == 1 and keys_end == #ARGV  -- the only name, and nothing to go round
-local is_quick = is_alone and keys_end == ends_end and looks_around == '0'
+local is_quick = is_alone and keys_end == ends_end and may_claim and claims_count > 0
+if is_quick and looks_around ~= '0' then
+  due = look_around()
+  is_quick = due ~= nil
+end
 local position, most = 0, claims_count
 if is_alone and claims_count > runs_count and (CLASS.max_recoveries or cjson.decode(ARGV[1]).max_recoveries) < 1 then most = runs_count end
 reach = MOST_AT_ONCE

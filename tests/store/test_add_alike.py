@@ -296,7 +296,7 @@ def test_a_script_holds_only_what_it_uses() -> None:
 
 @pytest.mark.parametrize("name", lua.NAMES)
 def test_a_script_defines_what_changes_once_and_all_before_its_use(name: str) -> None:
-    """Two functions that are made where they are needed may each have a definition, but not of what is to be the same."""
+    """Two functions that are made where they are needed may each have what does not change."""
     text = re.sub(r"--.*", "", lua.load(name).text)
     defined = re.findall(r"^local (?:function )?(\w+)", text, re.MULTILINE)
 
