@@ -73,13 +73,13 @@ def _filled(code: str, known: frozenset[str]) -> str:
 def _with_inside(code: str, known: frozenset[str]) -> str:
     front, mark, rest = code.partition(HERE)
     inner, end, tail = rest.partition(END)
-    return "".join([front, mark, _filled(inner, known), end, tail]) if mark else code
+    return "".join([front, mark, _filled(inner, known), end, _with_inside(tail, known)]) if mark else code
 
 
 def _outside(code: str) -> str:
-    """Some code without what is in a function that is made where it is needed."""
-    front, _, rest = code.partition(HERE)
-    return front + rest.partition(END)[2] if rest else code
+    """Some code without what is in functions that are made where they are needed."""
+    front, mark, rest = code.partition(HERE)
+    return front + _outside(rest.partition(END)[2]) if mark else code
 
 
 @cache

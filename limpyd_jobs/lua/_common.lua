@@ -32,7 +32,7 @@
 local NOTHING = {}
 local RERUN = '\0rerun'  -- after an identifier: of the job that is to run after the one that is queued
 local MAX_RINGS = 100
-local DONE_SECONDS = 3600
+local DONE_SECONDS = '3600'  -- a text, as the numbers in commands that are often given: Redis is slow at writing out a number
 local MANY_RECORDS = 1000  -- of one identifier, and that are queued
 local LOOK_SECONDS = 30  -- after which parked jobs are looked at again, even if nothing calls them
 local MAX_LOOKS = 100  -- at parked jobs
@@ -48,9 +48,13 @@ local function allow_when_full(namespace)
   redis.call('HDEL', namespace .. ':claims', '')
 end
 
+local moment  -- by the clock of Redis, once a call has asked: all that it does is done at one time
 local function now()
-  local time = redis.call('TIME')
-  return tonumber(time[1]) + tonumber(time[2]) / 1000000
+  if not moment then
+    local time = redis.call('TIME')
+    moment = time[1] + time[2] / 1000000
+  end
+  return moment
 end
 
 -- A count in a record, which may hold anything.
@@ -123,6 +127,7 @@ end
 
 -- Between two times of other days, or not in the form that `tally_time` reads; 0 if they make no sense.
 local function micros_of_days(from, to)
+-- (what scripts share)
   local first, last = parse_date(from), parse_date(to)
   return first and last and (last - first) * 1000000 or 0
 end
@@ -169,12 +174,12 @@ local function note_number(key, field, times, most, seconds)
   end
 end
 
--- Write what was counted; `time` is what Redis says, if the caller has asked. What is of another type gets nothing, and so does
--- a field that holds no number: whatever is there, the script goes on.
-local function write_numbers(namespace, time)
+-- Write what was counted. What is of another type gets nothing, and so does a field that holds no number: whatever is there,
+-- the script goes on.
+local function write_numbers(namespace)
   local key
   for field, times in pairs(numbers) do
-    key = key or namespace .. ':numbers:' .. string.format('%d', (time or redis.call('TIME'))[1] / 60)
+    key = key or namespace .. ':numbers:' .. string.format('%d', now() / 60)
     local ones = times % 10000000000
     local text = times == ones and string.format('%d', ones) or string.format('%d%010d', (times - ones) / 10000000000, ones)
     if redis.pcall('HINCRBY', key, field, text) == times then note_number(key, field, text, 1000, 93600) end  -- 26 hours
@@ -433,7 +438,7 @@ end
 -- Write down when the first delayed job of a queue is due.
 local function note_due(namespace, queue_model, name, queue)
   local due, pk = side(namespace, 'due', queue_model, name), string.sub(queue, #queue_model + 2)
-  local first = redis.call('ZRANGE', queue .. ':delayed', 0, 0, 'WITHSCORES')
+  local first = redis.call('ZRANGE', queue .. ':delayed', '0', '0', 'WITHSCORES')
   if first[1] then redis.call('ZADD', due, first[2], pk) else redis.call('ZREM', due, pk) end
 end
 
@@ -706,14 +711,27 @@ end
 
 -- Look at the parked jobs whose time has come; answers how many may start.
 local function call_due(namespace)
-  local keys = redis.pcall('ZRANGEBYSCORE', namespace .. ':limits:due', '-inf', score(now()), 'LIMIT', 0, MAX_LOOKS)
+  local keys = redis.pcall('ZRANGEBYSCORE', namespace .. ':limits:due', '-inf', score(now()), 'LIMIT', '0', MAX_LOOKS)
   return keys[1] and limits_kit().call_keys(namespace, keys) or 0
 end
 
 -- When to look at parked jobs next, or nil.
 local function next_look(namespace)
-  local first = redis.pcall('ZRANGE', namespace .. ':limits:due', 0, 0, 'WITHSCORES')
+  local first = redis.pcall('ZRANGE', namespace .. ':limits:due', '0', '0', 'WITHSCORES')
   return first[2] and tonumber(first[2])
+end
+
+-- Seconds until the first delayed job of some names is due, or a parked one may start, as text; '' for neither. `ask` is as
+-- redis.pcall, or answers nil for a key of a wrong type.
+local function next_due(namespace, queue_model, names, ask)
+  local earliest
+  for position = 1, #names do
+    local found = ask('ZRANGE', side(namespace, 'due', queue_model, names[position]), '0', '0', 'WITHSCORES') or NOTHING
+    if found[1] and (not earliest or tonumber(found[2]) < earliest) then earliest = tonumber(found[2]) end
+  end
+  local look_at = next_look(namespace)
+  if look_at and (not earliest or look_at < earliest) then earliest = look_at end
+  return earliest and score(earliest - now()) or ''
 end
 
 -- Is a job parked, called or held? Something else under the key knows nothing of it.
@@ -1493,6 +1511,12 @@ local function record_success(namespace, ident, token, worker, queue, start, end
   return {'OK', tostring(length), keep, unpack(changed)}
 end
 
+-- As `note_end`, for a claim that meets a job which has ended: what that needs is made only then.
+local function note_end_of_stale(...)
+-- (what scripts share)
+  note_end(...)
+end
+
 -- Take the first job; as `claim_next`, which see. Answers a third value, true, when it was parked instead.
 local function claim_first(wanted)
   local namespace, queue_model, token = wanted.namespace, wanted.queue_model, wanted.token
@@ -1510,17 +1534,6 @@ local function claim_first(wanted)
     return reply
   end
 
-  local function next_due()
-    local earliest
-    for position = 1, #wanted.names do
-      local found = ask('ZRANGE', side(namespace, 'due', queue_model, wanted.names[position]), 0, 0, 'WITHSCORES') or NOTHING
-      if found[1] and (not earliest or tonumber(found[2]) < earliest) then earliest = tonumber(found[2]) end
-    end
-    local look_at = next_look(namespace)
-    if look_at and (not earliest or look_at < earliest) then earliest = look_at end
-    return earliest and score(earliest - now()) or ''
-  end
-
   local function name_of(queue)
     return ask('HGET', queue .. ':hash', 'name')
   end
@@ -1533,7 +1546,7 @@ local function claim_first(wanted)
         local mark = name and ask('ZSCORE', side(namespace, 'ready', queue_model, name), PAUSED)
         if mark ~= nil and name then
           note_ready(namespace, queue_model, name, queue)
-          if wanted.by_keys and not mark then return queue, name, ask('LINDEX', wanted.keys[position], 0) end
+          if wanted.by_keys and not mark then return queue, name, ask('LINDEX', wanted.keys[position], '0') end
         end
       end
     end
@@ -1543,13 +1556,13 @@ local function claim_first(wanted)
     local best, best_name, best_ident, best_priority
     for position = 1, #wanted.names do
       local name = wanted.names[position]
-      local ready, passed = side(namespace, 'ready', queue_model, name), 0
+      local ready, passed = side(namespace, 'ready', queue_model, name), '0'
       repeat
         local top = ask('ZREVRANGE', ready, passed, passed, 'WITHSCORES') or NOTHING
         if not top[1] or top[1] == PAUSED or (best and tonumber(top[2]) <= best_priority) then break end
         local queue = queue_model .. ':' .. top[1]
         local waiting = queue .. ':waiting'
-        local ident = ask('LINDEX', waiting, 0)
+        local ident = ask('LINDEX', waiting, '0')
         if ident == nil or wanted.broken[waiting] or wanted.broken[queue .. ':hash'] then
           passed = passed + 1  -- a broken queue: there are few of them
         elseif ident and name_of(queue) == name then
@@ -1569,7 +1582,7 @@ local function claim_first(wanted)
   end
 
   local function answer(ident, queue, name, recipe, values, is_ahead)
-    return {'CLAIMED', ident, queue, name, wanted.looks_around and next_due() or '?', values[1], values[3] or '',
+    return {'CLAIMED', ident, queue, name, wanted.looks_around and next_due(namespace, queue_model, wanted.names, ask) or '?', values[1], values[3] or '',
       values[4] or '0', values[2] or '0', values[5] or '', tostring(recipe.lease_seconds or wanted.lease_seconds),
       is_ahead and '1' or is_last_chance(recipe, values[8]) and '2' or '0', not recipe.has_own_run_options and values[9] or '', unpack(changed)}
   end
@@ -1604,7 +1617,7 @@ local function claim_first(wanted)
     for position = 1, #wanted.names do
       redis.call('DEL', side(namespace, 'doorbell', queue_model, wanted.names[position]))
     end
-    return {'EMPTY', next_due()}
+    return {'EMPTY', next_due(namespace, queue_model, wanted.names, ask)}
   end
 
   local waiting = queue .. ':waiting'
@@ -1664,10 +1677,10 @@ local function claim_first(wanted)
   end
   redis.call('LPOP', waiting)
   stop_waiting(namespace, ident)
-  if status == 'GONE' then return {status, ident, queue, name, next_due()} end
+  if status == 'GONE' then return {status, ident, queue, name, next_due(namespace, queue_model, wanted.names, ask)} end
   if status ~= 'r' and status ~= 'b' then write_fields(recipe, pk, {'queued'}, {false}) end
-  note_end(namespace, recipe, pk, status, values[10], values[9])
-  return {'STALE', ident, queue, name, next_due(), status}
+  note_end_of_stale(namespace, recipe, pk, status, values[10], values[9])
+  return {'STALE', ident, queue, name, next_due(namespace, queue_model, wanted.names, ask), status}
 end
 
 -- Take the next job; see claim.lua. `wanted` holds what that gets, and `is_ahead`: it will wait for another one;

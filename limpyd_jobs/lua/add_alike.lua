@@ -21,15 +21,7 @@ local function known_queue()
   return type(redis.pcall('ZCARD', ready)) == 'number' and found_queue or nil
 end
 
--- Is no job known by any of these identifiers, and are all indexes that they share as they should be?
-local function may_all_be_new()
-  local keys = {}
-  for at = 8, #ARGV, CLASS.width do keys[#keys + 1] = CLASS.by_identifier .. ARGV[at] end
-  in_shared_sets(redis.call, 'SISMEMBER', priority, '')
-  return redis.call('EXISTS', unpack(keys)) == 0
-end
-
--- Or: has it so many records that the other way must look?
+-- Is a job queued under an identifier, or has it so many records that the other way must look?
 local function may_be_queued(identifier)
   if are_all_new then return false end
   local records = redis.pcall('SCARD', CLASS.by_identifier .. identifier)
@@ -44,19 +36,12 @@ local function write(at, pk)
   redis.call('HSET', CLASS.key .. ':' .. pk .. ':hash', 'queue_key', queue, texts_of(at, priority))
 end
 
-local function unwrite(at, pk)
-  in_own_sets(redis.pcall, 'SREM', at, pk)
-  in_shared_sets(redis.pcall, 'SREM', priority, pk)
-  redis.call('SREM', CLASS.key .. ':collection', pk)
-end
-
 local function enter_new()
   if not pks[1] then return end
   if count > 1 then in_shared_sets(redis.call, 'SADD', priority, unpack(pks)) end
   redis.call(is_prepended and 'LPUSH' or 'RPUSH', queue .. ':waiting', unpack(idents))
   redis.call('ZADD', ready, priority, string.sub(queue, #queue_model + 2))
   ring(namespace, queue_model, name, #pks)
-  pks, idents, fresh = {}, {}, {}
 end
 
 -- How any job is added; it is made for the first one that is queued already, or whose queue is not as it should be.
@@ -75,7 +60,13 @@ local function prepare()
 end
 
 if count > 1 then
-  local is_good, answer = pcall(may_all_be_new)
+  -- Is no job known by any of these identifiers, and are all indexes that they share as they should be?
+  local is_good, answer = pcall(function()
+    local keys = {}
+    for at = 8, #ARGV, CLASS.width do keys[#keys + 1] = CLASS.by_identifier .. ARGV[at] end
+    in_shared_sets(redis.call, 'SISMEMBER', priority, '')
+    return redis.call('EXISTS', unpack(keys)) == 0
+  end)
   are_all_new = is_good and answer
   if not is_good then queue = false end  -- each has to be looked at
 end
@@ -94,16 +85,20 @@ for at = 8, #ARGV, CLASS.width do
     until redis.call('SADD', CLASS.key .. ':collection', pk) == 1
     is_written = pcall(write, at, pk)
     if is_written then
-      pks[#pks + 1], idents[#idents + 1], fresh[identifier] = pk, CLASS.repr .. ':' .. pk, true
+      pks[#pks + 1], idents[#idents + 1] = pk, CLASS.repr .. ':' .. pk
+      if count > 1 then fresh[identifier] = true end
       replies[#replies + 1] = pk
       local field = 'a ' .. task_of(at) .. ' ' .. name
       numbers[field] = (numbers[field] or 0) + 1
-    else
-      unwrite(at, pk)  -- the other way says what is wrong
+    else  -- the other way says what is wrong
+      in_own_sets(redis.pcall, 'SREM', at, pk)
+      in_shared_sets(redis.pcall, 'SREM', priority, pk)
+      redis.call('SREM', CLASS.key .. ':collection', pk)
     end
   end
   if not is_written then
     enter_new()
+    pks, idents, fresh = {}, {}, {}
     if not add_other then prepare() end
     local reply = add_other(at)
     replies[#replies + 1], are_all_new = reply, false

@@ -14,7 +14,7 @@
 --   FAILED error               of a command that was to record it
 -- then, unless one of these is neither OK nor ALREADY, for each claim one of those of `claim`; what is not a claim comes last:
 --   CLAIMED ident queue name next_due status identifier priority tries cancel_on_error lease_seconds how run_options changed...
--- or, for a job that is claimed the quick way and waited in a queue of the only name, what is not known already:
+-- or, for a job that is claimed the quick way and waited in a queue of the only name, unless `next_due` is asked for, what is not known already:
 --   RUNS ident queue tries identifier priority [run_options cancel_on_error lease_seconds]
 --   AHEAD ident queue tries identifier priority [run_options cancel_on_error lease_seconds]
 -- Invariants: as for `finish` and `claim`; a repeated call records and claims nothing twice.
@@ -35,8 +35,6 @@ local keys_end = ends_end + keys_count
 local namespace = CLASS and CLASS.namespace or cjson.decode(ARGV[1]).namespace
 local claims_key, leases_key = namespace .. ':claims', namespace .. ':leases'
 local ends, claims, steps = {}, {}, {}
-local time = redis.call('TIME')
-local moment = time[1] + time[2] / 1000000
 
 local is_known = CLASS and redis.call('HGET', KEYS[1], CLASS.repr) == CLASS.recipe
 local prefix_end = CLASS and #CLASS.prefix
@@ -46,8 +44,12 @@ end
 
 local queues = {}  -- what is known of those that jobs were in: nothing changes that here
 local function facts_of(queue)
-  queues[queue] = queues[queue] or redis.pcall('HMGET', queue .. ':hash', 'name', 'keep_success')
-  return queues[queue]
+  local facts = queues[queue]
+  if not facts then
+    facts = redis.pcall('HMGET', queue .. ':hash', 'name', 'keep_success')
+    queues[queue] = facts
+  end
+  return facts
 end
 
 local function change_status(pks, count, old, new)
@@ -80,19 +82,21 @@ end
 -- Record the plain ends in a row from one on, `most` at most, if they are of one queue, and all ran or were all claimed ahead: the sets
 -- first, as what fails there may be done again. Answers how many.
 local function end_quickly(first, most)
-  local queue, was_ahead, wanted = ARGV[first + 2], ARGV[first + 3] ~= '', 0
-  local pks, idents, asked, records = {}, {}, {}, {}
-  for at = first, math.min(ends_end, first + 6 * most) - 1, 6 do
-    local ident = ARGV[at]
-    local pk = pk_of(ident)
+  local ident, queue, was_ahead = ARGV[first], ARGV[first + 2], ARGV[first + 3] ~= ''
+  local pk = pk_of(ident)
+  if not pk or ARGV[first + 1] == '' or ARGV[first + 5] ~= '' then return 0 end
+  -- mostly it is one job: to make a list of what is in it costs less than to put that in
+  local wanted, pks, idents, asked = 1, {pk}, {ident}, {ident, '*' .. ident}
+  for at = first + 6, math.min(ends_end, first + 6 * most) - 1, 6 do
+    ident = ARGV[at]
+    pk = pk_of(ident)
     local is_alike = ARGV[at + 2] == queue and (ARGV[at + 3] ~= '') == was_ahead
     if not (pk and is_alike) or ARGV[at + 1] == '' or ARGV[at + 5] ~= '' then break end
     wanted = wanted + 1
     pks[wanted], idents[wanted], asked[2 * wanted - 1], asked[2 * wanted] = pk, ident, ident, '*' .. ident
   end
-  if wanted == 0 then return 0 end
   local holders = redis.call('HMGET', claims_key, unpack(asked))
-  local count = 0
+  local count, records = 0, {}
   for place = 1, wanted do
     local at = first + 6 * (place - 1)
     if holders[2 * place - 1] ~= ARGV[at + 1] or holders[2 * place] then break end  -- who holds a place goes the other way
@@ -116,15 +120,13 @@ local function end_quickly(first, most)
   redis.call('ZREM', leases_key, unpack(idents, 1, count))
   redis.call('HDEL', claims_key, unpack(asked, 1, 2 * count))  -- idents and tokens
   if CLASS.keep_success then
-    for place = 1, count do redis.pcall('ZADD', namespace .. ':expiring', score(moment + CLASS.keep_success), idents[place]) end
+    for place = 1, count do redis.pcall('ZADD', namespace .. ':expiring', score(now() + CLASS.keep_success), idents[place]) end
   end
-  local facts = facts_of(queue)
-  local length, keep, name = push_history(queue, 'success', facts, unpack(idents, 1, count))
+  local length, keep, name = push_history(queue, 'success', facts_of(queue), unpack(idents, 1, count))
   for place = 1, count do
     local at, values = first + 6 * (place - 1), records[place]
-    local begun, task = ARGV[at + 3], values[6]
-    if was_ahead then task = values[8] end
-    local of = ' ' .. (task or CLASS.repr) .. ' ' .. name
+    local begun = ARGV[at + 3]
+    local of = ' ' .. (values[was_ahead and 8 or 6] or CLASS.repr) .. ' ' .. name
     if was_ahead then tally_time('w', of, values[7] or values[6], begun) end
     tally_time('s', of, was_ahead and begun or values[5], ARGV[at + 4])
     steps[#steps + 1] = ARGV[at + 1] .. '/finish'
@@ -141,53 +143,68 @@ end
 local function read_claim(hash, is_ahead)
   local values
   if is_ahead then
-    values = redis.pcall('HMGET', hash, 'status', 'tries', 'identifier', 'priority', 'cancel_on_error', 'recoveries', 'queue_key',
-      'run_options', 'follow_up')
+    values = redis.pcall('HMGET', hash, 'status', 'tries', 'identifier', 'priority', 'cancel_on_error', 'recoveries', 'run_options',
+      'follow_up', 'queue_key')
   else
-    values = redis.pcall('HMGET', hash, 'status', 'tries', 'identifier', 'priority', 'cancel_on_error', 'recoveries', 'queue_key',
-      'run_options', 'follow_up', 'added', 'waiting_since', class_task())
+    values = redis.pcall('HMGET', hash, 'status', 'tries', 'identifier', 'priority', 'cancel_on_error', 'recoveries', 'run_options',
+      'follow_up', 'added', 'waiting_since', class_task())
   end
-  if values[1] ~= 'w' or values[6] or values[9] then return nil end
-  local said = values[8]  -- the other way looks at the time, and for a place
+  if values[1] ~= 'w' or values[6] or values[8] then return nil end
+  local said = values[7]  -- the other way looks at the time, and for a place
   if said and (string.find(said, '"expires"', 1, true) or string.find(said, '"limits"', 1, true)) then return nil end
   return values
 end
 
+-- What a claim has to look at that looks around, with one name: answers when the next job is due, as text; or nil, if there is
+-- something that the other way sees to.
+local function look_around()
+-- (what scripts share)
+  local look_at = next_look(namespace)
+  if look_at and look_at < now() + 1 then return nil end  -- a second early does no harm: that way looks at the time
+  for _, key in ipairs({CLASS.status .. 'w', CLASS.status .. 'r', CLASS.status .. 's', CLASS.status .. 'e', CLASS.queued .. '1'}) do
+    if type(redis.pcall('SCARD', key)) ~= 'number' then return nil end
+  end
+  return next_due(namespace, CLASS.queue_model, {ARGV[7]}, redis.pcall)
+end
+
 -- Claim the plain jobs in a row at the head of the first queue, for the claims from a position on, up to `wanted`. Answers how many.
 local top  -- the first of what is ready, until a claim goes the other way
+local due  -- when the next job is due, if the quick way has looked around
 local function claim_quickly(position, wanted)
   local name = ARGV[7]
-  top = top or redis.pcall('ZREVRANGE', namespace .. CLASS.ready .. name, 0, 0)[1]
+  top = top or redis.pcall('ZREVRANGE', namespace .. CLASS.ready .. name, '0', '0')[1]
   if wanted < 1 or not top or top == '' then return 0 end  -- '' is the mark of a paused name
   local queue = CLASS.queue_model .. ':' .. top
   local waiting = queue .. ':waiting'
-  local idents = redis.pcall('LRANGE', waiting, 0, wanted - 1)
-  if not idents[1] or facts_of(queue)[1] ~= name then return 0 end
-  local asked, pks, records, seen = {}, {}, {}, {}
-  for place = 1, #idents do
-    if not pk_of(idents[place]) then break end
-    asked[2 * place - 1] = idents[place]
-    asked[2 * place] = token_of(position + place - 1)
+  local idents = wanted == 1 and {redis.pcall('LINDEX', waiting, '0')} or redis.pcall('LRANGE', waiting, '0', wanted - 1)
+  if type(idents[1]) ~= 'string' or facts_of(queue)[1] ~= name then return 0 end
+  local pk = pk_of(idents[1])
+  if not pk then return 0 end
+  local asked, pks = {idents[1], token_of(position)}, {pk}
+  for place = 2, #idents do
+    pk = pk_of(idents[place])
+    if not pk then break end
+    pks[place], asked[2 * place - 1], asked[2 * place] = pk, idents[place], token_of(position + place - 1)
   end
-  if not asked[1] then return 0 end
   local holders = redis.call('HMGET', claims_key, unpack(asked))
-  local count = 0
-  for place = 1, #asked / 2 do
+  local count, records, seen = 0, {}, {}
+  for place = 1, #pks do
     local ident = idents[place]
-    local pk = pk_of(ident)
     if holders[2 * place - 1] or holders[2 * place] or seen[ident] then break end
-    local values = read_claim(CLASS.key .. ':' .. pk .. ':hash', position + place > runs_count)
+    local values = read_claim(CLASS.key .. ':' .. pks[place] .. ':hash', position + place > runs_count)
     if not values then break end
-    count, pks[place], records[place], seen[ident] = place, pk, values, true
+    count, records[place] = place, values
+    if wanted > 1 then seen[ident] = true end
   end
   if count == 0 then return 0 end
 
   if not ends[1] then allow_when_full(namespace) end
-  local deadline, leases = score(moment + (CLASS.lease_seconds or ARGV[3])), {}
-  for place = 1, count do leases[2 * place - 1], leases[2 * place] = deadline, idents[place] end
-  local pairs_of = {}
-  for place = 1, count do
-    local ident, token = asked[2 * place - 1], asked[2 * place]
+  local deadline, token = score(now() + (CLASS.lease_seconds or ARGV[3])), asked[2]
+  local leases, pairs_of = {deadline, idents[1]}, {idents[1], token, token, idents[1]}
+  for place = 2, count do
+    local ident = idents[place]
+    token = asked[2 * place]
+    leases[2 * place - 1], leases[2 * place] = deadline, ident
     pairs_of[4 * place - 3], pairs_of[4 * place - 2], pairs_of[4 * place - 1], pairs_of[4 * place] = ident, token, token, ident
   end
   redis.call('ZADD', leases_key, unpack(leases))
@@ -201,13 +218,19 @@ local function claim_quickly(position, wanted)
     if place <= running then
       tries = next_count(tries)
       redis.call('HSET', hash, 'status', 'r', 'tries', tries, 'start', start, 'queue_key', queue)
-      tally_time('w', ' ' .. (values[12] or CLASS.repr) .. ' ' .. name, values[11] or values[10], start)
-    elseif values[7] ~= queue then
+      tally_time('w', ' ' .. (values[11] or CLASS.repr) .. ' ' .. name, values[10] or values[9], start)
+    elseif values[9] ~= queue then
       redis.call('HSET', hash, 'queue_key', queue)
     end
-    local reply = {place <= running and 'RUNS' or 'AHEAD', idents[place], queue, tries, values[3] or '', values[4] or '0'}
-    if values[8] or values[5] or CLASS.lease_seconds then
-      reply[7], reply[8], reply[9] = values[8] or '', values[5] or '', CLASS.lease_seconds
+    local reply
+    if due and position + place == 1 then
+      reply = {'CLAIMED', idents[1], queue, name, due, 'w', values[3] or '', values[4] or '0', tries, values[5] or '',
+        CLASS.lease_seconds or ARGV[3], running > 0 and '0' or '1', values[7] or ''}
+    else
+      reply = {place <= running and 'RUNS' or 'AHEAD', idents[place], queue, tries, values[3] or '', values[4] or '0'}
+      if values[7] or values[5] or CLASS.lease_seconds then
+        reply[7], reply[8], reply[9] = values[7] or '', values[5] or '', CLASS.lease_seconds
+      end
     end
     claims[#claims + 1] = reply
   end
@@ -270,7 +293,11 @@ end
 if steps[1] then mark_done(namespace, table.concat(steps, ' '), worker, '') end
 
 local is_alone = is_known and names_count + 0 == 1 and keys_end == #ARGV  -- the only name, and nothing to go round
-local is_quick = is_alone and keys_end == ends_end and looks_around == '0'
+local is_quick = is_alone and keys_end == ends_end and may_claim and claims_count > 0
+if is_quick and looks_around ~= '0' then
+  due = look_around()
+  is_quick = due ~= nil
+end
 local position, most = 0, claims_count
 if is_alone and claims_count > runs_count and (CLASS.max_recoveries or cjson.decode(ARGV[1]).max_recoveries) < 1 then most = runs_count end
 reach = MOST_AT_ONCE
@@ -289,5 +316,5 @@ while may_claim and position < claims_count do
     break
   end
 end
-write_numbers(namespace, time)
+write_numbers(namespace)
 return {ends, claims}

@@ -455,12 +455,10 @@ class Claiming(BaseWorker):
             self._looked_around = now
         keys: Any = self.keys if looks_at_keys else ()
         start = start or now_text()
-        if (
-            claims_count == 1
-            and not done
-            and not self._runs_many
-            and (looks_around or self._made_for == transitions.NO_CLASS)
-        ):
+        # where an exchange goes its quick way: around keys, or more than one name, only `claim` looks
+        is_quick = not looks_around or (runs_count == len(self.queues) == 1 and not keys)
+        is_quick = is_quick and self._made_for != transitions.NO_CLASS
+        if claims_count == 1 and not done and not self._runs_many and not is_quick:
             claim = transitions.claim(
                 self._namespace,
                 self.queue_model._name,

@@ -338,15 +338,34 @@ def test_broken_a_key_of_a_queue_that_is_of_another_type_is_named(way: str, key:
     client().rename("saved", key)
 
 
-def test_broken_an_index_of_another_type_is_named_by_one_who_looks_around() -> None:
+@in_both_ways
+@pytest.mark.parametrize("index", ["status:w", "status:r", "status:s", "status:e", "queued:1"])
+def test_broken_an_index_of_another_type_is_named_by_one_who_looks_around(way: str, index: str) -> None:
     add(1)
-    client().set("jobs:exchangejob:status:s", "x")
+    key = f"jobs:exchangejob:{index}"
+    if client().exists(key):
+        client().rename(key, "saved")
+    client().set(key, "x")
 
-    claims = exchange((), 3, looks_around=True).claims
+    claims = exchange((), 3, made_for=way, looks_around=True).claims
 
     assert [taken.kind for taken in claims] == ["BROKEN"]
-    assert claims[0].broken_key == "jobs:exchangejob:status:s"
-    client().delete("jobs:exchangejob:status:s")
+    assert claims[0].broken_key == key
+    client().delete(key)
+    if client().exists("saved"):
+        client().rename("saved", key)
+
+
+@in_both_ways
+def test_one_who_looks_around_hears_when_the_next_job_is_due(way: str) -> None:
+    add(2)
+    ExchangeJob.add_job("later", delayed_for=100)
+
+    claims = exchange((), 2, made_for=way, looks_around=True).claims
+
+    assert [taken.kind for taken in claims] == ["CLAIMED", "CLAIMED"]
+    assert claims[0].next_due is not None and 90 < claims[0].next_due <= 100
+    assert claims[1].next_due is None
 
 
 @in_both_ways
@@ -814,14 +833,14 @@ def replace_changes(taken: transitions.Taken) -> Any:
     return taken._replace(claim=claim, next_due=None if due is None else round(due, -4))
 
 
-def tell(scenario: Any, model: Any, count: int, runs_count: int, made_for: str, names: Any) -> list[Any]:
+def tell(scenario: Any, model: Any, count: int, runs_count: int, made_for: str, names: Any, looks: bool) -> list[Any]:
     """The whole story of a scenario: claim, end those and claim others, with a harm in between, twice; all answers."""
     client().flushall()
     scenario(model)
     story: list[Any] = []
     by, number, ends = caller(names), 1, list[End]()
     for turn in range(6):
-        call = exchange_call(ends, count, number, by=by, made_for=made_for, runs_count=runs_count)
+        call = exchange_call(ends, count, number, by=by, made_for=made_for, runs_count=runs_count, looks_around=looks)
         found = send(call)
         story += [answer(found), answer(send(call)), normal(snapshot())]
         if found.claims or not count:
@@ -856,19 +875,41 @@ def tidy() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "runs_count", "names"),
-    [(1, 1, "q"), (1, 0, "q"), (5, 1, "q"), (5, 0, "q"), (5, 5, "q"), (1, 1, "qp"), (5, 1, "qp")],
-    ids=["it runs", "it is ahead", "first runs", "all ahead", "all run", "it runs, two names", "first runs, two names"],
+    ("count", "runs_count", "looks", "names"),
+    [
+        (1, 1, False, "q"),
+        (1, 0, False, "q"),
+        (5, 1, False, "q"),
+        (5, 0, False, "q"),
+        (5, 5, False, "q"),
+        (1, 1, True, "q"),
+        (5, 1, True, "q"),
+        (2, 0, True, "q"),
+        (1, 1, False, "qp"),
+        (5, 1, True, "qp"),
+    ],
+    ids=[
+        "it runs",
+        "it is ahead",
+        "first runs",
+        "all ahead",
+        "all run",
+        "a look",
+        "some with a look",
+        "ahead with a look",
+        "two names",
+        "two names with a look",
+    ],
 )
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
 def test_the_quick_way_leaves_and_answers_what_the_general_one_does(
-    model: Any, scenario: Any, count: int, runs_count: int, names: Any
+    model: Any, scenario: Any, count: int, runs_count: int, looks: bool, names: Any
 ) -> None:
     general, quick = ways(model)
 
-    expected = tell(scenario, model, count, runs_count, general, names)
-    found = tell(scenario, model, count, runs_count, quick, names)
+    expected = tell(scenario, model, count, runs_count, general, names, looks)
+    found = tell(scenario, model, count, runs_count, quick, names, looks)
 
     tidy()
     for turn, (one, other) in enumerate(zip(expected, found, strict=True)):
