@@ -262,7 +262,7 @@ def test_an_idle_worker_costs_two_round_trips_a_second_at_most(
             assert before < client().hget(next(client().scan_iter("jobs:workerinfo:*:hash")), "heartbeat")
         seconds = time.monotonic() - started
 
-    assert count.reads - 2 <= 2 * seconds
+    assert count.reads - 2 <= 2 * (seconds + 1)  # in three seconds may lie the beginnings of four
 
 
 # --- With prefetch
@@ -293,7 +293,7 @@ def test_an_idle_worker_with_prefetch_costs_two_round_trips_a_second_at_most() -
             time.sleep(3)  # it is what happens in this time that is looked for
         seconds = time.monotonic() - started
 
-    assert count.reads <= 2 * seconds
+    assert count.reads <= 2 * (seconds + 1)  # as above
 
 
 # --- What is stored does not matter
