@@ -100,7 +100,8 @@ class Operation:
                 50 jobs or of those of a tenth of a second.
         Raises:
             InvalidArgument: the rate is not more than 0. RedisError: Redis cannot be used for some seconds. Like
-                KeyboardInterrupt, and what `on_progress` raises, it leaves an operation that can be resumed.
+                KeyboardInterrupt, and what `on_progress` raises, it leaves an operation that can be resumed; what
+                the round trip has done that was interrupted is not counted.
         """
         if rate is not None and not (isinstance(rate, (int, float)) and rate > 0):
             raise InvalidArgument("rate", rate, "a number of jobs a second, more than 0")

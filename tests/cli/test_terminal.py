@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -118,7 +119,8 @@ def test_progress_is_drawn_and_ctrl_c_leaves_what_can_be_resumed(redis_server: R
 
     with Terminal("requeue", "--resume", operation.id, database=redis_server.url) as terminal:
         assert terminal.wait() == 0
-        assert "200 jobs requeued" in terminal.text
+        count = re.search(r"(\d+) jobs requeued", terminal.text)
+    assert count and 195 <= int(count[1]) <= 200  # those of the round trip that was interrupted may not be counted
     waiting = Queue.get_queue("mail").waiting.lmembers()
     assert len(waiting) == len(set(waiting)) == 200
 
