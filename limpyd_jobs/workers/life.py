@@ -353,8 +353,9 @@ class JobLife(Claiming):
             name = getattr(message, "__name__", message)
             self._log_exception(f"{self._ident_of(job)} raised, in {name}", job)
         else:
-            if "outcome" in facts and job._run_time is not None:
-                facts["duration"] = job._run_time.total_seconds()
+            run_time = job._run_time if "outcome" in facts else None
+            if run_time is not None:
+                facts["duration"] = run_time.total_seconds()
             self._log_about(job, text, level, **facts)
 
     async def _call_job_hook(self, job: Any, name: str, *args: Any) -> None:
