@@ -117,6 +117,9 @@ def _copied(field: Any) -> Any:
 _templates: dict[Any, dict[str, Any]] = {}  # of classes: what is copied for an instance that is asked for a field
 
 
+_no_templates: dict[str, Any] = {}
+
+
 def _note_templates(model: Any) -> dict[str, Any]:
     names = [name for name in model._fields if not hasattr(model, name)]
     return _templates.setdefault(model, {name: getattr(model, f"_redis_attr_{name}") for name in names})
@@ -172,12 +175,27 @@ class _Patience:
         return pause if is_outage(error) and time.monotonic() + pause <= self._give_up_at else None
 
 
+class _OfClassOrInstance:
+    """A method of limpyd that is one for a class, and another one for its instances.
+
+    limpyd puts the latter into each instance. That holds itself then, and stays until Python looks for such cycles.
+    """
+
+    def __init__(self, of_class: str, of_instance: str) -> None:
+        self._of_class, self._of_instance = of_class, of_instance
+
+    def __get__(self, instance: Any, owner: Any) -> Any:
+        return getattr(owner, self._of_class) if instance is None else getattr(instance, self._of_instance)
+
+
 class BaseJobsModel(RelatedModel):
     """The base of all our models: one database, one namespace, fields whose writes are atomic."""
 
     database = JobsDatabase(host="localhost", port=6379, db=0)
     namespace = "jobs"
     abstract = True
+    get_field = _OfClassOrInstance("get_class_field", "get_instance_field")
+    get_fields = _OfClassOrInstance("get_class_fields", "get_instance_fields")
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -188,6 +206,7 @@ class BaseJobsModel(RelatedModel):
         # limpyd copies every field of the class for every instance; `__getattr__` attaches those that are used.
         self.get_class_fields = _no_fields
         super().__init__(*args, **kwargs)
+        del self.get_field, self.get_fields, self.get_class_fields
 
     def __getattr__(self, name: str) -> Any:
         cls = type(self)
@@ -204,6 +223,12 @@ class BaseJobsModel(RelatedModel):
         field = self.__dict__[name] = _copied(template)
         field._attach_to_instance(self)
         return field
+
+    def _drop_fields(self) -> None:
+        """Let go of the fields that were asked for, as they hold this instance; whoever asks again gets new ones."""
+        known = self.__dict__
+        for name in _templates.get(type(self), _no_templates).keys() & known.keys():
+            del known[name]
 
     @property
     def must_exist(self) -> bool:
@@ -226,10 +251,6 @@ class BaseJobsModel(RelatedModel):
             return instance
         instance = cls.__new__(cls)  # what limpyd's `__init__` does without arguments, in a fifth of its time
         instance.__dict__.update(
-            lockable=model.lockable,
-            get_class_fields=_no_fields,
-            get_field=instance.get_instance_field,
-            get_fields=instance.get_instance_fields,
             _init_fields=set(),
             _pk=model._redis_attr_pk.normalize(pk),
             _connected=True,
@@ -429,7 +450,7 @@ class Queue(BaseJobsModel):
     def _place(self, job: Job, prepend: bool, delay: Delay) -> None:
         subject, model = job._subject(), type(self)
         if job._note_begun is not None:
-            job._note_begun()
+            job._note_begun(job)
         call = transitions.place(
             subject, model.namespace or "", recipes.queue_recipe(model), self.pk.get(), prepend, delay, job._token
         )
@@ -704,7 +725,7 @@ class Job(BaseJobsModel):
     _loaded: Loaded | None = None  # the fields, as the worker of an event loop has read them
     _extra = ""  # what is to be stored with its success, see transitions.End
     _lost_result: str | None = None  # why its result did not come out of the process in which it was isolated
-    _note_begun: Callable[[], None] | None = None  # to be called before the job moves itself
+    _note_begun: Callable[[Any], None] | None = None  # to be called before the job moves itself
     _began = ""  # when this process has begun to run it, if it was claimed before; and when that run ended
     _ended = ""
     _has_run = False  # whoever has its lease by now, recording its end will tell
@@ -1460,7 +1481,7 @@ class Job(BaseJobsModel):
         hold = Hold(os.urandom(8).hex()) if is_held else Hold()
         delay = to_delay(None, until)
         if self._note_begun is not None:
-            self._note_begun()
+            self._note_begun(self)
         is_own = priority is None
         call = transitions.move(self._subject(), target, is_own, prepend, delay, self._token, hold, self._seen)
         try:

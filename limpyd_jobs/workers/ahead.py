@@ -18,7 +18,7 @@ AGAIN_SECONDS = 0.5  # after a failure
 LOOK_SECONDS = 0.01  # how old what is known of the statuses of jobs that were claimed ahead may be, when one begins
 
 
-@dataclass
+@dataclass(slots=True)
 class Done:
     """A job that ended well, whose end is to be sent: with what is needed to tell of it then."""
 

@@ -554,8 +554,7 @@ class BaseWorker:
     def _is_heard(self, level: str) -> bool:
         """Does anybody listen to messages of a level? If not, they are not made."""
         has_own_log = type(self).log is not BaseWorker.log or "log" in self.__dict__
-        number = LEVELS.get(level, logging.CRITICAL)
-        return has_own_log or has_listener(self.logger, number)
+        return has_own_log or has_listener(self.logger, LEVELS.get(level, logging.CRITICAL))
 
     def log(self, message: str, level: str = "info") -> None:
         """Log a message, as one line, with the id of the worker in front."""
@@ -705,12 +704,12 @@ def is_whole(value: Any, smallest: int) -> bool:
 
 def has_listener(logger: Any, level: int) -> bool:
     """Would a message of this level be written, or seen, by anybody? When in doubt, yes."""
-    if type(logger) is not logging.Logger or logger.filters:
+    if type(logger) is not logging.Logger:
         return True
-    if (logging.Logger.callHandlers, logging.Logger.handle) != LOGGER_METHODS:
-        return True
-    if not logger.isEnabledFor(level):
+    if not logger.isEnabledFor(level):  # which is asked first: then nobody else is
         return False
+    if logger.filters or (logging.Logger.callHandlers, logging.Logger.handle) != LOGGER_METHODS:
+        return True
     current: logging.Logger | None = logger
     has_handlers = False
     while current is not None:

@@ -671,7 +671,7 @@ class Worker(JobLife):
         job._began = now_text()
         with self._ahead.lock:
             self._ahead.running = job._claim, job._began
-        job._note_begun = lambda: self._note_begun(job, queue)
+        job._note_begun = partial(self._note_begun, queue=queue)
         if not (self._has_own_start or has_method(job, "on_started") or self._is_isolated(job)):
             self._ahead.wake()
             return True
@@ -758,11 +758,14 @@ class Worker(JobLife):
                 await self._pass_over(queue, job)
             elif outcome is not None:
                 self._take_note_of_success(job, done.end.held, outcome)
-                await self._repair(outcome.changes)
-                await self._log_message(job, self.job_success_message, queue, done.result, outcome="success")
+                if outcome.changes:
+                    await self._repair(outcome.changes)
+                if self._is_heard("info"):
+                    await self._log_message(job, self.job_success_message, queue, done.result, outcome="success")
         finally:
             self._at_work.pop(id(job), None)
             self._let_go(done.end.held)
+            job._drop_fields()
 
     async def _finish(self, job: Any, end: End) -> Ended:
         """Record a success; where nobody looks before the next job, claim that with it.

@@ -45,6 +45,7 @@ LAST_TRIES_SECONDS = 5  # for recording an end, or giving jobs back, when the wo
 BROKEN_SECONDS = 60  # how long a queue is left alone when something else is under one of its keys
 AROUND_SECONDS = 0.1  # how often a busy worker asks when the next delayed job is due
 LONG_REFRESH_SECONDS = 0.05  # of the keys: above that it is not done for each new queue
+ROUNDS_SECONDS = 0.01  # between two looks, from one job to the next, whether anything of that is to be done
 ROLL_UP_SECONDS = 60  # between two looks whether the numbers of some minutes are to be added up
 
 
@@ -57,7 +58,7 @@ class Claiming(BaseWorker):
         self._known_queues: dict[str, Any] = {}
         self._next_due: float | None = None  # by the monotonic clock, as all that follow
         self._looked_at_keys = self._looked_at_delayed = self._updated_keys = self._recovered_at = float("-inf")
-        self._looked_around = float("-inf")
+        self._looked_around = self._did_rounds = float("-inf")
         self._recover_after = self.lease_seconds / 3
         self._known_caller: transitions.Caller | None = None
         self._made_for = transitions.NO_CLASS  # what the next exchange knows of the class of the last job
@@ -314,8 +315,13 @@ class Claiming(BaseWorker):
     # --- What is to be done from time to time
 
     def _do_rounds(self) -> None:
-        for do in self._rounds():
-            do()
+        """Do what is to be done now; where the next job is there already, most may wait for `ROUNDS_SECONDS`."""
+        now, claims = time.monotonic(), self._ahead.claims
+        may_wait = claims and claims[0].claim is not None and not self._retention.is_due
+        if not may_wait or now - self._did_rounds >= ROUNDS_SECONDS:
+            self._did_rounds = now
+            for do in self._rounds():
+                do()
 
     def _rounds(self) -> Iterator[Callable[[], None]]:
         """What is to be done now, between two jobs."""

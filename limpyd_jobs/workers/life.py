@@ -141,8 +141,10 @@ class JobLife(Claiming):
             self._at_work.pop(id(job), None)
             if claim is not None:
                 self._take_slot_back(claim)
-            if claim is not None and not job._ends_later:  # else it is kept until its end is recorded
-                self._let_go(claim)
+            if not job._ends_later:  # else it is kept until its end is recorded
+                if claim is not None:
+                    self._let_go(claim)
+                job._drop_fields()
 
     async def _pass_over(self, queue: Any, job: Any) -> None:
         """Delay a job whose status asks for it, or let go of it."""

@@ -117,6 +117,8 @@ class Retention:
     @property
     def is_due(self) -> bool:
         """Is there something to remove, or to look at?"""
+        if not self._watches:
+            return False
         now = time.monotonic()
         return any(watch.look_at <= now for watch in self._watches.values())
 

@@ -7,6 +7,7 @@ import gc
 import os
 import signal
 import threading
+import weakref
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -868,3 +869,37 @@ def test_what_a_job_says_of_looking_for_cycles_holds_after_the_run(threshold: An
     work(1, callback=lambda job, queue: gc.set_threshold(123, 4, 5))
 
     assert gc.get_threshold() == (123, 4, 5)
+
+
+@pytest.mark.parametrize("options", [{}, {"prefetch": 3}, {"threads": 2}])
+def test_a_job_that_has_run_leaves_no_cycle_behind(threshold: Any, options: dict[str, Any]) -> None:
+    seen: list[Any] = []
+
+    def look(job: Any, queue: Any) -> None:
+        assert (job.identifier.hget(), job.status.hget(), job.pk.get()) != ("", "", "")
+        assert job.get_field("priority").hget() == "0"
+        seen.append(weakref.ref(job))
+
+    add("one", "two", "three", "four")
+    gc.collect()
+    gc.disable()
+    try:
+        work(4, callback=look, **options)
+        left = [ref() for ref in seen if ref() is not None]
+    finally:
+        gc.enable()
+
+    assert len(seen) == 4
+    assert left == []
+
+
+@pytest.mark.parametrize("get", [lambda pk: RunJob(pk), lambda pk: RunJob.get(pk=pk), RunJob.from_pk])
+def test_an_instance_gives_its_own_fields_and_its_class_those_of_the_class(get: Any) -> None:
+    (job,) = add("one")
+
+    found = get(job.pk.get())
+
+    assert found.get_field("identifier").hget() == "one"
+    assert {field.name for field in found.get_fields()} == {field.name for field in RunJob.get_fields()}
+    assert all(field._instance is found for field in found.fields)
+    assert RunJob.get_field("identifier") is RunJob.get_class_field("identifier")
