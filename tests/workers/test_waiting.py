@@ -17,7 +17,7 @@ import pytest
 from limpyd_jobs import STATUSES, Job, Queue, Worker, wire
 from limpyd_jobs.utils import score_to_datetime, utcnow
 from limpyd_jobs.workers import AsyncWorker, blocking
-from limpyd_jobs.workers.doorbell import Alarm
+from limpyd_jobs.workers.doorbell import Alarm, Doorbell
 
 from ..base import Process, RedisServer, wait_until
 from .base import DEADLINE_SECONDS, Running, client, idle, wait_until_idle
@@ -255,6 +255,15 @@ def test_w14_a_job_pushed_in_a_queue_that_another_program_made_is_taken_after_fe
         client().rpush(queue.waiting.key, job.ident)
 
         wait_until(lambda: job.status.hget() == STATUSES.SUCCESS, 10)  # without it that would be 25 seconds
+
+
+@pytest.mark.parametrize("seconds", [-1, 0, 0.0005, 0.001, 0.0015])
+def test_the_shortest_wait_is_not_one_for_ever(seconds: float) -> None:
+    bell = Doorbell(client(), ["jobs:doorbell:queue:test"], Alarm())
+
+    assert not bell.wait(seconds)
+    wait_until_idle(0)
+    bell.close()
 
 
 def test_an_idle_worker_asks_little_of_redis(worker: Worker) -> None:
