@@ -787,20 +787,22 @@ def test_claims_that_come_while_the_others_are_looked_at_are_run(monkeypatch: py
     jobs = add(20)
     runs = Runs()
     worker = idle(prefetch=4, callback=runs)
-    ask = worker._ask_keys
+    send_call, looks = worker._send_call, []
 
-    def ask_slowly(*args: Any) -> Any:
-        found = ask(*args)
-        if args[0] == "hget":
+    def look_slowly(call: Any) -> Any:
+        found = send_call(call)
+        if call.script == "look":
+            looks.append(worker._ahead.fetch is not None)
             worker._settle_from_thread()
         return found
 
-    monkeypatch.setattr(worker, "_ask_keys", ask_slowly)
+    monkeypatch.setattr(worker, "_send_call", look_slowly)
     monkeypatch.setattr(ahead, "LOOK_SECONDS", 0)
     with Running(worker):
         wait_until(lambda: all(job.status.hget() == STATUSES.SUCCESS for job in jobs))
 
     assert sorted(runs, key=int) == [str(number) for number in range(20)]
+    assert any(looks)  # more were on their way
 
 
 def test_a_job_that_is_added_again_by_a_later_one_runs_again() -> None:
