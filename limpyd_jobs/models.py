@@ -27,6 +27,7 @@ from limpyd import fields
 from limpyd.contrib.indexes import SimpleDateTimeIndex
 from limpyd.contrib.related import RelatedModel
 from limpyd.exceptions import DoesNotExist
+from limpyd.model import RedisModel
 from redis.exceptions import RedisError, ResponseError
 
 from . import aio, recipes, run_options, transitions, waiting, wire
@@ -117,9 +118,6 @@ def _copied(field: Any) -> Any:
 _templates: dict[Any, dict[str, Any]] = {}  # of classes: what is copied for an instance that is asked for a field
 
 
-_no_templates: dict[str, Any] = {}
-
-
 def _note_templates(model: Any) -> dict[str, Any]:
     names = [name for name in model._fields if not hasattr(model, name)]
     return _templates.setdefault(model, {name: getattr(model, f"_redis_attr_{name}") for name in names})
@@ -181,11 +179,14 @@ class _OfClassOrInstance:
     limpyd puts the latter into each instance. That holds itself then, and stays until Python looks for such cycles.
     """
 
-    def __init__(self, of_class: str, of_instance: str) -> None:
+    def __init__(self, of_class: Any, of_instance: str) -> None:
         self._of_class, self._of_instance = of_class, of_instance
 
     def __get__(self, instance: Any, owner: Any) -> Any:
-        return getattr(owner, self._of_class) if instance is None else getattr(instance, self._of_instance)
+        return self._of_class.__get__(None, owner) if instance is None else getattr(instance, self._of_instance)
+
+
+INSTANCE_METHODS = {"get_field": "get_instance_field", "get_fields": "get_instance_fields"}
 
 
 class BaseJobsModel(RelatedModel):
@@ -194,13 +195,16 @@ class BaseJobsModel(RelatedModel):
     database = JobsDatabase(host="localhost", port=6379, db=0)
     namespace = "jobs"
     abstract = True
-    get_field = _OfClassOrInstance("get_class_field", "get_instance_field")
-    get_fields = _OfClassOrInstance("get_class_fields", "get_instance_fields")
+    get_field = _OfClassOrInstance(vars(RedisModel)["get_field"], INSTANCE_METHODS["get_field"])
+    get_fields = _OfClassOrInstance(vars(RedisModel)["get_fields"], INSTANCE_METHODS["get_fields"])
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         for value in list(vars(cls).values()):
             upgrade(value)
+        for name, of_instance in INSTANCE_METHODS.items():  # one of a subclass is for the class, too
+            if name in vars(cls):
+                setattr(cls, name, _OfClassOrInstance(vars(cls)[name], of_instance))
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # limpyd copies every field of the class for every instance; `__getattr__` attaches those that are used.
@@ -220,15 +224,17 @@ class BaseJobsModel(RelatedModel):
         raise AttributeError(f"{cls.__name__!r} object has no attribute {name!r}")
 
     def _attached_field(self, name: str, template: Any) -> Any:
-        field = self.__dict__[name] = _copied(template)
+        field = _copied(template)
         field._attach_to_instance(self)
+        self.__dict__[name] = field  # at last: another thread may ask for it meanwhile
         return field
 
     def _drop_fields(self) -> None:
         """Let go of the fields that were asked for, as they hold this instance; whoever asks again gets new ones."""
         known = self.__dict__
-        for name in _templates.get(type(self), _no_templates).keys() & known.keys():
-            del known[name]
+        for name in _templates.get(type(self), ()):
+            if name in known and getattr(known[name], "_instance", None) is self:
+                del known[name]
 
     @property
     def must_exist(self) -> bool:

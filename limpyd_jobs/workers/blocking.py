@@ -55,8 +55,8 @@ USUAL_YOUNG_OBJECTS = (700, 2000)  # what Python begins with, before and since 3
 def _rare_collections() -> Iterator[None]:
     """Let Python look for reference cycles more rarely, unless the program has said how often it shall.
 
-    Each job leaves some objects behind: to look at them each time that there are 700 takes up to a quarter of the time
-    of a very short job.
+    What jobs under way are made of comes and goes: to look at it each time that there are 700 objects more takes up to
+    a quarter of the time of a very short job.
     """
     former = gc.get_threshold()
     is_usual = former[0] in USUAL_YOUNG_OBJECTS
@@ -671,7 +671,7 @@ class Worker(JobLife):
         job._began = now_text()
         with self._ahead.lock:
             self._ahead.running = job._claim, job._began
-        job._note_begun = partial(self._note_begun, queue=queue)
+        job._note_begun = lambda begun: self._note_begun(begun, queue)  # without the job, which would hold itself
         if not (self._has_own_start or has_method(job, "on_started") or self._is_isolated(job)):
             self._ahead.wake()
             return True

@@ -315,9 +315,9 @@ class Claiming(BaseWorker):
     # --- What is to be done from time to time
 
     def _do_rounds(self) -> None:
-        """Do what is to be done now; where the next job is there already, most may wait for `ROUNDS_SECONDS`."""
+        """Do what is to be done now. Where the next job is there already, all but retention may wait a moment."""
         now, claims = time.monotonic(), self._ahead.claims
-        may_wait = claims and claims[0].claim is not None and not self._retention.is_due
+        may_wait = bool(claims) and claims[0].claim is not None and not self._retention.is_due
         if not may_wait or now - self._did_rounds >= ROUNDS_SECONDS:
             self._did_rounds = now
             for do in self._rounds():

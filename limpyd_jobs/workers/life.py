@@ -179,7 +179,10 @@ class JobLife(Claiming):
                 raise
             error = as_raised(exception)
             trace = (job._trace or format_trace(error)) if self.save_tracebacks else None
-            await self._end_in_error(queue, job, error, trace, is_ours)
+            try:
+                await self._end_in_error(queue, job, error, trace, is_ours)
+            finally:
+                del error  # whose traceback holds this frame
         else:
             if not self._is_this_process:
                 raise SystemExit  # a process that the job has forked: the end of the job is not its business

@@ -3,6 +3,7 @@ W62, W63."""
 
 from __future__ import annotations
 
+import copy
 import gc
 import os
 import signal
@@ -903,3 +904,72 @@ def test_an_instance_gives_its_own_fields_and_its_class_those_of_the_class(get: 
     assert {field.name for field in found.get_fields()} == {field.name for field in RunJob.get_fields()}
     assert all(field._instance is found for field in found.fields)
     assert RunJob.get_field("identifier") is RunJob.get_class_field("identifier")
+
+
+@pytest.mark.parametrize("options", [{}, {"prefetch": 3}, {"threads": 2}])
+def test_a_job_that_has_failed_leaves_no_cycle_behind(threshold: Any, options: dict[str, Any]) -> None:
+    seen: list[Any] = []
+
+    def fail(job: Any, queue: Any) -> None:
+        seen.append(weakref.ref(job))
+        raise ValueError(job.identifier.hget())
+
+    add("one", "two", "three", "four")
+    gc.collect()
+    gc.disable()
+    try:
+        work(4, callback=fail, **options)
+        left = [ref() for ref in seen if ref() is not None]
+    finally:
+        gc.enable()
+
+    assert len(seen) == 4
+    assert left == []
+
+
+class AliasJob(RunJob):
+    """One that knows its fields by other names, too; as in limpyd, for the class alone."""
+
+    @classmethod
+    def get_field(cls, name: str) -> Any:
+        return super().get_field({"rank": "priority"}.get(name, name))
+
+    @classmethod
+    def get_class_field(cls, name: str) -> Any:
+        return cls.get_field(name)
+
+
+def test_a_class_may_have_methods_of_its_own_for_its_fields() -> None:
+    job = AliasJob.add_job("one")
+
+    assert AliasJob.get_field("rank").name == "priority"
+    assert job.get_field("priority").hget() == "0"
+    job.set_fields(priority=3)
+    assert [field.hget() for field in job.get_fields() if field.name == "priority"] == ["3"]
+
+
+@pytest.mark.parametrize("options", [{}, {"prefetch": 3}])
+def test_a_job_may_be_copied_while_it_runs_and_after(options: dict[str, Any]) -> None:
+    copies: list[Any] = []
+    add("one", "two", "three")
+
+    worker = work(3, callback=lambda job, queue: copies.extend([copy.deepcopy(job), job]), **options)
+
+    copies += [copy.deepcopy(job) for job in copies]
+    assert {job.identifier.hget() for job in copies} == {"one", "two", "three"}
+    assert worker.num_errors == 0
+
+
+def test_what_a_job_has_under_the_name_of_a_field_stays() -> None:
+    kept: list[Any] = []
+    add("one")
+
+    def replace(job: Any, queue: Any) -> None:
+        job.priority = 7
+        kept.append((job, job.identifier))
+
+    work(1, callback=replace)
+
+    ((job, field),) = kept
+    assert job.priority == 7
+    assert field.hget() == job.identifier.hget() == "one"
